@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The quickstart's task: sums of single digits, and a sloppy student who shows how (not) to work them out.
+
+A question is a sum of 4 to 6 digits with + and -, for example `7-1+9-8+5=`; its answer is an integer, possibly negative.
+
+The student writes one operation a step, `7-1=6;6+9=15;15-8=7;7+5=12`, but now and then takes two at once, as in
+`7-1+9=13`, and then is usually wrong. A model trained on such demonstrations knows every single operation and is
+undecided only about the strategy; "one operation at a time" is what is left for reinforcement learning to find.
+
+    python examples/quickstart/task.py     # rewrites train.jsonl and test.jsonl beside this file, byte for byte
+"""
+
+import json
+import random
+import re
+from pathlib import Path
+
+
+HERE = Path(__file__).resolve().parent
+SEED = 0
+TRAIN_ROWS = 2000
+TEST_ROWS = 200
+
+MERGE_PROBABILITY = 0.5  # that a step takes two operations, where two are left
+ERROR_PROBABILITY = 0.8  # that the result of such a merged step is wrong
+ERRORS = (-3, -2, -1, 1, 2, 3)
+
+
+def make_question(rng: random.Random) -> str:
+    """Draw a question such as `7-1+9-8+5=`, with 4 to 6 digits from 1 to 9."""
+    digits = [str(rng.randint(1, 9)) for _ in range(rng.randint(4, 6))]
+    return digits[0] + "".join(rng.choice("+-") + digit for digit in digits[1:]) + "="
+
+
+def make_questions(rng: random.Random, count: int) -> list[str]:
+    """Draw `count` distinct questions, in the order drawn."""
+    questions = {}  # a dict keeps its order; a set of strings does not, from one process to the next
+    while len(questions) < count:
+        questions[make_question(rng)] = None
+    return list(questions)
+
+
+def split_terms(question: str) -> list[str]:
+    """`7-1+9=` to `["7", "-1", "+9"]`."""
+    return re.findall(r"[+-]?\d", question)
+
+
+def solve(question: str) -> int:
+    """The true answer."""
+    return sum(int(term) for term in split_terms(question))
+
+
+def demonstrate(question: str, rng: random.Random) -> tuple[str, str]:
+    """The sloppy student's thought and answer, which is its last running value, right or wrong."""
+    first, *terms = split_terms(question)
+    value = int(first)
+    steps = []
+    while terms:
+        merged = len(terms) > 1 and rng.random() < MERGE_PROBABILITY
+        taken, terms = terms[: 1 + merged], terms[1 + merged :]
+        step = f"{value}{''.join(taken)}"
+        value += sum(int(term) for term in taken)
+        if merged and rng.random() < ERROR_PROBABILITY:
+            value += rng.choice(ERRORS)
+        steps.append(f"{step}={value}")
+    return ";".join(steps), str(value)
+
+
+def write_rows(path: Path, questions: list[str]) -> None:
+    """Write one `{"question": ..., "answer": ...}` a line."""
+    rows = [json.dumps({"question": question, "answer": str(solve(question))}) + "\n" for question in questions]
+    path.write_bytes("".join(rows).encode())
+
+
+def main() -> None:
+    # One draw of distinct questions, cut in two: no question is in both files, and none is twice in one.
+    questions = make_questions(random.Random(SEED), TEST_ROWS + TRAIN_ROWS)
+    write_rows(HERE / "test.jsonl", questions[:TEST_ROWS])
+    write_rows(HERE / "train.jsonl", questions[TEST_ROWS:])
+
+
+if __name__ == "__main__":
+    main()

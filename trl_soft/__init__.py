@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""trl_soft: reinforcement learning on soft chain-of-thought tokens, on top of TRL.
+
+Names load when they are first used, so that everything but the trainers and their configs imports where only torch and
+transformers are installed.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "KeyedNoise": "noise",
+    "SoftGRPOConfig": "config",
+    "SoftGRPOTrainer": "trainer",
+    "SoftTokens": "record",
+    "THOUGHTS": "thoughts",
+    "ThinkingSettings": "settings",
+    "Thought": "thoughts",
+    "add_soft_tokens": "forward",
+    "soft_generate": "rollout",
+}
+
+__all__ = sorted(_HOMES)
+
+if TYPE_CHECKING:
+    from .config import SoftGRPOConfig
+    from .forward import add_soft_tokens
+    from .noise import KeyedNoise
+    from .record import SoftTokens
+    from .rollout import soft_generate
+    from .settings import ThinkingSettings
+    from .thoughts import THOUGHTS, Thought
+    from .trainer import SoftGRPOTrainer
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`SoftGRPOConfig`: TRL's config with the thinking settings, and every refusal that needs no model."""
+
+import difflib
+from dataclasses import dataclass
+
+from trl import GRPOConfig, TrlParser
+
+from .settings import ThinkingSettings
+
+
+@dataclass
+class SoftGRPOConfig(ThinkingSettings, GRPOConfig):
+    """
+    Configuration of [`SoftGRPOTrainer`]: every field of [`~trl.GRPOConfig`], and those of [`ThinkingSettings`].
+
+    `temperature`, `top_p`, `top_k`, `min_p` and `repetition_penalty` shape the answer; the `thinking_*` fields shape
+    the thought. A setting that cannot be soft raises a `ValueError` here or when the trainer is built, before anything
+    is generated.
+    """
+
+    def __post_init__(self):
+        GRPOConfig.__post_init__(self)
+        ThinkingSettings.__post_init__(self)
+        self._refuse()
+
+    def _refuse(self) -> None:
+        """What TRL can do and a soft policy cannot, each with what to do instead."""
+        if self.temperature <= 0:
+            raise ValueError(
+                f"`temperature` is {self.temperature}, but answers are sampled and scored at it, so it must be above 0."
+            )
+        if self.use_vllm:
+            raise ValueError(
+                "`use_vllm` is set, but vLLM embeds a token id at every step and cannot feed a mixture back. Set "
+                "`use_vllm: false`: soft rollouts run on the training model itself."
+            )
+        if self.use_transformers_continuous_batching:
+            raise ValueError(
+                "`use_transformers_continuous_batching` is set, but continuous batching takes token ids only and cannot "
+                "feed a mixture back. Set it to false."
+            )
+        if not self.ds3_gather_for_generation:
+            raise ValueError(
+                "`ds3_gather_for_generation` is false, but ranks end their thoughts at different steps, so gathering "
+                "each layer at every step would wait forever. Set it to true."
+            )
+        if self.cache_implementation not in (None, "dynamic"):
+            raise ValueError(
+                f"`cache_implementation` is {self.cache_implementation!r}, but soft rollouts use the dynamic cache. "
+                "Leave it unset."
+            )
+        if self.generation_kwargs:
+            raise ValueError(
+                f"`generation_kwargs` is {self.generation_kwargs}, but soft rollouts do not go through `generate` and "
+                "would ignore it. Use `temperature`, `top_k`, `top_p`, `min_p` and `repetition_penalty`."
+            )
+        if (
+            self.max_thinking_length is not None
+            and self.max_completion_length is not None
+            and self.max_thinking_length >= self.max_completion_length
+        ):
+            raise ValueError(
+                f"`max_thinking_length` is {self.max_thinking_length} and `max_completion_length` is "
+                f"{self.max_completion_length}, so a thought could leave no room for an answer. Set "
+                "`max_thinking_length` below `max_completion_length`."
+            )
+        if self.thought == "soft":
+            raise ValueError(
+                "`thought` is 'soft', which draws nothing: it has no density and so no policy gradient. Train with "
+                "`thought: gumbel` or `gaussian`, and set `eval_thought: soft` to evaluate with it."
+            )
+        if self.thought in ("gaussian", "gumbel") and self.noise_scale == 0:
+            raise ValueError(
+                "`noise_scale` is 0, so a thought draws nothing: it has no density and so no policy gradient. Set it "
+                "above 0 for training."
+            )
+        if self.thought == "hard":
+            for name, answer in (
+                ("thinking_temperature", self.temperature),
+                ("thinking_top_k", self.top_k),
+                ("thinking_top_p", self.top_p),
+                ("thinking_min_p", self.min_p),
+            ):
+                if getattr(self, name) not in (None, answer):
+                    raise ValueError(
+                        f"`{name}` is {getattr(self, name)} with `thought: hard`, but a hard thought is TRL's own token, "
+                        f"sampled and scored like the answer ({answer}). Set `{name.removeprefix('thinking_')}` "
+                        f"instead, and leave `{name}` unset."
+                    )
+
+
+class SoftParser(TrlParser):
+    """[`~trl.TrlParser`] that takes no unknown key, from YAML or command line, and names the nearest known one."""
+
+    def set_defaults_with_config(self, **config) -> list[str]:
+        self._refuse_unknown([key for key in config if key not in self._known()], "The YAML file has the key")
+        return super().set_defaults_with_config(**config)
+
+    def parse_known_args(self, args=None, namespace=None):
+        parsed, unknown = super().parse_known_args(args, namespace)
+        flags = [word.partition("=")[0].lstrip("-") for word in unknown if word.startswith("--")]
+        self._refuse_unknown(flags, "The command line has the flag")
+        return parsed, unknown
+
+    def _known(self) -> set[str]:
+        return {action.dest for action in self._actions}
+
+    def _refuse_unknown(self, keys: list[str], where: str) -> None:
+        for key in keys:
+            nearest = difflib.get_close_matches(key, self._known(), n=1, cutoff=0.0)[0]
+            raise ValueError(f"{where} `{key}`, which nothing reads. The nearest known name is `{nearest}`.")

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The model's forward with one more keyword, `soft_tokens`: feed a record, and score its thoughts.
+
+`model(..., soft_tokens=record)` replaces the embeddings of the record's thoughts inside the embedding module's own call;
+with TRL's `fused_lm_head=True` it also scores them inside the model's forward. Both places matter: under ZeRO-3 and FSDP
+a parameter is whole only while its module runs. Without the keyword nothing changes, to the last bit.
+"""
+
+import functools
+import types
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .record import SoftTokens
+from .scoring import HeadLogits, logit_transform
+
+
+def embedding_scale(embedding: nn.Module) -> float:
+    """What the embedding module multiplies its table by: 1, or `embed_scale` on Gemma's scaled embeddings."""
+    scale = getattr(embedding, "embed_scale", 1.0)
+    return float(scale)
+
+
+def check_soft(model) -> None:
+    """Raise a `ValueError` if the model's embeddings cannot be mixed."""
+    embedding, name = model.get_input_embeddings(), type(model).__name__
+    if not isinstance(embedding, nn.Embedding):
+        raise ValueError(
+            f"The input embedding of {name} is a {type(embedding).__name__}, not a torch.nn.Embedding, so a mixture of "
+            "its rows is not what the module would return. Take adapters off the input embeddings (remove them from "
+            "`target_modules` and `modules_to_save`), or use a model with a plain embedding table."
+        )
+    if model.get_output_embeddings() is None:
+        raise ValueError(f"{name} has no LM head, so it predicts no token to think with. Use a causal language model.")
+    if getattr(model.config.get_text_config(), "hidden_size_per_layer_input", None):
+        raise ValueError(
+            f"{name} looks token ids up again in every layer (per-layer embeddings), and a mixture has no id. Use a "
+            "model whose only use of a token is its input embedding."
+        )
+
+
+def add_soft_tokens(model) -> None:
+    """
+    Let `model` take `soft_tokens=`. Call it on the bare causal LM, before PEFT, DDP, DeepSpeed or FSDP wrap it, and
+    after TRL's `add_fused_lm_head` if thoughts are to be scored. A second call does nothing.
+    """
+    if hasattr(model, "_soft_tokens_undo"):
+        return
+    check_soft(model)
+    embedding, forward = model.get_input_embeddings(), model.forward
+    embed = embedding.forward
+    record_in_flight: list[SoftTokens] = []
+
+    @functools.wraps(embed.__func__)
+    def soft_embed(self, input_ids):
+        embeddings = embed(input_ids)
+        return record_in_flight[-1].feed(input_ids, embeddings, embed) if record_in_flight else embeddings
+
+    @functools.wraps(forward.__func__)
+    def soft_forward(self, *args, soft_tokens: SoftTokens | None = None, **kwargs):
+        if soft_tokens is None:
+            return forward(*args, **kwargs)
+        record_in_flight.append(soft_tokens)
+        try:
+            if kwargs.pop("fused_lm_head", False):
+                return _score(self, forward.__func__, soft_tokens, *args, **kwargs)
+            return forward(*args, **kwargs)
+        finally:
+            record_in_flight.pop()
+
+    def undo():
+        embedding.forward, model.forward = embed, forward
+        for module in (embedding, model):
+            # Bound methods of the class are found again by themselves; an instance attribute would shadow them.
+            if getattr(type(module), "forward", None) is module.forward.__func__:
+                del module.forward
+        del model._soft_tokens_undo
+
+    embedding.forward = types.MethodType(soft_embed, embedding)
+    model.forward = types.MethodType(soft_forward, model)
+    model._soft_tokens_undo = undo
+
+
+def remove_soft_tokens(model) -> None:
+    """Leave `model` as `add_soft_tokens` found it."""
+    if hasattr(model, "_soft_tokens_undo"):
+        model._soft_tokens_undo()
+
+
+@contextmanager
+def soft_tokens_added(model):
+    """`add_soft_tokens` for the length of a `with` block, if it was not there before."""
+    if hasattr(model, "_soft_tokens_undo"):
+        yield model
+        return
+    add_soft_tokens(model)
+    try:
+        yield model
+    finally:
+        remove_soft_tokens(model)
+
+
+class _AnswersOnly:
+    """
+    The model as TRL's fused forward sees it when some positions are thoughts: a backbone whose hidden states are the
+    answers' alone. TRL scores those; the thoughts' states wait in `hidden_states` and never meet the whole LM head.
+    """
+
+    def __init__(self, model, answers: torch.Tensor):
+        self.model, self.answers = model, answers  # (B, S-1) bool
+        self.get_output_embeddings = model.get_output_embeddings
+
+    def base_model(self, *args, **kwargs):
+        outputs = self.model.base_model(*args, **kwargs)
+        self.hidden_states = outputs.last_hidden_state[:, :-1]  # (B, S-1, H)
+        outputs.last_hidden_state = self.hidden_states[self.answers].unsqueeze(0)  # (1, answers, H)
+        return outputs
+
+
+def _score(model, fused_forward, record: SoftTokens, *args, labels: torch.Tensor, **kwargs):
+    """
+    TRL's fused output with the thoughts in it: `log_probs` and `entropy` (B, S-1), zero where the label is -100.
+
+    Every step runs on every rank, whether or not it holds a thought, so that collectives line up.
+    """
+    labels = labels[:, 1:]
+    offset = labels.size(1) - record.shape[1]
+    valid = labels != -100
+    thoughts = valid & F.pad(record.thinking_mask, (offset, 0))  # (B, S-1)
+    answers = valid & ~thoughts
+
+    backbone = _AnswersOnly(model, answers)
+    output = fused_forward(
+        backbone, *args, shift_labels=labels[answers].unsqueeze(0), fused_lm_head=True, **kwargs
+    )
+
+    logits = HeadLogits(
+        backbone.hidden_states[thoughts],
+        model.get_output_embeddings(),
+        model.get_input_embeddings(),
+        *logit_transform(model.config),
+        table_scale=embedding_scale(model.get_input_embeddings()),
+    )
+    log_prob, entropy = record.thought.score(logits, record.flat_action(thoughts[:, offset:]))
+
+    def merged(of_answers, of_thoughts):
+        if of_answers is None:
+            return None
+        both = of_answers.new_zeros(labels.shape).masked_scatter(answers, of_answers)
+        return both.masked_scatter(thoughts, of_thoughts.to(both.dtype))
+
+    output.log_probs = merged(output.log_probs, log_prob)
+    output.entropy = merged(output.entropy, entropy)
+    output.label_mask, output.loss = valid, None  # TRL's loss would be the answers' alone
+    return output

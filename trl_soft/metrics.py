@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a user sees while it happens: `thinking/...` and `answer/...` beside TRL's own metrics.
+
+    thinking/mean_length       thoughts in a completion, the closing step among them
+    thinking/clipped_ratio     share of completions whose thought reached a cap
+    thinking/entropy           nats, of the distribution thoughts were made from
+    thinking/top1_weight       weight of the heaviest candidate in the mixture
+    thinking/log_ratio/mean    mean |log pi - log pi_old|; /max the largest, before any bound
+    thinking/clip_ratio        share outside the clipping range
+    thinking/clamped_ratio     share whose log-ratio was bounded before `exp`
+    thinking/kl                k3 estimate against the reference
+    thinking/logp_difference   |drawn - re-scored|, mean and max: the smoke alarm
+    answer/...                 the same over the answer's tokens
+
+All are means over the tokens of all processes, `max` is over all processes.
+"""
+
+import torch
+
+from .record import SoftTokens
+from .rollout import Rollout
+
+
+def rollout_metrics(drawn: Rollout, accelerator) -> dict[str, float]:
+    """Metrics of one rollout."""
+    thoughts = drawn.record.thinking_mask & drawn.completion_mask
+    answers = drawn.completion_mask & ~thoughts & ~drawn.forced_mask
+    sums = {
+        "thinking/mean_length": (drawn.thinking_length.sum(), drawn.thinking_length.numel()),
+        "thinking/clipped_ratio": (drawn.thinking_cut.sum(), drawn.thinking_cut.numel()),
+        "thinking/entropy": (drawn.entropies[thoughts].sum(), thoughts.sum()),
+        "answer/mean_length": (answers.sum(), len(answers)),
+        "answer/entropy": (drawn.entropies[answers].sum(), answers.sum()),
+    }
+    weights = drawn.record.thought.weights(drawn.record.flat_action(thoughts))
+    if weights is not None:
+        sums["thinking/top1_weight"] = (weights.amax(-1).sum(), thoughts.sum())
+    return _means(sums, accelerator)
+
+
+def update_metrics(record: SoftTokens, inputs: dict, epsilon: tuple[float, float], accelerator) -> dict[str, float]:
+    """Metrics of one loss: `inputs` is the batch, with `seen_per_token_logps` (B, C) as the loss's forward gave them."""
+    seen = inputs["seen_per_token_logps"]
+    old = inputs.get("old_per_token_logps", seen)
+    mask = inputs["completion_mask"].bool()
+    if "tool_mask" in inputs:
+        mask = mask & inputs["tool_mask"].bool()
+    log_ratio = (seen - old).float()
+    outside = (log_ratio < _log(1 - epsilon[0])) | (log_ratio > _log(1 + epsilon[1]))
+    difference = (old - record.log_probs).abs()
+    sums, maxima = {}, {}
+    for name, part in (("thinking", mask & record.thinking_mask), ("answer", mask & ~record.thinking_mask)):
+        count = part.sum()
+        sums[f"{name}/log_ratio/mean"] = (log_ratio[part].abs().sum(), count)
+        sums[f"{name}/clip_ratio"] = (outside[part].sum(), count)
+        sums[f"{name}/logp_difference/mean"] = (difference[part].sum(), count)
+        maxima[f"{name}/log_ratio/max"] = _max(log_ratio[part].abs())
+        maxima[f"{name}/logp_difference/max"] = _max(difference[part])
+        if "ref_per_token_logps" in inputs:
+            delta = (inputs["ref_per_token_logps"] - seen)[part]
+            sums[f"{name}/kl"] = ((delta.exp() - delta - 1).sum(), count)
+    if not record.thought.is_token:
+        part = mask & record.thinking_mask
+        sums["thinking/clamped_ratio"] = ((inputs["bounded_per_token"] & part).sum(), part.sum())
+    return _means(sums, accelerator) | _maxima(maxima, accelerator)
+
+
+def _log(value: float) -> float:
+    return float("-inf") if value <= 0 else float(torch.tensor(value).log())
+
+
+def _max(values: torch.Tensor) -> torch.Tensor:
+    return values.amax() if values.numel() else values.new_zeros(())
+
+
+def _means(sums: dict, accelerator) -> dict[str, float]:
+    """Means over all processes; nan, which TRL leaves out of its averages, where nothing was counted."""
+    pairs = torch.stack([torch.stack([torch.as_tensor(x, device=accelerator.device).float() for x in pair]) for pair in sums.values()])
+    total, count = accelerator.reduce(pairs, reduction="sum").unbind(-1)
+    return dict(zip(sums, (total / count).tolist(), strict=True))
+
+
+def _maxima(values: dict, accelerator) -> dict[str, float]:
+    gathered = accelerator.gather(torch.stack([v.float() for v in values.values()]).unsqueeze(0))
+    return dict(zip(values, gathered.amax(0).tolist(), strict=True))

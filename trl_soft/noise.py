@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keyed noise: a counter-based generator, so that a draw depends on what it is for and on nothing else.
+
+The generator is Philox-4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) in plain torch
+integer arithmetic: no state, no global RNG, the same numbers on every device, batch, process and resumed run.
+
+    key      seed                                        2 x 32 bits
+    counter  (index, stream | position, sample, generation)   4 x 32 bits
+"""
+
+import math
+
+import torch
+
+
+_MASK = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_ROUNDS = 10
+_POSITION_BITS = 28
+# One stream a distribution, so that a token's Gumbel number and a coordinate's normal number never coincide.
+_GUMBEL, _NORMAL, _UNIFORM = range(3)
+
+
+def philox(counter: tuple[torch.Tensor, ...], key: tuple[int, int]) -> tuple[torch.Tensor, ...]:
+    """Philox-4x32-10: four words of 32 bits in int64 tensors, for four counter words of any broadcastable shape."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(_ROUNDS):
+        # int64 products wrap modulo 2**64; the shift copies the sign, which the mask takes off again.
+        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c1, c2, c3 = ((p1 >> 32) & _MASK) ^ c1 ^ k0, p1 & _MASK, ((p0 >> 32) & _MASK) ^ c3 ^ k1, p0 & _MASK
+        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
+    return c0, c1, c2, c3
+
+
+def _unit(high: torch.Tensor, low: torch.Tensor) -> torch.Tensor:
+    """A float64 in the open interval (0, 1) from 52 random bits: neither end can occur, so every logarithm is finite."""
+    return (((high << 20) | (low >> 12)).double() + 0.5) * 2.0**-52
+
+
+class KeyedNoise:
+    """
+    Noise for N draws, each with its own key.
+
+    Args:
+        seed (`int`):
+            Seed of the run.
+        generation (`int`):
+            Number of the rollout within the run, in `[0, 2**32)`.
+        sample (`torch.Tensor` of shape `(N,)`, int64):
+            Number of the sample within the rollout, over all processes.
+        position (`torch.Tensor` of shape `(N,)`, int64):
+            Position in the completion, in `[0, 2**28)`.
+
+    Every method returns float32 on the device of `sample`. The same key and index give the same number in any batch.
+    """
+
+    def __init__(self, seed: int, generation: int, sample: torch.Tensor, position: torch.Tensor):
+        self.seed, self.generation = seed, generation
+        self.sample, self.position = sample, position
+
+    def __len__(self) -> int:
+        return self.sample.numel()
+
+    def __getitem__(self, rows) -> "KeyedNoise":
+        """The noise of some of the N draws (`rows`: whatever indexes a tensor)."""
+        return KeyedNoise(self.seed, self.generation, self.sample[rows], self.position[rows])
+
+    def _words(self, stream: int, index: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        position = self.position.unsqueeze(-1) | (stream << _POSITION_BITS)
+        counter = (index, position, self.sample.unsqueeze(-1) & _MASK, torch.full_like(position, self.generation))
+        return philox(counter, (self.seed & _MASK, (self.seed >> 32) & _MASK))
+
+    def gumbel(self, ids: torch.Tensor) -> torch.Tensor:
+        """Standard Gumbel noise `-log(-log u)`, keyed by candidate: `ids` (N, K) int64 -> (N, K)."""
+        w0, w1, _, _ = self._words(_GUMBEL, ids)
+        return (-torch.log(-torch.log(_unit(w0, w1)))).float()
+
+    def normal(self, size: int) -> torch.Tensor:
+        """Standard normal noise, keyed by coordinate: (N, size), by Box and Muller."""
+        pairs = torch.arange((size + 1) // 2, device=self.sample.device).expand(len(self), -1)
+        w0, w1, w2, w3 = self._words(_NORMAL, pairs)
+        radius, angle = torch.sqrt(-2 * torch.log(_unit(w0, w1))), 2 * math.pi * _unit(w2, w3)
+        both = torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1)  # (N, pairs, 2)
+        return both.flatten(1)[:, :size].float()
+
+    def uniform(self, size: int) -> torch.Tensor:
+        """Uniform noise in (0, 1), keyed by index: (N, size), float64 so that a tail of 1e-9 can still be drawn."""
+        w0, w1, _, _ = self._words(_UNIFORM, torch.arange(size, device=self.sample.device).expand(len(self), -1))
+        return _unit(w0, w1)

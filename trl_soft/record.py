@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a rollout remembers of its thoughts, in a form that survives TRL's shuffling, splitting and buffering."""
+
+import torch
+import torch.nn.functional as F
+
+from .thoughts import Embed, Thought
+
+
+_PREFIX = "soft_"
+_ACTION = "soft_action_"
+
+
+class SoftTokens:
+    """
+    The thoughts of B completions of length C.
+
+    Args:
+        thought (`Thought`): the object that drew them, and that embeds and scores them.
+        thinking_mask (`torch.Tensor` of shape `(B, C)`, bool):
+            True where the position is a thought: fed as a mixture, scored by `thought.log_prob`.
+        action (`dict` of `torch.Tensor` of shape `(B, C, ...)`):
+            The thought's action at every position; arbitrary where `thinking_mask` is False.
+        log_probs (`torch.Tensor` of shape `(B, C)`, float32):
+            Log-probability of every position, thought or token, as drawn. Zero at positions nobody drew.
+
+    A plain class, not a dataclass: DDP and FSDP walk into dataclasses, dicts and tuples and cast the floats they find
+    to the compute dtype, and a perturbed log-probability rounded to bf16 is another action.
+    """
+
+    def __init__(self, thought: Thought, thinking_mask, action: dict[str, torch.Tensor], log_probs):
+        self.thought, self.thinking_mask, self.action, self.log_probs = thought, thinking_mask, action, log_probs
+        for name, value in action.items():
+            if value.shape[:2] != thinking_mask.shape:
+                raise ValueError(
+                    f"The action {name!r} has shape {tuple(value.shape)}, which does not start with the shape "
+                    f"{tuple(thinking_mask.shape)} of thinking_mask. Every tensor of a record is (B, C, ...)."
+                )
+
+    @property
+    def shape(self) -> torch.Size:
+        """(B, C)."""
+        return self.thinking_mask.shape
+
+    def _map(self, function) -> "SoftTokens":
+        action = {name: function(value) for name, value in self.action.items()}
+        return SoftTokens(self.thought, function(self.thinking_mask), action, function(self.log_probs))
+
+    def __getitem__(self, rows) -> "SoftTokens":
+        """Some of the B rows."""
+        return self._map(lambda value: value[rows])
+
+    def to_length(self, length: int) -> "SoftTokens":
+        """Cut or padded (with non-thoughts) on the right to C = `length`."""
+
+        def fit(value):
+            missing = max(length - value.size(1), 0)
+            return F.pad(value, (0, 0) * (value.dim() - 2) + (0, missing))[:, :length]
+
+        return self._map(fit)
+
+    def to_batch(self) -> dict[str, torch.Tensor]:
+        """The record as `soft_*` entries of a trainer's batch."""
+        batch = {_PREFIX + "thinking_mask": self.thinking_mask, _PREFIX + "log_probs": self.log_probs}
+        return batch | {_ACTION + name: value for name, value in self.action.items()}
+
+    @classmethod
+    def from_batch(cls, batch: dict, thought: Thought) -> "SoftTokens":
+        """The record that `to_batch` put into the batch."""
+        action = {key.removeprefix(_ACTION): value for key, value in batch.items() if key.startswith(_ACTION)}
+        return cls(thought, batch[_PREFIX + "thinking_mask"], action, batch[_PREFIX + "log_probs"])
+
+    def flat_action(self, mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The action at the positions in `mask` (B, C) bool, as N flat rows."""
+        return {name: value[mask] for name, value in self.action.items()}
+
+    def feed(self, input_ids: torch.Tensor, embeddings: torch.Tensor, embed: Embed) -> torch.Tensor:
+        """
+        Replace the embeddings of thoughts.
+
+        Args:
+            input_ids (`torch.Tensor` of shape `(B, S)`): ids whose last C columns are this record's positions.
+            embeddings (`torch.Tensor` of shape `(B, S, H)`): what the embedding module made of them.
+            embed: looks up ids in the model's own table.
+
+        Returns:
+            (B, S, H), with the thoughts' mixtures at their positions and the rest untouched.
+        """
+        if input_ids.size(0) != self.shape[0] or input_ids.size(1) < self.shape[1]:
+            raise ValueError(
+                f"The model was called with input_ids of shape {tuple(input_ids.shape)} and a record of shape "
+                f"{tuple(self.shape)}. A record covers the last C columns of the same B rows; slice them together."
+            )
+        mixed = self.thought.embed(self.flat_action(self.thinking_mask), embed)
+        positions = F.pad(self.thinking_mask, (input_ids.size(1) - self.shape[1], 0)).unsqueeze(-1)
+        return embeddings.masked_scatter(positions, mixed.to(embeddings.dtype))

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From settings to a plan: the same few lines for the trainer and for `soft_generate`."""
+
+import torch
+
+from ..forward import embedding_scale
+from ..scoring import gathered, whole
+from ..settings import ThinkingSettings
+from ..thoughts import Hard
+from .stop import EndOfThinking, encode
+from .transformers import Plan
+
+
+def table_rms(model) -> float:
+    """Per-element RMS of what the embedding module returns, measured over the whole table."""
+    embedding = model.get_input_embeddings()
+    with torch.no_grad(), gathered(embedding.weight):
+        return whole(embedding.weight).float().square().mean().sqrt().item() * embedding_scale(embedding)
+
+
+def forced_ids(settings: ThinkingSettings, tokenizer, end: EndOfThinking) -> tuple[list[int], list[int]]:
+    """Ids forced after a thought that ended itself, and after one that was cut."""
+    if settings.answer_prefill is None:
+        return [], list(end.ids)
+    return tuple(encode(tokenizer, text, "answer_prefill") if text else [] for text in settings.answer_prefill)
+
+
+def make_plan(
+    settings: ThinkingSettings,
+    tokenizer,
+    answer: Hard,
+    *,
+    vocab_size: int,
+    max_completion_length: int,
+    eos_token_ids: list[int],
+    rms: float | None = None,
+    evaluation: bool = False,
+    repetition_penalty: float = 1.0,
+) -> Plan:
+    """
+    Resolve the settings against a tokenizer and a model's sizes.
+
+    Raises:
+        ValueError: if `end_of_thinking` or `answer_prefill` can never be produced, if the thought asks for more
+            candidates than there are tokens, or if thought and forced text leave no room for an answer.
+    """
+    thought = settings.make_thought(answer, rms, evaluation)
+    end = EndOfThinking(tokenizer, settings.end_of_thinking)
+    forced = forced_ids(settings, tokenizer, end)
+    top_k = getattr(thought, "top_k", 0)
+    if top_k > vocab_size:
+        raise ValueError(
+            f"`thinking_top_k` is {top_k}, but the model has only {vocab_size} tokens. Set it to at most {vocab_size}."
+        )
+    cap = settings.max_thinking_length
+    if cap is not None and cap + len(forced[1]) >= max_completion_length:
+        raise ValueError(
+            f"`max_thinking_length` is {cap} and {len(forced[1])} tokens are forced after a thought that was cut, but "
+            f"`max_completion_length` is {max_completion_length}: no room is left for an answer. Lower "
+            "`max_thinking_length` or raise `max_completion_length`."
+        )
+    return Plan(
+        thought=thought,
+        answer=answer,
+        end=end,
+        max_completion_length=max_completion_length,
+        eos_token_ids=list(eos_token_ids),
+        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+        max_thinking_length=cap,
+        forced=forced,
+        cold_stop_entropy=settings.cold_stop_entropy,
+        cold_stop_length=settings.cold_stop_length,
+        repetition_penalty=repetition_penalty,
+    )

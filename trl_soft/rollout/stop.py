@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When a thought ends: by a token, or by a text that the shadow must end with."""
+
+import torch
+
+
+class EndOfThinking:
+    """
+    `end_of_thinking`, resolved once against a tokenizer.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`).
+        text (`str`): a token of the vocabulary (`</think>`) or any text.
+
+    Attributes:
+        ids (`list[int]`): the tokens that write `text`.
+        is_token (`bool`): whether that is one token, which is then compared by id; otherwise the shadow's tail is
+            decoded, because a text can be cut into tokens in more than one way.
+
+    Raises:
+        ValueError: if the tokenizer can never produce `text`.
+    """
+
+    def __init__(self, tokenizer, text: str):
+        self.tokenizer, self.text = tokenizer, text
+        self.ids = encode(tokenizer, text, "end_of_thinking")
+        self.is_token = len(self.ids) == 1
+        # A token writes at least one byte, so the tail holds the text however it was cut.
+        self.tail = len(text.encode()) + 1
+
+    def __call__(self, shadow: torch.Tensor) -> torch.Tensor:
+        """Whether each row's shadow ids `(N, t)`, the latest step last, now end the thinking: (N,) bool."""
+        if self.is_token:
+            return shadow[:, -1] == self.ids[0]
+        tails = self.tokenizer.batch_decode(shadow[:, -self.tail :], skip_special_tokens=False)
+        return torch.tensor([tail.endswith(self.text) for tail in tails], dtype=torch.bool, device=shadow.device)
+
+
+def encode(tokenizer, text: str, field: str) -> list[int]:
+    """Ids that decode to `text` again; a `ValueError` naming the config field if there are none."""
+    if not text:
+        raise ValueError(f"`{field}` is empty, so nothing can match it. Set it to a token or a text.")
+    vocabulary = tokenizer.get_vocab()
+    ids = [vocabulary[text]] if text in vocabulary else tokenizer(text, add_special_tokens=False)["input_ids"]
+    if not ids or tokenizer.unk_token_id in ids or tokenizer.decode(ids).strip() != text.strip():
+        raise ValueError(
+            f"`{field}` is {text!r}, but this tokenizer cannot produce it: it writes "
+            f"{tokenizer.decode(ids) if ids else 'nothing'!r} instead. Choose a token of its vocabulary or a text made "
+            "of characters it knows."
+        )
+    return ids

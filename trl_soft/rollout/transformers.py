@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rollout on a plain Hugging Face model: one cached loop a batch, a row at a time leaving its thought.
+
+Each row thinks until its stop rule, is then fed the forced tokens if there are any, and answers in hard tokens until an
+end-of-sequence token. Mixtures enter through the same patched embedding that the update uses.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from transformers import RepetitionPenaltyLogitsProcessor
+
+from ..forward import embedding_scale
+from ..noise import KeyedNoise
+from ..record import SoftTokens
+from ..scoring import DenseLogits, entropy_of, whole
+from ..thoughts import Hard, Thought
+from .stop import EndOfThinking
+
+
+@dataclass
+class Plan:
+    """
+    Everything a rollout needs to know besides the model and the prompts.
+
+    Args:
+        thought, answer: what a thinking and what an answering step do.
+        end (`EndOfThinking`): when a thought ends itself.
+        max_completion_length (`int`): C.
+        max_thinking_length (`int`, *optional*): cap of the thought.
+        eos_token_ids (`list[int]`), pad_token_id (`int`).
+        forced (`tuple` of two `list[int]`): ids forced after a thought that ended itself, and after one that was cut.
+        cold_stop_entropy (`float`, *optional*), cold_stop_length (`int`): Soft Thinking's early stop.
+        repetition_penalty (`float`): on the answer's tokens, as in `generate`.
+    """
+
+    thought: Thought
+    answer: Hard
+    end: EndOfThinking
+    max_completion_length: int
+    eos_token_ids: list[int]
+    pad_token_id: int
+    max_thinking_length: int | None = None
+    forced: tuple[list[int], list[int]] = ((), ())
+    cold_stop_entropy: float | None = None
+    cold_stop_length: int = 256
+    repetition_penalty: float = 1.0
+
+
+@dataclass
+class Rollout:
+    """
+    What came of it.
+
+    Args:
+        completion_ids (`torch.Tensor` of shape `(B, C)`): the shadow text, padded on the right.
+        completion_mask (`torch.Tensor` of shape `(B, C)`, bool): True up to and including the end of sequence.
+        record (`SoftTokens`): the thoughts, and the log-probabilities as drawn.
+        forced_mask (`torch.Tensor` of shape `(B, C)`, bool): True at tokens the policy did not choose.
+        entropies (`torch.Tensor` of shape `(B, C)`): in nats, of the distribution each step was made from.
+        thinking_length (`torch.Tensor` of shape `(B,)`): thoughts, the closing step among them.
+        thinking_cut (`torch.Tensor` of shape `(B,)`, bool): True where the thought reached a cap.
+    """
+
+    completion_ids: torch.Tensor
+    completion_mask: torch.Tensor
+    record: SoftTokens
+    forced_mask: torch.Tensor
+    entropies: torch.Tensor
+    thinking_length: torch.Tensor
+    thinking_cut: torch.Tensor
+
+
+@torch.no_grad()
+def rollout(
+    model,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    plan: Plan,
+    seed: int,
+    generation: int,
+    sample: torch.Tensor,
+    on_step: Callable[[int], None] | None = None,
+) -> Rollout:
+    """
+    Complete B prompts.
+
+    Args:
+        model: a causal LM (or a PEFT model around one) with `add_soft_tokens`.
+        input_ids, attention_mask (`torch.Tensor` of shape `(B, P)`): prompts, padded on the left.
+        plan (`Plan`).
+        seed, generation (`int`), sample (`torch.Tensor` of shape `(B,)`): the noise's key; see `KeyedNoise`.
+        on_step: called after every step with the number of rows that have finished.
+    """
+    steps = _Steps(model, input_ids, attention_mask)
+    batch, length, device = input_ids.size(0), plan.max_completion_length, input_ids.device
+    cap = min(plan.max_thinking_length or length, length)
+    table, eos = _table(model), torch.tensor(plan.eos_token_ids, device=device)
+    script, script_length = _script(plan.forced, device)
+    penalise = RepetitionPenaltyLogitsProcessor(plan.repetition_penalty) if plan.repetition_penalty != 1.0 else None
+
+    ids = torch.full((batch, length), plan.pad_token_id, device=device)
+    thinking_mask, forced_mask, completion_mask = (torch.zeros(batch, length, dtype=torch.bool, device=device) for _ in "123")
+    log_probs, entropies = (torch.zeros(batch, length, device=device) for _ in "12")
+    actions: dict[str, torch.Tensor] = {}
+
+    thinking = torch.ones(batch, dtype=torch.bool, device=device)
+    done, cut = torch.zeros_like(thinking), torch.zeros_like(thinking)
+    cursor = script_length.new_zeros(batch)  # how many forced tokens a row has been fed
+    calm = cursor.clone()  # steps in a row below cold_stop_entropy
+    thinking_length = cursor.clone()
+    step_record = None
+
+    for t in range(length):
+        logits = DenseLogits(steps(ids[:, t - 1 : t] if t else None, step_record), *table)
+        step = torch.full((batch,), plan.pad_token_id, device=device)
+        thinks = thinking & ~done
+        scripted = ~thinking & ~done & (cursor < script_length[cut.long()])
+        answers = ~thinking & ~done & ~scripted
+        completion_mask[:, t] = ~done
+
+        if thinks.any():
+            rows = thinks.nonzero().squeeze(-1)
+            view, noise = logits[rows], _noise(seed, generation, sample[rows], t)
+            action, token = plan.thought.sample(view, noise)
+            step[rows] = token
+            ids[rows, t] = token
+            ends_all = torch.isin(token, eos)
+            ended = plan.end(ids[rows, : t + 1]) & ~ends_all
+            closed = ended | ends_all
+            if plan.thought.closes_one_hot:
+                action = plan.thought.close(action, closed, token)
+            log_probs[rows, t], entropies[rows, t] = plan.thought.score(view, action)
+            # A closing step that is scored as a token is one, in the record as well.
+            is_thought = ~closed if plan.thought.closes_one_hot and not plan.thought.scores_closing else torch.ones_like(closed)
+            if not plan.thought.scores_closing and closed.any():
+                token_log_p = plan.answer.log_prob(view, {"ids": token})
+                log_probs[rows, t] = torch.where(is_thought, log_probs[rows, t], token_log_p)
+            thinking_mask[rows, t] = is_thought
+            thinking_length[rows] += 1
+            _remember(actions, action, rows, t, (batch, length))
+
+            too_long = (~closed) if t + 1 >= cap and cap < length else torch.zeros_like(closed)
+            if plan.cold_stop_entropy is not None:
+                temperature = getattr(plan.thought, "temperature", 1.0) or 1.0
+                low = entropy_of(torch.log_softmax(view.dense() / temperature, -1)) < plan.cold_stop_entropy
+                calm[rows] = torch.where(low, calm[rows] + 1, 0)
+                too_long |= ~closed & (calm[rows] >= plan.cold_stop_length)
+            cut[rows] = too_long
+            thinking[rows] = ~(ended | too_long)
+            done[rows] = ends_all
+
+        if scripted.any():
+            rows = scripted.nonzero().squeeze(-1)
+            step[rows] = script[cut[rows].long(), cursor[rows]]
+            forced_mask[rows, t] = True
+            cursor[rows] += 1
+
+        if answers.any():
+            rows = answers.nonzero().squeeze(-1)
+            view = logits[rows]
+            if penalise is not None:
+                context = torch.cat([input_ids[rows], ids[rows, :t]], dim=1)
+                view = DenseLogits(penalise(context, view.dense().clone()))
+            action, step[rows] = plan.answer.sample(view, _noise(seed, generation, sample[rows], t))
+            log_probs[rows, t], entropies[rows, t] = plan.answer.score(logits[rows], action)
+            done[rows] = torch.isin(step[rows], eos)
+
+        ids[:, t] = step
+        if on_step is not None:
+            on_step(int(done.sum()))
+        if done.all():
+            break
+        step_record = None
+        if not plan.thought.is_token and actions:
+            now = slice(t, t + 1)
+            step_record = SoftTokens(
+                plan.thought, thinking_mask[:, now], {k: v[:, now] for k, v in actions.items()}, log_probs[:, now]
+            )
+
+    used = int(completion_mask.sum(-1).max())
+    record = SoftTokens(plan.thought, thinking_mask, actions, log_probs).to_length(used)
+    return Rollout(
+        ids[:, :used], completion_mask[:, :used], record, forced_mask[:, :used], entropies[:, :used], thinking_length,
+        cut | thinking & ~done,
+    )  # fmt: skip
+
+
+class _Steps:
+    """The model, one token further at each call: (B, V) float32 next-token logits."""
+
+    def __init__(self, model, input_ids, attention_mask):
+        self.model, self.input_ids, self.attention_mask = model, input_ids, attention_mask
+        self.cache = None
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.accepts = inspect.signature(base.forward).parameters
+
+    def __call__(self, token: torch.Tensor | None, record: SoftTokens | None) -> torch.Tensor:
+        if token is None:
+            token = self.input_ids
+        else:
+            self.attention_mask = torch.cat([self.attention_mask, self.attention_mask.new_ones(len(token), 1)], dim=1)
+        inputs = {"input_ids": token, "attention_mask": self.attention_mask, "use_cache": True}
+        if "position_ids" in self.accepts:
+            inputs["position_ids"] = (self.attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -token.size(1) :]
+        if "logits_to_keep" in self.accepts:
+            inputs["logits_to_keep"] = 1
+        if record is not None:
+            inputs["soft_tokens"] = record
+        output = self.model(**inputs, past_key_values=self.cache)
+        self.cache = output.past_key_values
+        return output.logits[:, -1].float()
+
+
+def _table(model) -> tuple[torch.Tensor, float]:
+    embedding = model.get_input_embeddings()
+    return whole(embedding.weight), embedding_scale(embedding)
+
+
+def _noise(seed: int, generation: int, sample: torch.Tensor, position: int) -> KeyedNoise:
+    return KeyedNoise(seed, generation, sample, torch.full_like(sample, position))
+
+
+def _script(forced, device) -> tuple[torch.Tensor, torch.Tensor]:
+    """The two forced texts as a (2, F) table and their lengths (2,)."""
+    lengths = torch.tensor([len(ids) for ids in forced], device=device)
+    table = torch.zeros(2, max(1, int(lengths.max())), dtype=torch.long, device=device)
+    for row, ids in enumerate(forced):
+        table[row, : len(ids)] = torch.tensor(ids, dtype=torch.long, device=device)
+    return table, lengths
+
+
+def _remember(actions: dict, action: dict, rows: torch.Tensor, t: int, shape: tuple[int, int]) -> None:
+    """Write the action of some rows at position t, making the (B, C, ...) tensors at the first call."""
+    for name, value in action.items():
+        if name not in actions:
+            actions[name] = value.new_zeros(*shape, *value.shape[1:])
+        actions[name][rows, t] = value

@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Next-token logits as a view: a thought asks for the few it needs and only those are computed.
+
+    at(ids)      z at K candidates          K*H a position
+    dense()      z over the vocabulary      V*H a position, N x V in memory: rollouts only
+    mixture(T)   softmax(z/T) E and its entropy, in tiles of positions: never N x V
+
+Letters: N positions, K candidates, H hidden size, V vocabulary.
+"""
+
+from contextlib import nullcontext
+
+import torch
+import torch.nn.functional as F
+
+
+# Logits held at once by `mixture`: 2**24 float32 numbers are 64 MiB.
+_TILE_ELEMENTS = 2**24
+
+
+def logit_transform(config) -> tuple[float, float | None]:
+    """
+    What a model does to `h W^T` before it calls the result logits: `(scale, softcap)`.
+
+    Gemma caps them (`final_logit_softcapping`); Cohere, Muse, Falcon-H1 and HyperCLOVA X multiply them; Granite and
+    MiniCPM3 divide them. The same reading as TRL's fused LM head, which scores the answers.
+    """
+    config = config.get_text_config()
+    scale = 1.0
+    for name in ("logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling"):
+        value = getattr(config, name, None)
+        if value is not None:
+            scale = 1 / value if name == "logits_scaling" and config.model_type != "hyperclovax" else value
+            break
+    return scale, getattr(config, "final_logit_softcapping", None)
+
+
+def gathered(*params: torch.Tensor | None):
+    """Context in which ZeRO-3 shards of `params` are whole; no context at all elsewhere."""
+    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+
+    # A model that was not built under ZeRO-3 has ordinary parameters even while ZeRO-3 is configured.
+    shards = [param for param in params if hasattr(param, "ds_status")]
+    if not shards or not is_deepspeed_zero3_enabled():
+        return nullcontext()
+    from trl.trainer.utils import maybe_gather_lm_head_ctx
+
+    return maybe_gather_lm_head_ctx(*shards)
+
+
+def whole(param: torch.Tensor) -> torch.Tensor:
+    """The full tensor behind an FSDP2 shard; anything else as it is."""
+    return param.full_tensor() if hasattr(param, "full_tensor") else param
+
+
+def entropy_of(log_p: torch.Tensor) -> torch.Tensor:
+    """Entropy in nats over the last dimension; entries at -inf count as probability zero."""
+    return -(log_p.exp() * log_p.masked_fill(log_p.isneginf(), 0.0)).sum(-1)
+
+
+class DenseLogits:
+    """
+    Logits that are already there, as a rollout step has them.
+
+    Args:
+        logits (`torch.Tensor` of shape `(N, V)`).
+        table (`torch.Tensor` of shape `(V, H)`, *optional*):
+            Embedding table, for `mixture`.
+        table_scale (`float`): what the embedding module multiplies the table by (Gemma: sqrt(H)).
+    """
+
+    def __init__(self, logits: torch.Tensor, table: torch.Tensor | None = None, table_scale: float = 1.0):
+        self.logits, self.table, self.table_scale = logits.float(), table, table_scale
+
+    def __len__(self) -> int:
+        return self.logits.size(0)
+
+    def __getitem__(self, rows) -> "DenseLogits":
+        return DenseLogits(self.logits[rows], self.table, self.table_scale)
+
+    def at(self, ids: torch.Tensor) -> torch.Tensor:
+        """Logits of the candidates `ids` (N, K) -> (N, K) float32."""
+        return self.logits.gather(-1, ids)
+
+    def dense(self) -> torch.Tensor:
+        """All logits, (N, V) float32."""
+        return self.logits
+
+    def mixture(self, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """`h = sum_v softmax(z/T)_v e_v` (N, H) and the entropy of softmax(z/T) (N,), both float32."""
+        if self.table is None:
+            raise ValueError("These logits came without an embedding table, so there is nothing to mix. Pass `table`.")
+        log_p = torch.log_softmax(self.logits / temperature, dim=-1)
+        return log_p.exp() @ self.table.float() * self.table_scale, entropy_of(log_p)
+
+
+class HeadLogits:
+    """
+    Logits that the LM head would give, computed on demand and differentiable.
+
+    Args:
+        hidden (`torch.Tensor` of shape `(N, H)`): last hidden states.
+        head (`torch.nn.Linear`): the LM head; its weight may be a ZeRO-3 or FSDP2 shard.
+        embedding (`torch.nn.Embedding`): the input embedding, likewise.
+        scale, softcap: as `logit_transform` reads them.
+        table_scale (`float`): what the embedding module multiplies its table by.
+    """
+
+    def __init__(self, hidden, head, embedding, scale: float = 1.0, softcap: float | None = None, table_scale=1.0):
+        self.hidden, self.head, self.embedding = hidden, head, embedding
+        self.scale, self.softcap, self.table_scale = scale, softcap, table_scale
+
+    def __len__(self) -> int:
+        return self.hidden.size(0)
+
+    def at(self, ids: torch.Tensor) -> torch.Tensor:
+        """Logits of the candidates `ids` (N, K) -> (N, K) float32: K rows of the head a position, never all V."""
+        weight, bias = whole(self.head.weight), None if self.head.bias is None else whole(self.head.bias)
+        # Outside autocast: the products are few, and the density multiplies their rounding.
+        with gathered(self.head.weight, self.head.bias), torch.autocast(self.hidden.device.type, enabled=False):
+            rows = F.embedding(ids, weight).float()  # (N, K, H)
+            z = torch.einsum("nkh,nh->nk", rows, self.hidden.float())
+            if bias is not None:
+                z = z + F.embedding(ids, bias.unsqueeze(-1)).squeeze(-1).float()
+        return _transform(z, self.scale, self.softcap)[0]
+
+    def dense(self) -> torch.Tensor:
+        """All logits, (N, V) float32: for tests and for N small."""
+        with gathered(self.head.weight, self.head.bias):
+            bias = None if self.head.bias is None else whole(self.head.bias)
+            return _transform(F.linear(self.hidden, whole(self.head.weight), bias).float(), self.scale, self.softcap)[0]
+
+    def mixture(self, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """`h = sum_v softmax(z/T)_v e_v` (N, H) and the entropy of softmax(z/T) (N,), both float32."""
+        weight, bias, table = self.head.weight, self.head.bias, self.embedding.weight
+        with gathered(weight, bias, table):
+            mean, entropy = _Mixture.apply(
+                self.hidden,
+                whole(weight),
+                None if bias is None else whole(bias),
+                whole(table),
+                temperature,
+                self.scale,
+                self.softcap,
+            )
+        return mean * self.table_scale, entropy
+
+
+def _transform(z: torch.Tensor, scale: float, softcap: float | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Scaled and capped logits, and the tanh that the cap's derivative needs."""
+    z = z * scale
+    if softcap is None:
+        return z, None
+    t = torch.tanh(z / softcap)
+    return softcap * t, t
+
+
+class _Mixture(torch.autograd.Function):
+    """
+    `(softmax(z/T) E, entropy of softmax(z/T))` with `z = transform(h W^T + b)`, in tiles of positions.
+
+    The backward recomputes each tile. With `p = softmax(z/T)`, incoming `g` (mean) and `a` (entropy):
+
+        dL/dz = ( p * (g E^T - <p, g E^T>) - a p * (log p + entropy) ) / T
+    """
+
+    @staticmethod
+    def _log_p(hidden, weight, bias, temperature, scale, softcap):
+        z = F.linear(hidden.to(weight.dtype), weight, bias).float()
+        z, t = _transform(z, scale, softcap)
+        return torch.log_softmax(z / temperature, dim=-1), t
+
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, table, temperature, scale, softcap):
+        tile = max(1, _TILE_ELEMENTS // weight.size(0))
+        mean = hidden.new_empty((hidden.size(0), table.size(1)), dtype=torch.float32)
+        entropy = hidden.new_empty(hidden.size(0), dtype=torch.float32)
+        with torch.autocast(hidden.device.type, enabled=False):
+            for start in range(0, hidden.size(0), tile):
+                rows = slice(start, start + tile)
+                log_p, _ = _Mixture._log_p(hidden[rows], weight, bias, temperature, scale, softcap)
+                mean[rows] = log_p.exp() @ table.float()
+                entropy[rows] = entropy_of(log_p)
+        ctx.save_for_backward(hidden, weight, bias, table, entropy)
+        ctx.constants = (temperature, scale, softcap, tile)
+        return mean, entropy
+
+    @staticmethod
+    def backward(ctx, grad_mean, grad_entropy):
+        hidden, weight, bias, table, entropy = ctx.saved_tensors
+        temperature, scale, softcap, tile = ctx.constants
+        with gathered(weight, bias, table), torch.autocast(hidden.device.type, enabled=False):
+            d_hidden = torch.empty_like(hidden)
+            d_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
+            d_bias = None if bias is None else torch.zeros(bias.shape, dtype=torch.float32, device=bias.device)
+            d_table = torch.zeros(table.shape, dtype=torch.float32, device=table.device)
+            for start in range(0, hidden.size(0), tile):
+                rows = slice(start, start + tile)
+                log_p, t = _Mixture._log_p(hidden[rows], weight, bias, temperature, scale, softcap)
+                p, g, a = log_p.exp(), grad_mean[rows], grad_entropy[rows].unsqueeze(-1)
+                d_table += p.T @ g
+                d_p = g @ table.float().T
+                d_z = p * (d_p - (p * d_p).sum(-1, keepdim=True))
+                d_z -= a * p * (log_p.clamp(min=torch.finfo(torch.float32).min) + entropy[rows].unsqueeze(-1))
+                d_z /= temperature
+                if softcap is not None:
+                    d_z *= 1 - t * t
+                d_z *= scale
+                d_hidden[rows] = (d_z @ weight.float()).to(hidden.dtype)
+                d_weight += d_z.T @ hidden[rows].float()
+                if d_bias is not None:
+                    d_bias += d_z.sum(0)
+        return (
+            d_hidden,
+            d_weight.to(weight.dtype),
+            None if d_bias is None else d_bias.to(bias.dtype),
+            d_table.to(table.dtype),
+            None,
+            None,
+            None,
+        )

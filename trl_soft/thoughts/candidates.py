@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The candidates a thought is made from: temperature, then top-k, then top-p and min-p on the renormalised top-k."""
+
+import torch
+
+
+def candidates(
+    logits: torch.Tensor, temperature: float, top_k: int, top_p: float = 1.0, min_p: float = 0.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    The kept support of each row.
+
+    Args:
+        logits (`torch.Tensor` of shape `(N, V)`).
+        temperature (`float`), top_k (`int`, in `[1, V]`), top_p (`float`, in `(0, 1]`), min_p (`float`, in `[0, 1]`).
+
+    Returns:
+        ids (N, K) int64, most likely first, and log p (N, K) float32, renormalised over what is kept, -inf for what
+        top-p or min-p cut. The most likely token is always kept.
+    """
+    values, ids = logits.float().topk(top_k, dim=-1)
+    log_p = torch.log_softmax(values / temperature, dim=-1)
+    p = log_p.exp()
+    # A token stays while the mass before it has not reached top_p: the smallest set that holds top_p.
+    cut = (p.cumsum(-1) - p >= top_p) | (p < min_p * p[:, :1])
+    cut[:, 0] = False
+    return ids, torch.log_softmax(log_p.masked_fill(cut, -torch.inf), dim=-1)
+
+
+def renormalised(z: torch.Tensor, kept: torch.Tensor, temperature: float) -> torch.Tensor:
+    """
+    log p of the kept candidates under (other) logits: `z` (N, K), `kept` (N, K) bool -> (N, K) float32, -inf off `kept`.
+
+    The support is the one that was sampled from; a token outside it has no gradient.
+    """
+    return torch.log_softmax((z / temperature).masked_fill(~kept, -torch.inf), dim=-1)

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SofT-GRPO (arXiv 2511.06411): Gumbel noise on the candidates' log-probabilities, a Gumbel-softmax mixture fed back.
+
+    p  = softmax(z/T) on the kept candidates (top-k, then top-p on the renormalised top-k)
+    g' = log p + s * eps,  eps ~ Gumbel(0, 1)                                       (Eq. 9; s = noise_scale = 1 there)
+    y  = softmax(g'/tau_g),   next input = sum_i y_i e_i,   shadow token = argmax g'
+
+The action is g'. Three ways to score it, `gumbel_density`:
+
+    gumbel    log q = sum_i ( -r_i - exp(-r_i) ) - K log s,   r_i = (g'_i - log p_i)/s         (Eq. 12, exact)
+    concrete  exact density of log y, blind to a shift of g': with a_i = (log p_i - tau_g log y_i)/s
+              log q = log (K-1)! + (K-1) log(tau_g/s) + sum_i ( a_i - logsumexp(a) )
+              (Maddison et al., arXiv 1611.00712, Eq. 22 in appendix C; torch's ExpRelaxedCategorical)
+    softgrpo  what the released code computes; **no density**: the mean over the entries with log p > -3 of
+              -r_i - exp(-r_i), r_i = clamp(g'_i - log(p_i + 1e-6), -1.5, 3), p renormalised over all K stored ids;
+              its noise is clamped to [-1.5, 3] as well, and top-p is forgotten when the score is computed
+
+When the shadow token ends the thinking, the step becomes that token's one-hot and g' is discarded. The event
+{argmax g' = i} has probability softmax(log p / s)_i (Gumbel-max; p_i at s = 1), so `gumbel` and `concrete` score the
+closing step by its logarithm, on the same support: together a proper mixed density. `softgrpo` scores it as an ordinary token, as released.
+"""
+
+import math
+
+import torch
+
+from ..scoring import entropy_of
+from .base import Thought
+from .candidates import candidates, renormalised
+
+
+DENSITIES = ("gumbel", "concrete", "softgrpo")
+_CLAMP = (-1.5, 3.0)
+_EPSILON = 1e-6
+_LOG_P_FLOOR = -3.0
+
+
+class Gumbel(Thought):
+    """
+    Args:
+        temperature, top_k (K), top_p, min_p: see `candidates`.
+        gumbel_temperature (`float`): tau_g; towards 0 the mixture becomes one-hot.
+        noise_scale (`float`): s. 0 draws nothing (soft greedy) and has no density.
+        density (`str`): one of `gumbel`, `concrete`, `softgrpo`.
+
+    Action: `ids` (N, K), `perturbed` = g' (N, K) with -inf where a candidate is not part of the mixture, `kept` (N, K)
+    bool, the support the draw was made on, `closed` (N,) bool.
+    """
+
+    name = "gumbel"
+
+    def __init__(
+        self,
+        temperature: float = 1.0,
+        top_k: int = 5,
+        top_p: float = 0.95,
+        min_p: float = 0.0,
+        gumbel_temperature: float = 0.1,
+        noise_scale: float = 1.0,
+        density: str = "gumbel",
+    ):
+        self.temperature, self.top_k, self.top_p, self.min_p = temperature, top_k, top_p, min_p
+        self.gumbel_temperature, self.noise_scale, self.density = gumbel_temperature, noise_scale, density
+        self.has_density = noise_scale > 0
+        self.scores_closing = density != "softgrpo"
+
+    def sample(self, logits, noise):
+        ids, log_p = candidates(logits.dense(), self.temperature, self.top_k, self.top_p, self.min_p)
+        eps = noise.gumbel(ids)
+        if self.density == "softgrpo":
+            # All K slots enter: those that top-p cut stand at log 1e-6 and the next likely ids fill them.
+            eps, log_p = eps.clamp(*_CLAMP), torch.log(log_p.exp() + _EPSILON)
+        perturbed = log_p + self.noise_scale * eps
+        token = ids.gather(-1, perturbed.argmax(-1, keepdim=True)).squeeze(-1)
+        closed = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+        return {"ids": ids, "perturbed": perturbed, "kept": ~log_p.isneginf(), "closed": closed}, token
+
+    def close(self, action, closed, token):
+        others = closed.unsqueeze(-1) & (action["ids"] != token.unsqueeze(-1))
+        return {**action, "perturbed": action["perturbed"].masked_fill(others, -torch.inf), "closed": closed}
+
+    def log_p(self, logits, action):
+        """log p on the support of the draw, (N, K), -inf off it."""
+        return renormalised(logits.at(action["ids"]), action["kept"], self.temperature)
+
+    def log_prob(self, logits, action):
+        return self._log_prob(self.log_p(logits, action), action)
+
+    def entropy(self, logits, action):
+        return entropy_of(self.log_p(logits, action))
+
+    def score(self, logits, action):
+        log_p = self.log_p(logits, action)
+        return self._log_prob(log_p, action), entropy_of(log_p)
+
+    def _log_prob(self, log_p, action):
+        kept, closed, perturbed = action["kept"], action["closed"].unsqueeze(-1), action["perturbed"]
+        # Rows that closed have no g'; a finite stand-in keeps infinities out of the gradient of `where`.
+        alive = kept & ~closed
+        safe_log_p, safe_g = log_p.masked_fill(~kept, 0.0), perturbed.masked_fill(~alive, 0.0)
+        density = {"gumbel": self._gumbel, "concrete": self._concrete, "softgrpo": self._softgrpo}[self.density]
+        # P(argmax_i (log p_i + s eps_i) = a) = softmax(log p / s)_a, the Gumbel-max identity.
+        discrete = torch.log_softmax(log_p / (self.noise_scale or 1.0), dim=-1)
+        token = closed & ~perturbed.isneginf()
+        discrete = discrete.masked_fill(~token, 0.0).sum(-1)
+        return torch.where(closed.squeeze(-1), discrete, density(safe_log_p, safe_g, alive))
+
+    def _gumbel(self, log_p, perturbed, kept):
+        r = (perturbed - log_p) / self.noise_scale
+        return ((-r - torch.exp(-r) - math.log(self.noise_scale)) * kept).sum(-1)
+
+    def _concrete(self, log_p, perturbed, kept):
+        # tau log y = g' - tau logsumexp(g'/tau), over the kept candidates only.
+        scaled = (perturbed / self.gumbel_temperature).masked_fill(~kept, -torch.inf)
+        scaled = torch.where(kept.any(-1, keepdim=True), scaled, 0.0)
+        tau_log_y = self.gumbel_temperature * (scaled - torch.logsumexp(scaled, -1, keepdim=True))
+        a = ((log_p - tau_log_y.masked_fill(~kept, 0.0)) / self.noise_scale).masked_fill(~kept, -torch.inf)
+        a = torch.where(kept.any(-1, keepdim=True), a, 0.0)
+        size = kept.sum(-1).to(log_p.dtype)
+        relative = (a - torch.logsumexp(a, -1, keepdim=True)).masked_fill(~kept, 0.0).sum(-1)
+        return torch.lgamma(size) + (size - 1) * math.log(self.gumbel_temperature / self.noise_scale) + relative
+
+    def _softgrpo(self, log_p, perturbed, kept):
+        log_p = torch.log(log_p.exp() + _EPSILON)
+        r = (perturbed - log_p).clamp(*_CLAMP)
+        mask = (log_p > _LOG_P_FLOOR) & kept
+        return ((-r - torch.exp(-r)) * mask).sum(-1) / mask.sum(-1).clamp(min=1)
+
+    def embed(self, action, embed):
+        return torch.einsum("nk,nkh->nh", self.weights(action), embed(action["ids"]).float())
+
+    def weights(self, action):
+        return torch.softmax(action["perturbed"] / self.gumbel_temperature, dim=-1)
+

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Soft Thinking (arXiv 2505.15778): the mixture itself is fed back, nothing is drawn.
+
+    p = softmax(z/T) on the kept candidates,   next input = sum_i p_i e_i
+
+A deterministic thought has no density: it serves evaluation, and training refuses it.
+"""
+
+import torch
+
+from ..scoring import entropy_of
+from .base import Thought
+from .candidates import candidates
+
+
+class Soft(Thought):
+    """Args: temperature, top_k (K), top_p, min_p: see `candidates`."""
+
+    name = "soft"
+    has_density = False
+
+    def __init__(self, temperature: float, top_k: int, top_p: float = 1.0, min_p: float = 0.0):
+        self.temperature, self.top_k, self.top_p, self.min_p = temperature, top_k, top_p, min_p
+
+    def sample(self, logits, noise):
+        ids, log_p = candidates(logits.dense(), self.temperature, self.top_k, self.top_p, self.min_p)
+        return {"ids": ids, "log_weights": log_p}, ids[:, 0]
+
+    def close(self, action, closed, token):
+        one_hot = torch.zeros_like(action["log_weights"]).masked_fill(action["ids"] != token.unsqueeze(-1), -torch.inf)
+        return {**action, "log_weights": torch.where(closed.unsqueeze(-1), one_hot, action["log_weights"])}
+
+    def log_prob(self, logits, action):
+        # A point mass: probability one, no gradient.
+        return action["log_weights"].new_zeros(action["log_weights"].size(0))
+
+    def entropy(self, logits, action):
+        return entropy_of(action["log_weights"])
+
+    def embed(self, action, embed):
+        return torch.einsum("nk,nkh->nh", self.weights(action), embed(action["ids"]).float())
+
+    def weights(self, action):
+        return action["log_weights"].exp()

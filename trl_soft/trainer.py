@@ -1,0 +1,301 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`SoftGRPOTrainer`: TRL's GRPOTrainer with thoughts made of soft tokens.
+
+What differs from plain GRPO, and all of it:
+
+1. `generate` is ours for the length of a rollout: thinking steps feed back mixtures and leave a record.
+2. The record rides in the batch under `soft_*` keys; TRL shuffles, splits, buffers and replays it.
+3. The model is called with the record, so that mixtures are fed again and thoughts are scored by their density.
+
+Rewards, advantages, every loss type, the reference model, logging and saving are TRL's, through `super()`.
+"""
+
+import functools
+import inspect
+from contextlib import contextmanager
+
+import torch
+from datasets import Dataset, IterableDataset
+from transformers import ProcessorMixin
+from trl import GRPOTrainer
+
+from .config import SoftGRPOConfig
+from .forward import add_soft_tokens
+from .metrics import rollout_metrics, update_metrics
+from .record import SoftTokens
+from .rollout import Rollout, rollout
+from .rollout.plan import make_plan, table_rms
+from .thoughts import Hard
+
+
+# exp(20) is already a ratio no clipping range reaches; without a bound a stale Gaussian thought, whose log-ratio can be
+# hundreds of nats, turns the loss into inf and the masked positions into nan.
+LOG_RATIO_BOUND = 20.0
+# The noise of evaluation is keyed apart from training's.
+_EVALUATION = 1 << 31
+
+
+class SoftTokensMixin:
+    """The overrides, over a TRL trainer that generates online (`GRPOTrainer`)."""
+
+    _config_class = SoftGRPOConfig
+
+    def __init__(self, *args, **kwargs):
+        bound = inspect.signature(super().__init__).bind(*args, **kwargs)
+        given = bound.arguments
+        if given.get("args") is None:
+            model = given["model"]
+            name = model if isinstance(model, str) else model.config._name_or_path
+            given["args"] = self._config_class(f"{name.split('/')[-1]}-{self._name}")
+        self._refuse(given)
+        self._record: SoftTokens | None = None
+        self._rollout: Rollout | None = None
+        self._loss_inputs: dict | None = None
+        self._eval_samples = 0
+        super().__init__(*bound.args, **bound.kwargs)
+        if self._is_vlm:
+            raise ValueError(
+                "The processing class handles images, but image placeholders and soft tokens cannot share a prompt yet. "
+                "Pass a tokenizer and a text-only causal language model."
+            )
+        self._add_soft_tokens()
+
+    def _refuse(self, given: dict) -> None:
+        """What was passed that cannot be soft, before any model is loaded."""
+        args = given["args"]
+        if not isinstance(args, self._config_class):
+            raise TypeError(
+                f"`args` is a {type(args).__name__}, which holds no thinking settings, and {type(self).__name__} does not "
+                f"guess them. Pass a {self._config_class.__name__}; it takes the same fields and more."
+            )
+        for name in ("tools", "rollout_func", "environment_factory"):
+            if given.get(name):
+                raise ValueError(
+                    f"`{name}` was passed, but turns that others write would shift the record of thoughts against the "
+                    f"completion. Leave `{name}` out, or use TRL's own trainer with hard tokens."
+                )
+        if isinstance(given.get("processing_class"), ProcessorMixin):
+            raise ValueError(
+                "`processing_class` is a processor for images, but image placeholders and soft tokens cannot share a "
+                "prompt yet. Pass a tokenizer and a text-only causal language model."
+            )
+        peft_config = given.get("peft_config") or getattr(given["model"], "active_peft_config", None)
+        if getattr(peft_config, "is_prompt_learning", False):
+            raise ValueError(
+                f"`peft_config` is a {type(peft_config).__name__}, which puts virtual tokens before the prompt and so "
+                "shifts the record of thoughts. Use LoRA or full fine-tuning."
+            )
+        for name in ("train_dataset", "eval_dataset"):
+            datasets = given.get(name)
+            for dataset in datasets.values() if isinstance(datasets, dict) else [datasets]:
+                _check_dataset(name, dataset)
+
+    def _add_soft_tokens(self) -> None:
+        base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        add_soft_tokens(base)
+        if self.ref_model is not None:
+            add_soft_tokens(self.accelerator.unwrap_model(self.ref_model))
+        answer = Hard(self.temperature, self.top_k, self.top_p, self.min_p)
+        rms = table_rms(base)
+        self._plans = {
+            mode: make_plan(
+                self.args,
+                self._tokenizer,
+                answer,
+                vocab_size=base.config.get_text_config().vocab_size,
+                max_completion_length=self.max_completion_length,
+                eos_token_ids=self.eos_token_ids,
+                rms=rms,
+                evaluation=mode == "eval",
+                repetition_penalty=self.repetition_penalty,
+            )
+            for mode in ("train", "eval")
+        }
+        _save_settings_with(self.model, self.args)
+
+    @property
+    def _mode(self) -> str:
+        return "train" if self.model.training else "eval"
+
+    @contextmanager
+    def _replaying(self, record: SoftTokens | None, loss_inputs: dict | None = None):
+        """The record (and the loss's inputs) for the calls inside, which TRL's signatures do not carry."""
+        if record is not None and loss_inputs is not None and record.shape != loss_inputs["completion_ids"].shape:
+            raise ValueError(
+                f"The record of thoughts is {tuple(record.shape)} and the completions are "
+                f"{tuple(loss_inputs['completion_ids'].shape)}: something reshaped the batch without its `soft_*` keys."
+            )
+        self._record, self._loss_inputs = record, loss_inputs
+        try:
+            yield
+        finally:
+            self._record = self._loss_inputs = None
+
+    # Rollout
+
+    def _generate_single_turn(self, prompt_ids, *args, **kwargs):
+        # TRL pads the prompts, gathers or summons the weights, calls `generate` and cuts at the end of sequence. Only
+        # the call in the middle is ours.
+        model = self.accelerator.unwrap_model(self.model_wrapped)
+        model.generate = functools.partial(self._soft_generate, model)
+        try:
+            return super()._generate_single_turn(prompt_ids, *args, **kwargs)
+        finally:
+            del model.generate
+
+    def _soft_generate(self, model, input_ids, attention_mask, generation_config) -> torch.Tensor:
+        """In place of `generate`: (B, P) left-padded prompts -> (B, P+C) ids, the record kept aside."""
+        rows = input_ids.size(0)
+        first = self.accelerator.process_index * rows
+        if self._mode == "train":
+            accumulation = self.args.gradient_accumulation_steps
+            generation = self.state.global_step * accumulation + self._step % accumulation
+        else:
+            generation = _EVALUATION | self.state.global_step
+            first += self._eval_samples
+            self._eval_samples += rows * self.accelerator.num_processes
+        sample = torch.arange(first, first + rows, device=input_ids.device)
+        plan = self._plans[self._mode]
+        self._rollout = rollout(model, input_ids, attention_mask, plan, self.args.seed, generation, sample)
+        return torch.cat([input_ids, self._rollout.completion_ids], dim=1)
+
+    def _generate(self, prompts: list):
+        self._rollout = None
+        prompt_ids, completion_ids, tool_mask, *rest = super()._generate(prompts)
+        drawn, self._rollout = self._rollout, None
+        self._record = drawn.record
+        for name, value in rollout_metrics(drawn, self.accelerator).items():
+            self._metrics[self._mode][name].append(value)
+        if any(self._plans[self._mode].forced):
+            # Forced tokens are the environment's, in TRL's words: fed, but neither scored nor counted.
+            own = (~drawn.forced_mask).int().tolist()
+            tool_mask = [mask[: len(ids)] for mask, ids in zip(own, completion_ids, strict=True)]
+        return prompt_ids, completion_ids, tool_mask, *rest
+
+    def _generate_and_score_completions(self, inputs):
+        with self._replaying(None):
+            output = super()._generate_and_score_completions(inputs)
+            record = self._record.to_length(output["completion_ids"].size(1))
+        return {**output, **record.to_batch()}
+
+    def evaluate(self, *args, **kwargs):
+        self._eval_samples = 0
+        return super().evaluate(*args, **kwargs)
+
+    # Update
+
+    def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs):
+        record = self._record
+        if record is None:
+            raise RuntimeError("Log-probabilities were asked for outside a rollout or a loss, so no record is at hand.")
+        if not record.thought.is_token:
+            model = _Replay(model, record.to_length(logits_to_keep))
+        logps, *rest = super()._get_per_token_logps_and_entropies(
+            model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
+        )
+        if self._loss_inputs is not None:
+            logps = self._bound(logps, self._loss_inputs)
+        return logps, *rest
+
+    def _bound(self, logps: torch.Tensor, inputs: dict) -> torch.Tensor:
+        """Keep thoughts within `LOG_RATIO_BOUND` nats of the old and the reference policy, and note what was seen."""
+        thoughts = self._record.thinking_mask if not self._record.thought.is_token else None
+        seen, old = logps.detach(), inputs.get("old_per_token_logps")
+        inputs["seen_per_token_logps"] = seen
+        inputs["bounded_per_token"] = torch.zeros_like(seen, dtype=torch.bool)
+        if thoughts is not None and old is not None:
+            far = ((seen - old).abs() > LOG_RATIO_BOUND) & thoughts
+            inputs["bounded_per_token"] = far
+            logps = torch.where(far, old + (seen - old).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND), logps)
+        if thoughts is not None and "ref_per_token_logps" in inputs:
+            ref = inputs["ref_per_token_logps"]
+            near = logps.detach() + (ref - logps.detach()).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+            inputs["ref_per_token_logps"] = torch.where(thoughts & (near != ref), near, ref)
+        return logps
+
+    def _compute_loss(self, model, inputs):
+        inputs = dict(inputs)
+        record = SoftTokens.from_batch(inputs, self._plans[self._mode].thought)
+        with self._replaying(record, inputs):
+            loss = super()._compute_loss(model, inputs)
+            metrics = update_metrics(record, inputs, (self.epsilon_low, self.epsilon_high), self.accelerator)
+        for name, value in metrics.items():
+            self._metrics[self._mode][name].append(value)
+        return loss
+
+
+class SoftGRPOTrainer(SoftTokensMixin, GRPOTrainer):
+    """
+    Drop-in for [`~trl.GRPOTrainer`] whose policy thinks in soft tokens: the same arguments in the same order, with
+    `args` a [`SoftGRPOConfig`].
+
+    ```python
+    from datasets import Dataset
+    from trl.rewards import accuracy_reward
+    from trl_soft import SoftGRPOConfig, SoftGRPOTrainer
+
+    trainer = SoftGRPOTrainer(
+        model="Qwen/Qwen3-0.6B",
+        reward_funcs=accuracy_reward,
+        args=SoftGRPOConfig("outputs/soft", thought="gumbel"),
+        train_dataset=dataset,  # with a `prompt` column
+    )
+    trainer.train()
+    ```
+
+    Raises:
+        ValueError, TypeError: for anything that cannot be soft, before anything is generated.
+    """
+
+    _tag_names = ["trl", "grpo", "trl_soft"]
+    _name = "SoftGRPO"
+
+    @functools.wraps(GRPOTrainer.__init__)
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+
+
+class _Replay:
+    """A model that is called on consecutive rows of a batch, as TRL chunks it, and given those rows of the record."""
+
+    def __init__(self, model, record: SoftTokens):
+        self.model, self.record, self.start = model, record, 0
+
+    def __call__(self, input_ids, **kwargs):
+        rows = slice(self.start, self.start + input_ids.size(0))
+        self.start = rows.stop
+        return self.model(input_ids=input_ids, soft_tokens=self.record[rows], **kwargs)
+
+
+def _check_dataset(name: str, dataset) -> None:
+    if not isinstance(dataset, (Dataset, IterableDataset)):
+        return  # None, or what TRL refuses itself
+    row = next(iter(dataset), None)
+    if row is None:
+        raise ValueError(f"`{name}` is empty, so there is no prompt to complete. Check the file, the split and filters.")
+    if "prompt" not in row:
+        raise ValueError(
+            f"`{name}` has the columns {sorted(row)} and no `prompt`. Rename the column that holds the prompt, or build "
+            "it with `dataset.map`."
+        )
+    if {"image", "images"} & set(row):
+        raise ValueError(
+            f"`{name}` has images, but image placeholders and soft tokens cannot share a prompt yet. Remove the column."
+        )
+
+
+def _save_settings_with(model, settings) -> None:
+    """Let `save_pretrained` write the thinking settings beside the weights, whoever calls it."""
+    save_pretrained = model.save_pretrained
+    signature = inspect.signature(save_pretrained)
+
+    @functools.wraps(save_pretrained)
+    def save_with_settings(*args, **kwargs):
+        result = save_pretrained(*args, **kwargs)
+        given = signature.bind(*args, **kwargs)
+        given.apply_defaults()
+        if given.arguments.get("is_main_process", True):
+            settings.save_thinking(given.arguments["save_directory"])
+        return result
+
+    model.save_pretrained = save_with_settings
