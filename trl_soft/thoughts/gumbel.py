@@ -8,7 +8,7 @@
 The action is g'. Three ways to score it, `gumbel_density`:
 
     gumbel    log q = sum_i ( -r_i - exp(-r_i) ) - K log s,   r_i = (g'_i - log p_i)/s         (Eq. 12, exact)
-    concrete  exact density of log y, blind to a shift of g': with a_i = (log p_i - tau_g log y_i)/s
+    concrete  exact density of y, in its K-1 log-odds, blind to a shift of g': with a_i = (log p_i - tau_g log y_i)/s
               log q = log (K-1)! + (K-1) log(tau_g/s) + sum_i ( a_i - logsumexp(a) )
               (Maddison et al., arXiv 1611.00712, Eq. 22 in appendix C; torch's ExpRelaxedCategorical)
     softgrpo  what the released code computes; **no density**: the mean over the entries with log p > -3 of
@@ -31,6 +31,7 @@ from .candidates import candidates, renormalised
 
 DENSITIES = ("gumbel", "concrete", "softgrpo")
 _CLAMP = (-1.5, 3.0)
+_EDGE = 1e-4
 _EPSILON = 1e-6
 _LOG_P_FLOOR = -3.0
 
@@ -122,7 +123,10 @@ class Gumbel(Thought):
 
     def _softgrpo(self, log_p, perturbed, kept):
         log_p = torch.log(log_p.exp() + _EPSILON)
-        r = (perturbed - log_p).clamp(*_CLAMP)
+        r = perturbed - log_p
+        # Clamped noise lies exactly on an edge, where rounding alone would decide whether a gradient passes: none does.
+        inside = (r > _CLAMP[0] + _EDGE) & (r < _CLAMP[1] - _EDGE)
+        r = torch.where(inside, r, r.detach().clamp(*_CLAMP))
         mask = (log_p > _LOG_P_FLOOR) & kept
         return ((-r - torch.exp(-r)) * mask).sum(-1) / mask.sum(-1).clamp(min=1)
 

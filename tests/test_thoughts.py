@@ -1,0 +1,346 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each thought's likelihood: finite differences, mean score zero, normalisation, and what each paper does at its edge."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.distributions import Gumbel as TorchGumbel
+from torch.distributions.relaxed_categorical import ExpRelaxedCategorical
+
+from trl_soft import KeyedNoise
+from trl_soft.scoring import DenseLogits, HeadLogits
+from trl_soft.thoughts import Gaussian, Gumbel, Hard, Soft
+from trl_soft.thoughts.candidates import candidates
+
+
+V, H = 12, 6
+
+
+class Float64(DenseLogits):
+    """Dense logits that keep float64, for finite differences."""
+
+    def __init__(self, logits, table=None, table_scale=1.0):
+        self.logits, self.table, self.table_scale = logits, table, table_scale
+
+    def mixture(self, temperature):
+        log_p = torch.log_softmax(self.logits / temperature, dim=-1)
+        return log_p.exp() @ self.table * self.table_scale, -(log_p.exp() * log_p).sum(-1)
+
+
+def noise(n: int, generation: int = 0) -> KeyedNoise:
+    return KeyedNoise(0, generation, torch.arange(n), torch.zeros(n, dtype=torch.long))
+
+
+def logits(n: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(n, V, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 2
+
+
+def table() -> torch.Tensor:
+    return torch.randn(V, H, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+
+
+def to_double(action: dict) -> dict:
+    return {k: v.double() if v.is_floating_point() else v for k, v in action.items()}
+
+
+EXACT = {
+    "gumbel": lambda **k: Gumbel(density="gumbel", **k),
+    "concrete": lambda **k: Gumbel(density="concrete", **k),
+    "gumbel-scaled": lambda **k: Gumbel(density="gumbel", noise_scale=0.7, **k),
+    "concrete-scaled": lambda **k: Gumbel(density="concrete", noise_scale=0.7, **k),
+    "gaussian": lambda **k: Gaussian(0.5, 0.3),
+}
+STOCHASTIC = {**EXACT, "softgrpo": lambda **k: Gumbel(density="softgrpo", **k), "hard": lambda **k: Hard(0.8)}
+
+
+@pytest.mark.parametrize("name", STOCHASTIC)
+@pytest.mark.parametrize("closing", [False, True])
+def test_gradient_is_that_of_finite_differences(name, closing):
+    thought, z = STOCHASTIC[name](), logits(5).requires_grad_()
+    action, token = thought.sample(DenseLogits(z.detach().float(), table().float()), noise(5))
+    if closing:
+        action = thought.close(action, torch.tensor([True, False, True, False, False]), token) if name != "gaussian" else action
+    action = to_double(action)
+    assert torch.autograd.gradcheck(
+        lambda z: thought.score(Float64(z, table()), action), (z,), eps=1e-6, atol=1e-6, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("name", [*EXACT, "hard"])
+def test_the_score_has_mean_zero(name):
+    """E[d log q / dz] = 0, each coordinate within five standard errors of 40,000 draws."""
+    n, thought = 40_000, (EXACT | {"hard": STOCHASTIC["hard"]})[name]()
+    # Halved, so that every token occurs often enough for its standard error to be estimated.
+    z = (logits(1) / 2).expand(n, V).clone().requires_grad_()
+    action, _ = thought.sample(DenseLogits(z.detach(), table().float()), noise(n))
+    thought.log_prob(Float64(z, table()), to_double(action)).sum().backward()
+    error = z.grad.std(0) / math.sqrt(n)
+    assert (z.grad.mean(0).abs() <= 5 * error + 1e-7).all()
+    assert z.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("name", ["gumbel", "concrete"])
+def test_the_mixed_measure_of_closing_has_mean_score_zero(name):
+    """With the most likely token ending the thought, density and discrete part together still integrate to one."""
+    n, thought = 40_000, EXACT[name]()
+    z = logits(1).expand(n, V).clone().requires_grad_()
+    action, token = thought.sample(DenseLogits(z.detach()), noise(n))
+    action = thought.close(action, token == z[0].argmax(), token)
+    thought.log_prob(Float64(z), to_double(action)).sum().backward()
+    assert (z.grad.mean(0).abs() <= 5 * z.grad.std(0) / math.sqrt(n) + 1e-7).all()
+
+
+def test_gumbel_is_the_sum_of_torch_gumbel_densities():
+    thought, z = Gumbel(top_k=4, top_p=1.0, noise_scale=0.7), logits(6)
+    action, _ = thought.sample(DenseLogits(z), noise(6))
+    ids, log_p = candidates(z.float(), 1.0, 4)
+    expected = TorchGumbel(log_p.double(), 0.7).log_prob(action["perturbed"].double()).sum(-1)
+    torch.testing.assert_close(thought.log_prob(DenseLogits(z), action).double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_concrete_is_the_relaxed_categorical_density_of_log_y():
+    thought, z = Gumbel(top_k=4, top_p=1.0, gumbel_temperature=0.5, density="concrete"), logits(6)
+    action, _ = thought.sample(DenseLogits(z), noise(6))
+    ids, log_p = candidates(z.float(), 1.0, 4)
+    log_y = torch.log_softmax(action["perturbed"].double() / 0.5, dim=-1)
+    expected = ExpRelaxedCategorical(torch.tensor(0.5).double(), logits=log_p.double(), validate_args=False).log_prob(log_y)
+    torch.testing.assert_close(thought.log_prob(DenseLogits(z), action).double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_gaussian_is_the_normal_density_up_to_its_constant():
+    thought, z = Gaussian(0.5, 0.3), logits(6)
+    view = Float64(z, table())
+    action = to_double(thought.sample(DenseLogits(z, table().float()), noise(6))[0])
+    mean, _ = view.mixture(0.5)
+    full = torch.distributions.Normal(mean, 0.3).log_prob(action["embedding"]).sum(-1)
+    constant = -H / 2 * math.log(2 * math.pi * 0.3**2)
+    # log_prob takes the action in float32.
+    torch.testing.assert_close(thought.log_prob(view, action) + constant, full, rtol=1e-5, atol=1e-5)
+
+
+def test_one_dimensional_density_integrates_to_one():
+    """K = 2 `concrete` has one free dimension, u = log(y_1/y_2); quadrature over it."""
+    thought = Gumbel(top_k=2, top_p=1.0, gumbel_temperature=0.5, density="concrete")
+    u = torch.linspace(-60, 60, 24_001, dtype=torch.float64)
+    n = len(u)
+    z = torch.tensor([[1.0, 0.3]], dtype=torch.float64).expand(n, 2)
+    log_y = torch.stack((-torch.nn.functional.softplus(-u), -torch.nn.functional.softplus(u)), -1)
+    action = {
+        "ids": torch.tensor([[0, 1]]).expand(n, 2),
+        "perturbed": 0.5 * log_y,
+        "kept": torch.ones(n, 2, dtype=torch.bool),
+        "closed": torch.zeros(n, dtype=torch.bool),
+    }
+    # Maddison's density of y times prod_k y_k is the density in the K-1 log-odds, since dy_1 = y_1 y_2 du at K = 2.
+    density = thought.log_prob(Float64(z), action).exp()
+    assert torch.trapezoid(density, u).item() == pytest.approx(1.0, abs=1e-6)
+
+
+def test_gumbel_max_frequencies():
+    """The shadow token of a gumbel thought is a draw from p: chi-squared with 3 degrees of freedom, p-value 1e-4."""
+    n, p = 50_000, torch.tensor([0.6, 0.2, 0.15, 0.05])
+    _, token = Gumbel(top_k=4, top_p=1.0).sample(DenseLogits(p.log().expand(n, 4)), noise(n))
+    observed = torch.bincount(token, minlength=4)
+    assert ((observed - n * p) ** 2 / (n * p)).sum() < 21.1
+
+
+def test_hard_frequencies_and_warpers():
+    n, p = 50_000, torch.tensor([0.6, 0.2, 0.15, 0.05])
+    view = DenseLogits(p.log().expand(n, 4))
+    _, token = Hard().sample(view, noise(n))
+    assert ((torch.bincount(token, minlength=4) - n * p) ** 2 / (n * p)).sum() < 21.1
+    _, token = Hard(top_k=2).sample(view, noise(n))
+    assert set(token.tolist()) == {0, 1}
+    _, token = Hard(top_p=0.7).sample(view, noise(n))
+    assert set(token.tolist()) == {0, 1}
+    assert Hard(temperature=0.0).sample(view, noise(n))[1].unique().tolist() == [0]
+
+
+@pytest.mark.parametrize("density", ["gumbel", "concrete", "softgrpo"])
+def test_the_ratio_does_not_depend_on_the_gumbel_temperature(density):
+    old, new = logits(6), logits(6) + 0.1 * logits(6, seed=1)
+    ratios = []
+    for tau in (0.1, 1.0):
+        thought = Gumbel(gumbel_temperature=tau, density=density)
+        action, _ = thought.sample(DenseLogits(old), noise(6))
+        ratios.append(thought.log_prob(DenseLogits(new), action) - thought.log_prob(DenseLogits(old), action))
+    torch.testing.assert_close(ratios[0], ratios[1], rtol=0, atol=2e-5)
+    assert ratios[0].abs().max() > 1e-2
+
+
+def test_concrete_is_blind_to_a_shift_of_the_perturbed_and_gumbel_is_not():
+    z = logits(6)
+    for density, blind in (("concrete", True), ("gumbel", False)):
+        thought = Gumbel(density=density, top_p=1.0)
+        action, _ = thought.sample(DenseLogits(z), noise(6))
+        shifted = {**action, "perturbed": action["perturbed"] + 0.5}
+        difference = (thought.log_prob(DenseLogits(z), shifted) - thought.log_prob(DenseLogits(z), action)).abs()
+        assert (difference.max() < 1e-4) == blind
+
+
+def test_softgrpo_by_hand():
+    """Three candidates, p = (.6, .37, .03): the last is below e^-3 and leaves the mean; one residual is clamped."""
+    p = torch.tensor([[0.6, 0.37, 0.03]])
+    eps = torch.tensor([[0.5, 3.0, 1.0]])  # as the clamped noise could be
+    action = {
+        "ids": torch.tensor([[0, 1, 2]]),
+        "perturbed": torch.log(p + 1e-6) + eps + torch.tensor([[0.0, 0.4, 0.0]]),  # pushed over the clamp by a stale p
+        "kept": torch.ones(1, 3, dtype=torch.bool),
+        "closed": torch.zeros(1, dtype=torch.bool),
+    }
+    # mean of  -0.5 - e^-0.5 = -1.106531  and  -3 - e^-3 = -3.049787
+    value = Gumbel(density="softgrpo").log_prob(DenseLogits(p.log()), action)
+    assert value.item() == pytest.approx(-2.078159, abs=1e-5)
+    # Without the 1e-6 the first residual would be 0.5 + 1e-6/0.6; the gradient shows the mask and the clamp.
+    z = p.log().double().requires_grad_()
+    Gumbel(density="softgrpo").log_prob(Float64(z), to_double(action)).sum().backward()
+    w = (1 - math.exp(-0.5)) * 0.6 / (0.6 + 1e-6) / 2
+    expected = torch.tensor([[w * (1 - 0.6), -w * 0.37, -w * 0.03]]).double()
+    torch.testing.assert_close(z.grad, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_softgrpo_clamps_its_noise_and_keeps_every_slot():
+    n = 20_000
+    z = torch.tensor([[4.0, 1.0, 0.0, -9.0, -9.0, -9.0]]).expand(n, 6)
+    action, token = Gumbel(density="softgrpo").sample(DenseLogits(z), noise(n))
+    assert action["kept"].all() and action["perturbed"].isfinite().all()
+    ids, log_p = candidates(z, 1.0, 5, 0.95)
+    eps = action["perturbed"] - torch.log(log_p.exp() + 1e-6)
+    assert eps.min() >= -1.5 - 1e-5 and eps.max() <= 3 + 1e-5
+    # 1.13 % of the mass lies on the lower edge and 4.86 % on the upper: five standard errors are 0.8 %.
+    assert (eps < -1.5 + 1e-4).float().mean() == pytest.approx(0.0113, abs=0.004)
+    assert (eps > 3 - 1e-4).float().mean() == pytest.approx(0.0486, abs=0.008)
+
+
+def test_support_is_honoured():
+    """No gradient reaches a token outside the support, and one survivor has no gradient at all."""
+    thought, z = Gumbel(top_k=4, top_p=0.9), logits(6).requires_grad_()
+    action, _ = thought.sample(DenseLogits(z.detach()), noise(6))
+    thought.log_prob(Float64(z), to_double(action)).sum().backward()
+    outside = torch.ones(6, V, dtype=torch.bool)
+    for row in range(6):
+        outside[row, action["ids"][row][action["kept"][row]]] = False
+    assert (z.grad[outside] == 0).all() and (z.grad[~outside] != 0).any()
+    peaked = torch.zeros(1, V, dtype=torch.float64)
+    peaked[0, 3] = 30.0
+    peaked.requires_grad_()
+    action, token = Gumbel().sample(DenseLogits(peaked.detach()), noise(1))
+    assert token.item() == 3 and action["kept"].sum() == 1
+    Gumbel().log_prob(Float64(peaked), to_double(action)).sum().backward()
+    assert (peaked.grad == 0).all()
+
+
+def test_kl_between_gumbel_locations_has_its_closed_form():
+    """KL(Gumbel(0), Gumbel(delta)) = e^delta - 1 - delta, within five standard errors of 200,000 draws."""
+    n, delta = 200_000, 0.3
+    eps = noise(n).gumbel(torch.zeros(n, 1, dtype=torch.long)).double().squeeze()
+    log_ratio = (-eps - torch.exp(-eps)) - (-(eps - delta) - torch.exp(-(eps - delta)))
+    assert abs(log_ratio.mean() - (math.exp(delta) - 1 - delta)) < 5 * log_ratio.std() / math.sqrt(n)
+
+
+def test_lock_the_closing_step_is_one_hot_and_scored_on_its_support():
+    thought, z = Gumbel(top_k=4, top_p=1.0), logits(3)
+    action, token = thought.sample(DenseLogits(z), noise(3))
+    closed = thought.close(action, torch.tensor([True, False, True]), token)
+    weights = thought.weights(closed)
+    assert weights[0].max() == 1 and weights[2].max() == 1 and weights[1].max() < 1
+    log_p = thought.log_p(DenseLogits(z), action)
+    of_token = log_p[action["ids"] == token.unsqueeze(-1)]
+    torch.testing.assert_close(thought.log_prob(DenseLogits(z), closed)[[0, 2]], of_token[[0, 2]])
+
+
+def test_lock_softgrpo_scores_its_closing_step_as_an_ordinary_token():
+    assert not Gumbel(density="softgrpo").scores_closing
+    assert Gumbel(density="gumbel").scores_closing and Gumbel(density="concrete").scores_closing
+
+
+def test_lock_gaussian_closes_with_a_thought():
+    assert not Gaussian().closes_one_hot
+
+
+def test_soft_is_the_renormalised_mixture():
+    z = torch.log(torch.tensor([[0.5, 0.25, 0.15, 0.1]]))
+    thought = Soft(temperature=1.0, top_k=3, top_p=0.8)
+    action, token = thought.sample(DenseLogits(z), noise(1))
+    # top-3 renormalised: .556 .278 .167; top-p .8 keeps the first two: 2/3 and 1/3.
+    torch.testing.assert_close(thought.weights(action), torch.tensor([[2 / 3, 1 / 3, 0.0]]))
+    embedding = torch.nn.Embedding(4, H)
+    expected = embedding.weight[0] * 2 / 3 + embedding.weight[1] / 3
+    torch.testing.assert_close(thought.embed(action, embedding)[0], expected)
+    assert token.item() == 0 and not thought.has_density
+
+
+def test_min_p_drops_the_unlikely():
+    z = torch.log(torch.tensor([[0.5, 0.25, 0.15, 0.1]]))
+    _, log_p = candidates(z, 1.0, 4, 1.0, 0.4)
+    torch.testing.assert_close(log_p.exp(), torch.tensor([[2 / 3, 1 / 3, 0.0, 0.0]]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    n=st.integers(0, 5),
+    top_k=st.integers(1, V),
+    top_p=st.floats(0.05, 1.0),
+    min_p=st.floats(0.0, 1.0),
+    temperature=st.floats(0.05, 5.0),
+    density=st.sampled_from(["gumbel", "concrete", "softgrpo"]),
+    suppressed=st.integers(0, V - 1),
+    ties=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_any_support_gives_finite_scores_and_gradients(n, top_k, top_p, min_p, temperature, density, suppressed, ties, seed):
+    """Ties, one-token supports, suppressed tokens (-inf logits) and empty batches are ordinary."""
+    z = logits(n, seed).round() if ties else logits(n, seed)
+    z[:, :suppressed] = -torch.inf
+    z = z.float().requires_grad_()
+    thought = Gumbel(temperature, top_k, top_p, min_p, density=density)
+    action, token = thought.sample(DenseLogits(z.detach()), noise(n))
+    action = thought.close(action, torch.arange(n) % 2 == 0, token)
+    log_prob, entropy = thought.score(DenseLogits(z), action)
+    (log_prob + entropy).sum().backward()
+    assert log_prob.isfinite().all() and z.grad.isfinite().all() and (entropy >= -1e-6).all()
+    weights = thought.weights(action)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(n))
+    assert token.shape == (n,) and (token >= suppressed).all()
+
+
+def _head(softcap=None):
+    generator = torch.Generator().manual_seed(4)
+    head, embedding = torch.nn.Linear(H, V, bias=True).double(), torch.nn.Embedding(V, H).double()
+    hidden = torch.randn(7, H, generator=generator, dtype=torch.float64, requires_grad=True)
+    return hidden, head, embedding, HeadLogits(hidden, head, embedding, 0.5, softcap, 2.0)
+
+
+@pytest.mark.parametrize("softcap", [None, 1.5])
+def test_the_lazy_view_equals_the_dense_one(softcap, monkeypatch):
+    """Values to float32's rounding and every gradient, over several tiles."""
+    monkeypatch.setattr("trl_soft.scoring._TILE_ELEMENTS", 3 * V)
+    hidden, head, embedding, lazy = _head(softcap)
+    z = head(hidden) * 0.5
+    z = z if softcap is None else softcap * torch.tanh(z / softcap)
+    ids = torch.randint(0, V, (7, 3), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(lazy.at(ids).double(), z.gather(-1, ids), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(lazy.dense().double(), z, rtol=1e-6, atol=1e-6)
+    log_p = torch.log_softmax(z / 0.7, -1)
+    mean, entropy = log_p.exp() @ embedding.weight * 2.0, -(log_p.exp() * log_p).sum(-1)
+    leaves = (hidden, head.weight, head.bias, embedding.weight)
+    g = torch.randn(7, H, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    expected = torch.autograd.grad((mean * g).sum() + entropy.sum(), leaves, retain_graph=True)
+    lazy_mean, lazy_entropy = lazy.mixture(0.7)
+    got = torch.autograd.grad((lazy_mean * g).sum() + lazy_entropy.sum(), leaves)
+    torch.testing.assert_close(lazy_mean.double(), mean, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(lazy_entropy.double(), entropy, rtol=1e-5, atol=1e-6)
+    for have, want in zip(got, expected, strict=True):
+        torch.testing.assert_close(have, want, rtol=1e-4, atol=1e-5)
+    at = torch.autograd.grad(lazy.at(ids).sum(), leaves[:3])
+    for have, want in zip(at, torch.autograd.grad(z.gather(-1, ids).sum(), leaves[:3]), strict=True):
+        torch.testing.assert_close(have, want, rtol=1e-5, atol=1e-6)
+
+
+def test_thoughts_know_their_base():
+    for name, make in STOCHASTIC.items():
+        assert make().has_density, name
+    assert not Gumbel(noise_scale=0.0).has_density and not Gaussian(sigma=0.0).has_density
