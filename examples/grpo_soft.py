@@ -11,7 +11,7 @@ import logging
 from dataclasses import dataclass, field
 
 from transformers import AutoConfig, AutoTokenizer
-from trl import ModelConfig, ScriptArguments, get_kbit_device_map, get_peft_config, get_quantization_config
+from trl import ModelConfig, ScriptArguments, get_peft_config, get_quantization_config
 
 from trl_soft import SoftGRPOConfig, SoftGRPOTrainer
 from trl_soft.config import SoftParser
@@ -76,12 +76,10 @@ def main(arguments: Arguments, training: SoftGRPOConfig, model: ModelConfig):
         name = arguments.dataset_test_name or arguments.dataset_name
         evaluation = load_prompts(arguments, name, arguments.dataset_test_split, tokenizer, limit)
 
-    quantization = get_quantization_config(model)
     training.model_init_kwargs = {
         "revision": model.model_revision,
         "attn_implementation": model.attn_implementation,
         "dtype": model.dtype,
-        **({} if quantization is None else {"device_map": get_kbit_device_map(), "quantization_config": quantization}),
         **(training.model_init_kwargs or {}),
     }
     trainer = SoftGRPOTrainer(
@@ -91,6 +89,7 @@ def main(arguments: Arguments, training: SoftGRPOConfig, model: ModelConfig):
         train_dataset=train,
         eval_dataset=evaluation,
         processing_class=tokenizer,
+        quantization_config=get_quantization_config(model),
         peft_config=get_peft_config(model),
     )
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)

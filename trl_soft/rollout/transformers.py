@@ -133,11 +133,13 @@ def rollout(
             if plan.thought.closes_one_hot:
                 action = plan.thought.close(action, closed, token)
             log_probs[rows, t], entropies[rows, t] = plan.thought.score(view, action)
-            # A closing step that is scored as a token is one, in the record as well.
-            is_thought = ~closed if plan.thought.closes_one_hot and not plan.thought.scores_closing else torch.ones_like(closed)
-            if not plan.thought.scores_closing and closed.any():
-                token_log_p = plan.answer.log_prob(view, {"ids": token})
-                log_probs[rows, t] = torch.where(is_thought, log_probs[rows, t], token_log_p)
+            is_thought = torch.ones_like(closed)
+            if plan.thought.closes_one_hot and not plan.thought.scores_closing:
+                # The closing step is a token then, in the record as in the update.
+                is_thought = ~closed
+                as_token = plan.answer.score(view, {"ids": token})
+                log_probs[rows, t] = torch.where(is_thought, log_probs[rows, t], as_token[0])
+                entropies[rows, t] = torch.where(is_thought, entropies[rows, t], as_token[1])
             thinking_mask[rows, t] = is_thought
             thinking_length[rows] += 1
             _remember(actions, action, rows, t, (batch, length))

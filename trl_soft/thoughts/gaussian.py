@@ -48,6 +48,8 @@ class Gaussian(Thought):
 
     def score(self, logits, action):
         mean, entropy = logits.mixture(self.temperature)
+        if not self.has_density:
+            return torch.zeros_like(entropy), entropy  # a point mass
         squares = (action["embedding"].float() - mean).square().sum(-1)
         return -squares / (2 * self.sigma**2), entropy
 

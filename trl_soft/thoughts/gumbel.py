@@ -95,13 +95,15 @@ class Gumbel(Thought):
         return self._log_prob(log_p, action), entropy_of(log_p)
 
     def _log_prob(self, log_p, action):
+        if not self.has_density:
+            return log_p.new_zeros(len(log_p))  # a point mass
         kept, closed, perturbed = action["kept"], action["closed"].unsqueeze(-1), action["perturbed"]
         # Rows that closed have no g'; a finite stand-in keeps infinities out of the gradient of `where`.
         alive = kept & ~closed
         safe_log_p, safe_g = log_p.masked_fill(~kept, 0.0), perturbed.masked_fill(~alive, 0.0)
         density = {"gumbel": self._gumbel, "concrete": self._concrete, "softgrpo": self._softgrpo}[self.density]
         # P(argmax_i (log p_i + s eps_i) = a) = softmax(log p / s)_a, the Gumbel-max identity.
-        discrete = torch.log_softmax(log_p / (self.noise_scale or 1.0), dim=-1)
+        discrete = torch.log_softmax(log_p / self.noise_scale, dim=-1)
         token = closed & ~perturbed.isneginf()
         discrete = discrete.masked_fill(~token, 0.0).sum(-1)
         return torch.where(closed.squeeze(-1), discrete, density(safe_log_p, safe_g, alive))

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bad input: each a sentence, raised before anything is generated, with nothing half-written."""
+
+import os
+
+import pytest
+import torch
+from datasets import Dataset, IterableDataset
+from peft import LoraConfig, PromptTuningConfig
+
+from examples.grpo_soft import Arguments
+from tests import tiny
+from trl import GRPOConfig, ModelConfig
+from trl_soft import SoftGRPOConfig, ThinkingSettings
+from trl_soft.config import SoftParser
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"thought": "soft"}, "no policy gradient.*eval_thought: soft"),
+        ({"thought": "fuzzy"}, "thinking_temperature 1e-4"),
+        ({"eval_thought": "latent-ish"}, "no kind of thought"),
+        ({"max_thinking_length": 16}, "no room for an answer"),
+        ({"max_thinking_length": 40}, "no room for an answer"),
+        ({"use_vllm": True}, "cannot feed a mixture back"),
+        ({"use_transformers_continuous_batching": True}, "cannot feed a mixture back"),
+        ({"thinking_temperature": -1.0}, "`thinking_temperature` is -1.0"),
+        ({"thinking_temperature": 0.0}, "must be above 0"),
+        ({"temperature": -0.5}, "`temperature` is -0.5"),
+        ({"gumbel_temperature": -0.1}, "`gumbel_temperature`"),
+        ({"thinking_top_p": 1.5}, "at most 1"),
+        ({"thinking_min_p": -0.1}, "at least 0"),
+        ({"thinking_top_k": 0}, "at least 1"),
+        ({"noise_scale": 0.0}, "draws nothing"),
+        ({"gumbel_density": "sum"}, "gumbel, concrete, softgrpo"),
+        ({"answer_prefill": ["one"]}, "two texts"),
+        ({"thought": "gaussian", "thinking_top_k": 5}, "mixes the whole vocabulary"),
+        ({"thought": "hard", "thinking_temperature": 0.7}, "Set `temperature` instead"),
+        ({"ds3_gather_for_generation": False}, "wait forever"),
+        ({"cache_implementation": "static"}, "dynamic cache"),
+        ({"generation_kwargs": {"num_beams": 2}}, "would ignore it"),
+    ],
+)
+def test_configs_that_cannot_be_soft(tmp_path, settings, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        tiny.config(tmp_path, **settings)
+
+
+def image_rows():
+    return Dataset.from_dict({"prompt": ["1="] * 8, "image": [None] * 8})
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"end_of_thinking": "Final answer"}, "this tokenizer cannot produce it"),
+        ({"answer_prefill": ["", "The answer is"]}, "this tokenizer cannot produce it"),
+        ({"thinking_top_k": 99}, "has only 26 tokens"),
+        ({"max_thinking_length": 15}, "no room is left for an answer"),
+        ({"train_dataset": Dataset.from_dict({"question": ["1="] * 8})}, r"columns \['question'\] and no `prompt`"),
+        ({"train_dataset": Dataset.from_dict({"prompt": []})}, "is empty"),
+        ({"train_dataset": IterableDataset.from_generator(lambda: iter(()))}, "is empty"),
+        ({"eval_dataset": {"a": Dataset.from_dict({"question": ["1="]})}}, "`eval_dataset` has the columns"),
+        ({"train_dataset": image_rows()}, "has images"),
+        ({"peft_config": PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)}, "virtual tokens"),
+        ({"peft_config": LoraConfig(target_modules=["q_proj", "embed_tokens"])}, "cannot be mixed|plain embedding|rows"),
+        ({"peft_config": LoraConfig(target_modules=["q_proj"], modules_to_save=["embed_tokens"])}, "rows"),
+    ],
+)
+def test_trainers_that_cannot_be_soft(tmp_path, monkeypatch, options, sentence):
+    monkeypatch.setattr("trl_soft.trainer.rollout", lambda *a, **k: pytest.fail("something was generated"))
+    with pytest.raises(ValueError, match=sentence):
+        tiny.trainer(tmp_path / "out", **options)
+    assert not os.path.exists(tmp_path / "out") or not os.listdir(tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["tools", "rollout_func", "environment_factory"])
+def test_turns_that_others_write(tmp_path, name):
+    from trl_soft import SoftGRPOTrainer
+
+    given = {name: [print] if name == "tools" else print}
+    with pytest.raises(ValueError, match=f"`{name}` was passed"):
+        SoftGRPOTrainer(tiny.model(), tiny.reward, tiny.config(tmp_path), tiny.prompts(), **given)
+
+
+def test_a_plain_config_is_refused(tmp_path):
+    from trl_soft import SoftGRPOTrainer
+
+    args = GRPOConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none")
+    with pytest.raises(TypeError, match="Pass a SoftGRPOConfig"):
+        SoftGRPOTrainer(tiny.model(), tiny.reward, args, tiny.prompts(), processing_class=tiny.tokenizer())
+
+
+def test_a_reward_that_raises_leaves_the_checkpoint(tmp_path):
+    calls = []
+
+    def reward(completions, **kwargs):
+        calls.append(len(completions))
+        if len(calls) == 3:
+            raise ZeroDivisionError("my own error")
+        return [0.5 * (i % 2) for i in range(len(completions))]
+
+    options = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "reward_funcs": reward}
+    trainer = tiny.trainer(tmp_path, **options)
+    with pytest.raises(ZeroDivisionError, match="my own error"):
+        trainer.train()
+    assert os.listdir(tmp_path) and "checkpoint-2" in os.listdir(tmp_path)
+    assert trainer.model.training and trainer._record is None and "generate" not in vars(trainer.model)
+    resumed = tiny.trainer(tmp_path, **{**options, "reward_funcs": tiny.reward})
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 4
+
+
+def parse(tmp_path, text: str, *flags: str):
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    return SoftParser((Arguments, SoftGRPOConfig, ModelConfig)).parse_args_and_config(["--config", str(path), *flags])
+
+
+def test_yaml_is_parsed_strictly(tmp_path):
+    base = f"output_dir: {tmp_path}/out\nbf16: false\nuse_cpu: true\n"
+    _, training, _ = parse(tmp_path, base + "thinking_top_k: 7\n", "--thinking_top_p", "0.5")
+    assert (training.thinking_top_k, training.thinking_top_p) == (7, 0.5)
+    with pytest.raises(ValueError, match="`thinking_topk`.*nearest known name is `thinking_top_k`"):
+        parse(tmp_path, base + "thinking_topk: 7\n")
+    with pytest.raises(ValueError, match="`gumbel_temprature`.*`gumbel_temperature`"):
+        parse(tmp_path, base, "--gumbel_temprature", "0.2")
+    with pytest.raises(ValueError, match="no kind of thought"):
+        parse(tmp_path, base + "thought: fussy\n")
+    assert not os.path.exists(tmp_path / "out")
+
+
+def test_saved_settings_of_another_version(tmp_path):
+    (tmp_path / "thinking_config.json").write_text('{"thought": "hard", "warp": 9}')
+    with pytest.raises(ValueError, match=r"\['warp'\]"):
+        ThinkingSettings.load_thinking(tmp_path)
+    with pytest.raises(FileNotFoundError, match="not saved by a soft trainer"):
+        ThinkingSettings.load_thinking(tmp_path / "nowhere")
+
+
+def test_no_prompts():
+    from trl_soft import soft_generate
+
+    with pytest.raises(ValueError, match="nothing to complete"):
+        soft_generate(tiny.model(), tiny.tokenizer(), [], ThinkingSettings())
+
+
+def test_a_model_with_ids_in_every_layer_is_refused():
+    from trl_soft import add_soft_tokens
+
+    net = tiny.model()
+    net.config.hidden_size_per_layer_input = 8
+    with pytest.raises(ValueError, match="per-layer embeddings"):
+        add_soft_tokens(net)
+    assert torch.is_tensor(net(input_ids=torch.tensor([[1]])).logits)
