@@ -52,7 +52,9 @@ def load_prompts(arguments: Arguments, name: str, split: str, tokenizer, limit: 
         arguments.answer_marker,
     )
     prompts, dropped = drop_long_prompts(prompts, tokenizer, limit)
-    logger.warning("%s: %d prompts, %d dropped because they are longer than %d tokens", name, len(prompts), dropped, limit)
+    logger.warning(
+        "%s: %d prompts, %d dropped because they are longer than %d tokens", name, len(prompts), dropped, limit
+    )
     return prompts
 
 

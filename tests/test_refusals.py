@@ -7,10 +7,10 @@ import pytest
 import torch
 from datasets import Dataset, IterableDataset
 from peft import LoraConfig, PromptTuningConfig
+from trl import GRPOConfig, ModelConfig
 
 from examples.grpo_soft import Arguments
 from tests import tiny
-from trl import GRPOConfig, ModelConfig
 from trl_soft import SoftGRPOConfig, ThinkingSettings
 from trl_soft.config import SoftParser
 
@@ -64,7 +64,10 @@ def image_rows():
         ({"eval_dataset": {"a": Dataset.from_dict({"question": ["1="]})}}, "`eval_dataset` has the columns"),
         ({"train_dataset": image_rows()}, "has images"),
         ({"peft_config": PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)}, "virtual tokens"),
-        ({"peft_config": LoraConfig(target_modules=["q_proj", "embed_tokens"])}, "cannot be mixed|plain embedding|rows"),
+        (
+            {"peft_config": LoraConfig(target_modules=["q_proj", "embed_tokens"])},
+            "cannot be mixed|plain embedding|rows",
+        ),
         ({"peft_config": LoraConfig(target_modules=["q_proj"], modules_to_save=["embed_tokens"])}, "rows"),
     ],
 )
@@ -122,9 +125,9 @@ def test_yaml_is_parsed_strictly(tmp_path):
     base = f"output_dir: {tmp_path}/out\nbf16: false\nuse_cpu: true\n"
     _, training, _ = parse(tmp_path, base + "thinking_top_k: 7\n", "--thinking_top_p", "0.5")
     assert (training.thinking_top_k, training.thinking_top_p) == (7, 0.5)
-    with pytest.raises(ValueError, match="`thinking_topk`.*nearest known name is `thinking_top_k`"):
+    with pytest.raises(ValueError, match=r"`thinking_topk`.*nearest known name is `thinking_top_k`"):
         parse(tmp_path, base + "thinking_topk: 7\n")
-    with pytest.raises(ValueError, match="`gumbel_temprature`.*`gumbel_temperature`"):
+    with pytest.raises(ValueError, match=r"`gumbel_temprature`.*`gumbel_temperature`"):
         parse(tmp_path, base, "--gumbel_temprature", "0.2")
     with pytest.raises(ValueError, match="no kind of thought"):
         parse(tmp_path, base + "thought: fussy\n")

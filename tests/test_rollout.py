@@ -112,7 +112,10 @@ def test_cold_stop():
 
 def test_greedy_needs_no_noise():
     settings = ThinkingSettings(noise_scale=0.0, max_thinking_length=8)
-    assert generate(settings, temperature=0.0).completion_ids == generate(settings, temperature=0.0, seed=9).completion_ids
+    assert (
+        generate(settings, temperature=0.0).completion_ids
+        == generate(settings, temperature=0.0, seed=9).completion_ids
+    )
 
 
 def test_top_one_thoughts_are_greedy_tokens():
@@ -139,7 +142,10 @@ def test_hard_follows_generate():
 
 def test_repetition_penalty_acts_on_the_answer():
     settings = ThinkingSettings(thought="hard", max_thinking_length=1)
-    assert generate(settings, temperature=0.0).completion_ids != generate(settings, temperature=0.0, repetition_penalty=3.0).completion_ids
+    assert (
+        generate(settings, temperature=0.0).completion_ids
+        != generate(settings, temperature=0.0, repetition_penalty=3.0).completion_ids
+    )
 
 
 def test_the_model_is_left_as_found():

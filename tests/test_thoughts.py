@@ -62,7 +62,11 @@ def test_gradient_is_that_of_finite_differences(name, closing):
     thought, z = STOCHASTIC[name](), logits(5).requires_grad_()
     action, token = thought.sample(DenseLogits(z.detach().float(), table().float()), noise(5))
     if closing:
-        action = thought.close(action, torch.tensor([True, False, True, False, False]), token) if name != "gaussian" else action
+        action = (
+            thought.close(action, torch.tensor([True, False, True, False, False]), token)
+            if name != "gaussian"
+            else action
+        )
     action = to_double(action)
     assert torch.autograd.gradcheck(
         lambda z: thought.score(Float64(z, table()), action), (z,), eps=1e-6, atol=1e-6, rtol=1e-5
@@ -96,7 +100,7 @@ def test_the_mixed_measure_of_closing_has_mean_score_zero(name):
 def test_gumbel_is_the_sum_of_torch_gumbel_densities():
     thought, z = Gumbel(top_k=4, top_p=1.0, noise_scale=0.7), logits(6)
     action, _ = thought.sample(DenseLogits(z), noise(6))
-    ids, log_p = candidates(z.float(), 1.0, 4)
+    _, log_p = candidates(z.float(), 1.0, 4)
     expected = TorchGumbel(log_p.double(), 0.7).log_prob(action["perturbed"].double()).sum(-1)
     torch.testing.assert_close(thought.log_prob(DenseLogits(z), action).double(), expected, rtol=1e-5, atol=1e-5)
 
@@ -104,9 +108,11 @@ def test_gumbel_is_the_sum_of_torch_gumbel_densities():
 def test_concrete_is_the_relaxed_categorical_density_of_log_y():
     thought, z = Gumbel(top_k=4, top_p=1.0, gumbel_temperature=0.5, density="concrete"), logits(6)
     action, _ = thought.sample(DenseLogits(z), noise(6))
-    ids, log_p = candidates(z.float(), 1.0, 4)
+    _, log_p = candidates(z.float(), 1.0, 4)
     log_y = torch.log_softmax(action["perturbed"].double() / 0.5, dim=-1)
-    expected = ExpRelaxedCategorical(torch.tensor(0.5).double(), logits=log_p.double(), validate_args=False).log_prob(log_y)
+    expected = ExpRelaxedCategorical(torch.tensor(0.5).double(), logits=log_p.double(), validate_args=False).log_prob(
+        log_y
+    )
     torch.testing.assert_close(thought.log_prob(DenseLogits(z), action).double(), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -205,9 +211,9 @@ def test_softgrpo_by_hand():
 def test_softgrpo_clamps_its_noise_and_keeps_every_slot():
     n = 20_000
     z = torch.tensor([[4.0, 1.0, 0.0, -9.0, -9.0, -9.0]]).expand(n, 6)
-    action, token = Gumbel(density="softgrpo").sample(DenseLogits(z), noise(n))
+    action, _ = Gumbel(density="softgrpo").sample(DenseLogits(z), noise(n))
     assert action["kept"].all() and action["perturbed"].isfinite().all()
-    ids, log_p = candidates(z, 1.0, 5, 0.95)
+    _, log_p = candidates(z, 1.0, 5, 0.95)
     eps = action["perturbed"] - torch.log(log_p.exp() + 1e-6)
     assert eps.min() >= -1.5 - 1e-5 and eps.max() <= 3 + 1e-5
     # 1.13 % of the mass lies on the lower edge and 4.86 % on the upper: five standard errors are 0.8 %.
@@ -291,7 +297,9 @@ def test_min_p_drops_the_unlikely():
     ties=st.booleans(),
     seed=st.integers(0, 1000),
 )
-def test_any_support_gives_finite_scores_and_gradients(n, top_k, top_p, min_p, temperature, density, suppressed, ties, seed):
+def test_any_support_gives_finite_scores_and_gradients(
+    n, top_k, top_p, min_p, temperature, density, suppressed, ties, seed
+):
     """Ties, one-token supports, suppressed tokens (-inf logits) and empty batches are ordinary."""
     z = logits(n, seed).round() if ties else logits(n, seed)
     z[:, :suppressed] = -torch.inf

@@ -63,7 +63,13 @@ def recording(rollouts: list):
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"beta": 0.1}, {"peft_config": LORA}, {"peft_config": LORA, "beta": 0.1}, {"num_iterations": 2, "top_entropy_quantile": 0.5}],
+    [
+        {},
+        {"beta": 0.1},
+        {"peft_config": LORA},
+        {"peft_config": LORA, "beta": 0.1},
+        {"num_iterations": 2, "top_entropy_quantile": 0.5},
+    ],
     ids=["full", "beta", "lora", "lora-beta", "iterations"],
 )
 def test_hard_is_grpo(tmp_path, settings):
@@ -200,7 +206,11 @@ def test_the_mixture_is_what_is_fed(tmp_path):
     model = tiny.model()
     hard = torch.log_softmax(model(input_ids=ids, attention_mask=mask).logits[:, :-1], -1)
     hard = hard.gather(-1, ids[:, 1:, None]).squeeze(-1)[:, -batch["completion_ids"].size(1) :]
-    answers = batch["completion_mask"].bool() & ~batch["soft_thinking_mask"] & batch.get("tool_mask", batch["completion_mask"]).bool()
+    answers = (
+        batch["completion_mask"].bool()
+        & ~batch["soft_thinking_mask"]
+        & batch.get("tool_mask", batch["completion_mask"]).bool()
+    )
     assert (hard - batch["soft_log_probs"])[answers].abs().max() > 0.1
 
 
@@ -235,7 +245,11 @@ def test_same_constructor_as_grpo():
 
 def test_evaluation_thinks_as_told(tmp_path):
     trainer = tiny.trainer(
-        tmp_path, eval_dataset=tiny.prompts(1), eval_thought="soft", per_device_eval_batch_size=4, num_generations_eval=2
+        tmp_path,
+        eval_dataset=tiny.prompts(1),
+        eval_thought="soft",
+        per_device_eval_batch_size=4,
+        num_generations_eval=2,
     )
     first, second = trainer.evaluate(), trainer.evaluate()
     assert first["eval_reward"] == second["eval_reward"]

@@ -30,6 +30,11 @@ class SoftGRPOConfig(ThinkingSettings, GRPOConfig):
             raise ValueError(
                 f"`temperature` is {self.temperature}, but answers are sampled and scored at it, so it must be above 0."
             )
+        if self.max_completion_length is None:
+            raise ValueError(
+                "`max_completion_length` is unset, but a soft rollout keeps a record of that length. Set it to the longest "
+                "thought and answer together, in tokens."
+            )
         if self.use_vllm:
             raise ValueError(
                 "`use_vllm` is set, but vLLM embeds a token id at every step and cannot feed a mixture back. Set "
@@ -55,11 +60,7 @@ class SoftGRPOConfig(ThinkingSettings, GRPOConfig):
                 f"`generation_kwargs` is {self.generation_kwargs}, but soft rollouts do not go through `generate` and "
                 "would ignore it. Use `temperature`, `top_k`, `top_p`, `min_p` and `repetition_penalty`."
             )
-        if (
-            self.max_thinking_length is not None
-            and self.max_completion_length is not None
-            and self.max_thinking_length >= self.max_completion_length
-        ):
+        if self.max_thinking_length is not None and self.max_thinking_length >= self.max_completion_length:
             raise ValueError(
                 f"`max_thinking_length` is {self.max_thinking_length} and `max_completion_length` is "
                 f"{self.max_completion_length}, so a thought could leave no room for an answer. Set "

@@ -59,7 +59,9 @@ def to_prompts(
                 f"`{field}` is {column!r}, but the data set has the columns {rows.column_names}. Set `{field}` to one."
             )
     if "{question}" not in prompt_template:
-        raise ValueError(f"`prompt_template` is {prompt_template!r}, which holds no {{question}}. Put it where it goes.")
+        raise ValueError(
+            f"`prompt_template` is {prompt_template!r}, which holds no {{question}}. Put it where it goes."
+        )
 
     def convert(row: dict) -> dict:
         text = prompt_template.replace("{question}", str(row[question_column]))
@@ -82,7 +84,9 @@ def drop_long_prompts(prompts: Dataset, tokenizer, limit: int) -> tuple[Dataset,
         if isinstance(row["prompt"], str):
             ids = tokenizer(row["prompt"])["input_ids"]
         else:
-            ids = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=True)["input_ids"]
+            ids = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=True)[
+                "input_ids"
+            ]
         return len(ids) <= limit
 
     kept = prompts.filter(fits, desc="Measuring prompts")

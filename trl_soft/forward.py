@@ -133,9 +133,7 @@ def _score(model, fused_forward, record: SoftTokens, *args, labels: torch.Tensor
     answers = valid & ~thoughts
 
     backbone = _AnswersOnly(model, answers)
-    output = fused_forward(
-        backbone, *args, shift_labels=labels[answers].unsqueeze(0), fused_lm_head=True, **kwargs
-    )
+    output = fused_forward(backbone, *args, shift_labels=labels[answers].unsqueeze(0), fused_lm_head=True, **kwargs)
 
     logits = HeadLogits(
         backbone.hidden_states[thoughts],

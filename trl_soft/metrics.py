@@ -75,7 +75,9 @@ def _max(values: torch.Tensor) -> torch.Tensor:
 
 def _means(sums: dict, accelerator) -> dict[str, float]:
     """Means over all processes; nan, which TRL leaves out of its averages, where nothing was counted."""
-    pairs = torch.stack([torch.stack([torch.as_tensor(x, device=accelerator.device).float() for x in pair]) for pair in sums.values()])
+    pairs = torch.stack(
+        [torch.stack([torch.as_tensor(x, device=accelerator.device).float() for x in pair]) for pair in sums.values()]
+    )
     total, count = accelerator.reduce(pairs, reduction="sum").unbind(-1)
     return dict(zip(sums, (total / count).tolist(), strict=True))
 

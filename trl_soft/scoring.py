@@ -35,7 +35,7 @@ def logit_transform(config) -> tuple[float, float | None]:
     return scale, getattr(config, "final_logit_softcapping", None)
 
 
-def gathered(*params: torch.Tensor | None):
+def gathered(*params):
     """Context in which ZeRO-3 shards of `params` are whole; no context at all elsewhere."""
     from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
@@ -128,7 +128,9 @@ class HeadLogits:
         """All logits, (N, V) float32: for tests and for N small."""
         with gathered(self.head.weight, self.head.bias):
             bias = None if self.head.bias is None else whole(self.head.bias)
-            return _transform(F.linear(self.hidden, whole(self.head.weight), bias).float(), self.scale, self.softcap)[0]
+            return _transform(F.linear(self.hidden, whole(self.head.weight), bias).float(), self.scale, self.softcap)[
+                0
+            ]
 
     def mixture(self, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
         """`h = sum_v softmax(z/T)_v e_v` (N, H) and the entropy of softmax(z/T) (N,), both float32."""

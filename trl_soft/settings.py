@@ -4,6 +4,7 @@
 import json
 import os
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 from .thoughts import DENSITIES, THOUGHTS, Gaussian, Gumbel, Hard, Soft, Thought
 
@@ -19,7 +20,7 @@ _DEFAULTS = {
 }
 
 
-def _help(text: str, default=None):
+def _help(text: str, default: Any = None) -> Any:
     return field(default=default, metadata={"help": text})
 
 
@@ -78,7 +79,9 @@ class ThinkingSettings:
             noise, `None` is 1.0. At 0 nothing is drawn: greedy evaluation, refused in training.
     """
 
-    thought: str = _help("What a thinking step feeds back: hard, soft (evaluation only), gaussian or gumbel.", "gumbel")
+    thought: str = _help(
+        "What a thinking step feeds back: hard, soft (evaluation only), gaussian or gumbel.", "gumbel"
+    )
     eval_thought: str | None = _help("The thought used during evaluation; unset: as trained.")
     thinking_temperature: float | None = _help("Temperature of the distribution a thought is made from, above 0.")
     thinking_top_k: int | None = _help("Number of candidates of a thought, from 1 to the size of the vocabulary.")
@@ -106,9 +109,7 @@ class ThinkingSettings:
                     + (" (fuzzy is gaussian with thinking_temperature 1e-4)." if value == "fuzzy" else ".")
                 )
         if self.gumbel_density not in DENSITIES:
-            raise ValueError(
-                f"`gumbel_density` is {self.gumbel_density!r}. Choose one of {', '.join(DENSITIES)}."
-            )
+            raise ValueError(f"`gumbel_density` is {self.gumbel_density!r}. Choose one of {', '.join(DENSITIES)}.")
         _in_range(self, "thinking_temperature", 0, None, open_low=True)
         _in_range(self, "thinking_top_k", 1, None)
         _in_range(self, "thinking_top_p", 0, 1, open_low=True)
@@ -193,7 +194,9 @@ class ThinkingSettings:
         known = {f.name for f in fields(ThinkingSettings)}
         unknown = sorted(set(saved) - known)
         if unknown:
-            raise ValueError(f"{path} holds {unknown}, which this version does not know. Update trl_soft, or remove them.")
+            raise ValueError(
+                f"{path} holds {unknown}, which this version does not know. Update trl_soft, or remove them."
+            )
         return ThinkingSettings(**{**saved, **changes})
 
 

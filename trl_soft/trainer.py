@@ -13,6 +13,7 @@ Rewards, advantages, every loss type, the reference model, logging and saving ar
 import functools
 import inspect
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from datasets import Dataset, IterableDataset
@@ -23,7 +24,7 @@ from .config import SoftGRPOConfig
 from .forward import add_soft_tokens
 from .metrics import rollout_metrics, update_metrics
 from .record import SoftTokens
-from .rollout import Rollout, rollout
+from .rollout import rollout
 from .rollout.plan import make_plan, table_rms
 from .thoughts import Hard
 
@@ -35,10 +36,18 @@ LOG_RATIO_BOUND = 20.0
 _EVALUATION = 1 << 31
 
 
-class SoftTokensMixin:
+if TYPE_CHECKING:
+    _Host = GRPOTrainer  # what the mixin is mixed into, for the type checker
+else:
+    _Host = object
+
+
+class SoftTokensMixin(_Host):
     """The overrides, over a TRL trainer that generates online (`GRPOTrainer`)."""
 
     _config_class = SoftGRPOConfig
+    args: SoftGRPOConfig
+    model: Any
 
     def __init__(self, *args, **kwargs):
         bound = inspect.signature(super().__init__).bind(*args, **kwargs)
@@ -48,8 +57,8 @@ class SoftTokensMixin:
             name = model if isinstance(model, str) else model.config._name_or_path
             given["args"] = self._config_class(f"{name.split('/')[-1]}-{self._name}")
         self._refuse(given)
-        self._record: SoftTokens | None = None
-        self._rollout: Rollout | None = None
+        self._record: Any = None  # the SoftTokens in flight, inside `_replaying` alone
+        self._rollout: Any = None  # the Rollout between `generate` and the return of `_generate`
         self._loss_inputs: dict | None = None
         self._eval_samples = 0
         super().__init__(*bound.args, **bound.kwargs)
@@ -65,8 +74,8 @@ class SoftTokensMixin:
         args = given["args"]
         if not isinstance(args, self._config_class):
             raise TypeError(
-                f"`args` is a {type(args).__name__}, which holds no thinking settings, and {type(self).__name__} does not "
-                f"guess them. Pass a {self._config_class.__name__}; it takes the same fields and more."
+                f"`args` is a {type(args).__name__}, which holds no thinking settings, and {type(self).__name__} does "
+                f"not guess them. Pass a {self._config_class.__name__}; it takes the same fields and more."
             )
         for name in ("tools", "rollout_func", "environment_factory"):
             if given.get(name):
@@ -103,7 +112,7 @@ class SoftTokensMixin:
                 self._tokenizer,
                 answer,
                 vocab_size=base.config.get_text_config().vocab_size,
-                max_completion_length=self.max_completion_length,
+                max_completion_length=cast(int, self.max_completion_length),  # the config refuses None
                 eos_token_ids=self.eos_token_ids,
                 rms=rms,
                 evaluation=mode == "eval",
@@ -123,7 +132,7 @@ class SoftTokensMixin:
         if record is not None and loss_inputs is not None and record.shape != loss_inputs["completion_ids"].shape:
             raise ValueError(
                 f"The record of thoughts is {tuple(record.shape)} and the completions are "
-                f"{tuple(loss_inputs['completion_ids'].shape)}: something reshaped the batch without its `soft_*` keys."
+                f"{tuple(loss_inputs['completion_ids'].shape)}: something reshaped the batch without its soft_* keys."
             )
         self._record, self._loss_inputs = record, loss_inputs
         try:
@@ -187,7 +196,9 @@ class SoftTokensMixin:
     def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs):
         record = self._record
         if record is None:
-            raise RuntimeError("Log-probabilities were asked for outside a rollout or a loss, so no record is at hand.")
+            raise RuntimeError(
+                "Log-probabilities were asked for outside a rollout or a loss, so no record is at hand."
+            )
         if not record.thought.is_token:
             model = _Replay(model, record.to_length(logits_to_keep))
         logps, *rest = super()._get_per_token_logps_and_entropies(
@@ -247,12 +258,13 @@ class SoftGRPOTrainer(SoftTokensMixin, GRPOTrainer):
         ValueError, TypeError: for anything that cannot be soft, before anything is generated.
     """
 
-    _tag_names = ["trl", "grpo", "trl_soft"]
+    _tag_names = ["trl", "grpo", "trl_soft"]  # noqa: RUF012 (as TRL declares it)
     _name = "SoftGRPO"
 
-    @functools.wraps(GRPOTrainer.__init__)
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+
+    __init__.__signature__ = inspect.signature(GRPOTrainer.__init__)  # type: ignore[attr-defined]
 
 
 class _Replay:
@@ -272,15 +284,17 @@ def _check_dataset(name: str, dataset) -> None:
         return  # None, or what TRL refuses itself
     row = next(iter(dataset), None)
     if row is None:
-        raise ValueError(f"`{name}` is empty, so there is no prompt to complete. Check the file, the split and filters.")
+        raise ValueError(
+            f"`{name}` is empty, so there is no prompt to complete. Check the file, the split and filters."
+        )
     if "prompt" not in row:
         raise ValueError(
-            f"`{name}` has the columns {sorted(row)} and no `prompt`. Rename the column that holds the prompt, or build "
-            "it with `dataset.map`."
+            f"`{name}` has the columns {sorted(row)} and no `prompt`. Rename the column that holds the prompt, or "
+            "build it with `dataset.map`."
         )
     if {"image", "images"} & set(row):
         raise ValueError(
-            f"`{name}` has images, but image placeholders and soft tokens cannot share a prompt yet. Remove the column."
+            f"`{name}` has images, but image placeholders and soft tokens cannot share a prompt yet. Drop the column."
         )
 
 

@@ -40,6 +40,8 @@ CHAT_TEMPLATE = (
 
 BATCH_SIZE = 64
 LEARNING_RATE = 2e-3
+BETAS = (0.9, 0.98)
+WEIGHT_DECAY = 0.1
 WARMUP_STEPS = 50
 LONGEST_COMPLETION = 64  # in tokens; a thought with no merged step takes at most 50
 
@@ -94,9 +96,7 @@ def make_prompt(tokenizer: PreTrainedTokenizerFast, question: str) -> str:
     return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
 
-def make_batch(
-    tokenizer: PreTrainedTokenizerFast, rng: random.Random, held_out: set[str]
-) -> dict[str, torch.Tensor]:
+def make_batch(tokenizer: PreTrainedTokenizerFast, rng: random.Random, held_out: set[str]) -> dict[str, torch.Tensor]:
     """Fresh demonstrations as `input_ids`, `attention_mask`, `labels`, each (B, L); only completions have labels."""
     prompts, completions = [], []
     while len(prompts) < BATCH_SIZE:
@@ -116,7 +116,7 @@ def make_batch(
 def train(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, steps: int, seed: int, held_out: set[str]):
     """Supervised training on the student's demonstrations, a fresh batch a step."""
     rng = random.Random(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=BETAS, weight_decay=WEIGHT_DECAY)
     scheduler = get_cosine_schedule_with_warmup(optimizer, WARMUP_STEPS, steps)
     model.train()
     progress = trange(steps, desc="pretrain")
@@ -146,7 +146,7 @@ def count_correct(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, r
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the quickstart's tiny reasoner from nothing.")
     parser.add_argument("--output_dir", type=Path, default=HERE / "reasoner", help="where to save model and tokenizer")
-    parser.add_argument("--steps", type=int, default=1000, help="supervised steps of 64 demonstrations")
+    parser.add_argument("--steps", type=int, default=1500, help="supervised steps of 64 demonstrations")
     parser.add_argument("--seed", type=int, default=0, help="seed of the weights, the demonstrations and the samples")
     args = parser.parse_args()
 
@@ -161,7 +161,9 @@ def main() -> None:
     greedy = count_correct(model, tokenizer, test, do_sample=False)
     sampled = count_correct(model, tokenizer, test, do_sample=True, temperature=1.0, top_k=0, num_return_sequences=16)
     print(f"greedy {(greedy > 0).float().mean():.3f}")
-    print(f"sampled at temperature 1: pass@1 {sampled.float().mean() / 16:.3f}, pass@16 {(sampled > 0).float().mean():.3f}")
+    print(
+        f"sampled at temperature 1: pass@1 {sampled.float().mean() / 16:.3f}, pass@16 {(sampled > 0).float().mean():.3f}"
+    )
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ import sys
 import torch
 import trl.trainer.grpo_trainer
 from accelerate.utils import DistributedType
-from transformers import AutoModelForCausalLM
 
 from tests import tiny
 

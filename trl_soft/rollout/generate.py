@@ -94,7 +94,9 @@ def soft_generate(
         evaluation=evaluation,
         repetition_penalty=repetition_penalty,
     )
-    ids = [tokenizer(p)["input_ids"] if isinstance(p, str) else list(p) for p in prompts for _ in range(num_generations)]
+    ids = [
+        tokenizer(p)["input_ids"] if isinstance(p, str) else list(p) for p in prompts for _ in range(num_generations)
+    ]
     out = SoftCompletions([], [], [], [], [], [], [])
     with soft_tokens_added(base), tqdm(total=len(ids), disable=not progress, desc="Generating", unit="sample") as bar:
         for start in range(0, len(ids), batch_size):

@@ -22,7 +22,8 @@ def forced_ids(settings: ThinkingSettings, tokenizer, end: EndOfThinking) -> tup
     """Ids forced after a thought that ended itself, and after one that was cut."""
     if settings.answer_prefill is None:
         return [], list(end.ids)
-    return tuple(encode(tokenizer, text, "answer_prefill") if text else [] for text in settings.answer_prefill)
+    ended, cut = (encode(tokenizer, text, "answer_prefill") if text else [] for text in settings.answer_prefill)
+    return ended, cut
 
 
 def make_plan(

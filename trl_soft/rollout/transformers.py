@@ -6,7 +6,7 @@ end-of-sequence token. Mixtures enter through the same patched embedding that th
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,7 +43,7 @@ class Plan:
     eos_token_ids: list[int]
     pad_token_id: int
     max_thinking_length: int | None = None
-    forced: tuple[list[int], list[int]] = ((), ())
+    forced: tuple[Sequence[int], Sequence[int]] = ((), ())
     cold_stop_entropy: float | None = None
     cold_stop_length: int = 256
     repetition_penalty: float = 1.0
@@ -102,7 +102,9 @@ def rollout(
     penalise = RepetitionPenaltyLogitsProcessor(plan.repetition_penalty) if plan.repetition_penalty != 1.0 else None
 
     ids = torch.full((batch, length), plan.pad_token_id, device=device)
-    thinking_mask, forced_mask, completion_mask = (torch.zeros(batch, length, dtype=torch.bool, device=device) for _ in "123")
+    thinking_mask, forced_mask, completion_mask = (
+        torch.zeros(batch, length, dtype=torch.bool, device=device) for _ in "123"
+    )
     log_probs, entropies = (torch.zeros(batch, length, device=device) for _ in "12")
     actions: dict[str, torch.Tensor] = {}
 

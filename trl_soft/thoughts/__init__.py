@@ -10,4 +10,4 @@ from .soft import Soft
 
 THOUGHTS: dict[str, type[Thought]] = {kind.name: kind for kind in (Hard, Soft, Gaussian, Gumbel)}
 
-__all__ = ["Action", "DENSITIES", "Embed", "Gaussian", "Gumbel", "Hard", "Soft", "THOUGHTS", "Thought"]
+__all__ = ["DENSITIES", "THOUGHTS", "Action", "Embed", "Gaussian", "Gumbel", "Hard", "Soft", "Thought"]

@@ -10,14 +10,15 @@ The action is g'. Three ways to score it, `gumbel_density`:
     gumbel    log q = sum_i ( -r_i - exp(-r_i) ) - K log s,   r_i = (g'_i - log p_i)/s         (Eq. 12, exact)
     concrete  exact density of y, in its K-1 log-odds, blind to a shift of g': with a_i = (log p_i - tau_g log y_i)/s
               log q = log (K-1)! + (K-1) log(tau_g/s) + sum_i ( a_i - logsumexp(a) )
-              (Maddison et al., arXiv 1611.00712, Eq. 22 in appendix C; torch's ExpRelaxedCategorical)
+              (the ExpConcrete density of Maddison et al., arXiv 1611.00712; torch's ExpRelaxedCategorical)
     softgrpo  what the released code computes; **no density**: the mean over the entries with log p > -3 of
               -r_i - exp(-r_i), r_i = clamp(g'_i - log(p_i + 1e-6), -1.5, 3), p renormalised over all K stored ids;
               its noise is clamped to [-1.5, 3] as well, and top-p is forgotten when the score is computed
 
 When the shadow token ends the thinking, the step becomes that token's one-hot and g' is discarded. The event
 {argmax g' = i} has probability softmax(log p / s)_i (Gumbel-max; p_i at s = 1), so `gumbel` and `concrete` score the
-closing step by its logarithm, on the same support: together a proper mixed density. `softgrpo` scores it as an ordinary token, as released.
+closing step by its logarithm, on the same support: together a proper mixed density. `softgrpo` scores it as an ordinary
+token, as released.
 """
 
 import math
@@ -137,4 +138,3 @@ class Gumbel(Thought):
 
     def weights(self, action):
         return torch.softmax(action["perturbed"] / self.gumbel_temperature, dim=-1)
-

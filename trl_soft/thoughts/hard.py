@@ -47,7 +47,9 @@ class Hard(Thought):
         if self.temperature == 0.0:
             token = z.argmax(-1)
         else:
-            token = _inverse_cdf(torch.softmax(self.warpers(None, z), dim=-1), noise.uniform(1))
+            no_ids = torch.empty(len(z), 0, dtype=torch.long, device=z.device)  # no warper here looks at them
+            z = self.warpers(no_ids, z)  # type: ignore[arg-type]
+            token = _inverse_cdf(torch.softmax(z, dim=-1), noise.uniform(1))
         return {"ids": token}, token
 
     def close(self, action, closed, token):

@@ -1,0 +1,39 @@
+# make quickstart   set up, train the embedded reasoner with soft thoughts, show before and after
+# make test         set up, run the tests
+# make quality      lint and type-check           make style   format
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+SEED ?= 0
+
+.PHONY: install quickstart test quality style clean
+
+install: $(READY)
+
+# torch comes first and by itself, so that packages that probe for it while they are built find it.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt pip setuptools wheel
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $(READY)
+
+quickstart: $(READY)
+	$(BIN)/python examples/quickstart/run.py --seed $(SEED)
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+quality: $(READY)
+	$(BIN)/ruff check trl_soft examples tests
+	$(BIN)/ruff format --check trl_soft examples tests
+	$(BIN)/mypy
+
+style: $(READY)
+	$(BIN)/ruff check --fix trl_soft examples tests
+	$(BIN)/ruff format trl_soft examples tests
+
+clean:
+	rm -rf $(VENV) build dist outputs *.egg-info
