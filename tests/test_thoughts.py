@@ -23,7 +23,7 @@ class Float64(DenseLogits):
     """Dense logits that keep float64, for finite differences."""
 
     def __init__(self, logits, table=None, table_scale=1.0):
-        self.logits, self.table, self.table_scale = logits, table, table_scale
+        self.logits, self.table, self.table_scale, self.dtype = logits, table, table_scale, torch.float64
 
     def mixture(self, temperature):
         log_p = torch.log_softmax(self.logits / temperature, dim=-1)

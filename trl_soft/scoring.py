@@ -67,16 +67,17 @@ class DenseLogits:
         table (`torch.Tensor` of shape `(V, H)`, *optional*):
             Embedding table, for `mixture`.
         table_scale (`float`): what the embedding module multiplies the table by (Gemma: sqrt(H)).
+        dtype (`torch.dtype`, *optional*): in which embeddings are fed; the table may be a float32 copy.
     """
 
-    def __init__(self, logits: torch.Tensor, table: torch.Tensor | None = None, table_scale: float = 1.0):
-        self.logits, self.table, self.table_scale = logits.float(), table, table_scale
+    def __init__(self, logits, table: torch.Tensor | None = None, table_scale: float = 1.0, dtype=torch.float32):
+        self.logits, self.table, self.table_scale, self.dtype = logits.float(), table, table_scale, dtype
 
     def __len__(self) -> int:
         return self.logits.size(0)
 
     def __getitem__(self, rows) -> "DenseLogits":
-        return DenseLogits(self.logits[rows], self.table, self.table_scale)
+        return DenseLogits(self.logits[rows], self.table, self.table_scale, self.dtype)
 
     def at(self, ids: torch.Tensor) -> torch.Tensor:
         """Logits of the candidates `ids` (N, K) -> (N, K) float32."""

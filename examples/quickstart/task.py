@@ -21,6 +21,7 @@ SEED = 0
 TRAIN_ROWS = 2000
 TEST_ROWS = 200
 
+LARGEST = 19
 MERGE_PROBABILITY = 0.5  # that a step takes two operations, where two are left
 ERROR_PROBABILITY = 0.8  # that the result of such a merged step is wrong
 ERRORS = (-3, -2, -1, 1, 2, 3)
@@ -28,8 +29,13 @@ ERRORS = (-3, -2, -1, 1, 2, 3)
 
 def make_question(rng: random.Random) -> str:
     """Draw a question such as `7-1+9-8+5=`, with 4 to 6 digits from 1 to 9."""
-    digits = [str(rng.randint(1, 9)) for _ in range(rng.randint(4, 6))]
-    return digits[0] + "".join(rng.choice("+-") + digit for digit in digits[1:]) + "="
+    value = rng.randint(1, 9)
+    question = str(value)
+    for _ in range(rng.randint(3, 5)):
+        term = rng.choice([t for t in range(-9, 10) if t and 0 <= value + t <= LARGEST])
+        value += term
+        question += f"{term:+d}"
+    return question + "="
 
 
 def make_questions(rng: random.Random, count: int) -> list[str]:
@@ -61,7 +67,7 @@ def demonstrate(question: str, rng: random.Random) -> tuple[str, str]:
         step = f"{value}{''.join(taken)}"
         value += sum(int(term) for term in taken)
         if merged and rng.random() < ERROR_PROBABILITY:
-            value += rng.choice(ERRORS)
+            value = rng.choice([v for e in ERRORS if 0 <= (v := value + e) <= LARGEST])
         steps.append(f"{step}={value}")
     return ";".join(steps), str(value)
 

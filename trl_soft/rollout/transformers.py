@@ -97,7 +97,7 @@ def rollout(
     steps = _Steps(model, input_ids, attention_mask)
     batch, length, device = input_ids.size(0), plan.max_completion_length, input_ids.device
     cap = min(plan.max_thinking_length or length, length)
-    table, eos = _table(model), torch.tensor(plan.eos_token_ids, device=device)
+    table, eos = _table(model, plan.thought), torch.tensor(plan.eos_token_ids, device=device)
     script, script_length = _script(plan.forced, device)
     penalise = RepetitionPenaltyLogitsProcessor(plan.repetition_penalty) if plan.repetition_penalty != 1.0 else None
 
@@ -218,9 +218,11 @@ class _Steps:
         return output.logits[:, -1].float()
 
 
-def _table(model) -> tuple[torch.Tensor, float]:
+def _table(model, thought: Thought) -> tuple:
+    """What `DenseLogits` needs to mix the whole vocabulary: cast to float32 once a rollout, and only if it is used."""
     embedding = model.get_input_embeddings()
-    return whole(embedding.weight), embedding_scale(embedding)
+    table = whole(embedding.weight).float() if thought.mixes_vocabulary else None
+    return table, embedding_scale(embedding), embedding.weight.dtype
 
 
 def _noise(seed: int, generation: int, sample: torch.Tensor, position: int) -> KeyedNoise:

@@ -28,6 +28,7 @@ class Thought:
         closes_one_hot (`bool`): whether the step that ends the thinking becomes the one-hot of its token (SofT-GRPO,
             Soft Thinking) or stays a thought like any other (2509.19170).
         scores_closing (`bool`): whether the closing one-hot is scored by `log_prob` or as an ordinary answer token.
+        mixes_vocabulary (`bool`): whether it asks the logits for a `mixture` of the whole embedding table.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Thought:
     is_token = False
     closes_one_hot = True
     scores_closing = True
+    mixes_vocabulary = False
 
     def sample(self, logits, noise: KeyedNoise) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """Draw: the action, and the shadow token of each row (N,) int64."""

@@ -28,6 +28,7 @@ class Gaussian(Thought):
 
     name = "gaussian"
     closes_one_hot = False
+    mixes_vocabulary = True
 
     def __init__(self, temperature: float = 0.5, sigma: float = 1.0):
         self.temperature, self.sigma = temperature, sigma
@@ -36,9 +37,8 @@ class Gaussian(Thought):
     def sample(self, logits, noise):
         mean, _ = logits.mixture(self.temperature)
         embedding = mean + self.sigma * noise.normal(mean.size(-1))
-        # What is scored is what was fed: rounded to the table's precision before it is remembered.
-        embedding = embedding if logits.table is None else embedding.to(logits.table.dtype)
-        return {"embedding": embedding}, logits.dense().argmax(-1)
+        # What is scored is what was fed: rounded to the model's precision before it is remembered.
+        return {"embedding": embedding.to(logits.dtype)}, logits.dense().argmax(-1)
 
     def log_prob(self, logits, action):
         return self.score(logits, action)[0]
