@@ -49,20 +49,20 @@ def accuracy(model_dir: Path, settings: ThinkingSettings, problems: list[dict], 
     return statistics.mean(verdicts), statistics.mean(map(max, groups)), statistics.mean(out.thinking_lengths)
 
 
-def evaluate(model_dir: Path, settings: ThinkingSettings, problems: list[dict]) -> dict[str, float]:
-    """The quickstart's five figures, and how long a soft thought is."""
+def evaluate(model_dir: Path, settings: ThinkingSettings, problems: list[dict]) -> tuple[dict[str, float], float]:
+    """The quickstart's five figures, and the mean length of a soft thought."""
     hard = ThinkingSettings(thought="hard")
     greedy, _, _ = accuracy(model_dir, hard, problems, 1, temperature=0.0)
     hard_pass1, hard_any, _ = accuracy(model_dir, hard, problems, SAMPLES)
     soft_pass1, soft_any, length = accuracy(model_dir, settings, problems, SAMPLES)
-    return {
+    figures = {
         "greedy": greedy,
         "hard_pass1": hard_pass1,
         f"hard_pass{SAMPLES}": hard_any,
         "soft_pass1": soft_pass1,
         f"soft_pass{SAMPLES}": soft_any,
-        "soft_thinking_length": length,
     }
+    return figures, length
 
 
 def plot(rewards: list[tuple[int, float]], path: Path) -> None:
@@ -100,13 +100,14 @@ def main():
 
     console.rule("Before and after")
     settings = ThinkingSettings.load_thinking(trained)
-    before = evaluate(HERE / "reasoner", settings, problems)
-    after = evaluate(trained, settings, problems)
+    before, length_before = evaluate(HERE / "reasoner", settings, problems)
+    after, length_after = evaluate(trained, settings, problems)
     table = Table(title=f"{len(problems)} held-out problems, {SAMPLES} samples each")
     for column in ("", "before", "after"):
         table.add_column(column, justify="left" if not column else "right")
     for name in before:
         table.add_row(name, f"{before[name]:.3f}", f"{after[name]:.3f}")
+    table.add_row("soft thought, tokens", f"{length_before:.1f}", f"{length_after:.1f}")
     console.print(table)
 
     plot(rewards, out / "reward.png")
@@ -115,6 +116,7 @@ def main():
         "reward_last": rewards[-1][1],
         "before": before,
         "after": after,
+        "thinking_length": {"before": length_before, "after": length_after},
         "steps": steps,
         "seconds": round(time.perf_counter() - start, 1),
         "seed": options.seed,
