@@ -72,16 +72,20 @@ def test_there_are_recipes():
 
 
 def test_the_reasoner_learns(tmp_path):
-    """Eight updates of 64 samples at the recipe's settings: reward of the last four above that of the first four."""
+    """Twenty-four updates of 128 samples: the mean reward of the last six is above that of the first six by 0.1.
+
+    The means' standard error is about 0.03, and the rise at these settings about 0.25.
+    """
     tokenizer = AutoTokenizer.from_pretrained(ASSETS / "reasoner")
     rows = to_prompts(load_rows(str(ASSETS / "train.jsonl")), tokenizer)
     args = SoftGRPOConfig(
         str(tmp_path),
         max_completion_length=48,
         max_steps=24,
-        per_device_train_batch_size=64,
+        per_device_train_batch_size=128,
         num_generations=8,
-        learning_rate=4e-4,
+        learning_rate=2e-4,
+        gumbel_density="concrete",
         lr_scheduler_type="constant",
         bf16=False,
         use_cpu=True,

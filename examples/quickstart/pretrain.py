@@ -146,7 +146,7 @@ def count_correct(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, r
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the quickstart's tiny reasoner from nothing.")
     parser.add_argument("--output_dir", type=Path, default=HERE / "reasoner", help="where to save model and tokenizer")
-    parser.add_argument("--steps", type=int, default=1500, help="supervised steps of 64 demonstrations")
+    parser.add_argument("--steps", type=int, default=1200, help="supervised steps of 64 demonstrations")
     parser.add_argument("--seed", type=int, default=0, help="seed of the weights, the demonstrations and the samples")
     args = parser.parse_args()
 
