@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Make the quickstart's tiny reasoner from nothing: a character tokenizer and a Qwen2 model of 243 thousand parameters.
+"""Make the quickstart's tiny reasoner from nothing: a character tokenizer and a Qwen2 model of 243k parameters.
 
 The model learns from the sloppy student of `task.py` until it knows the single operations by heart and copies the
 student's bad habit of merging them. Ends with its accuracy on `test.jsonl`, whose questions it never trains on.
 
     python examples/quickstart/pretrain.py --output_dir examples/quickstart/reasoner
+
+On one machine the same arguments give the same `model.safetensors`, bit for bit (sha256 of repeated runs compared). No
+second kind of processor was tried: one that rounds differently makes other weights, and then only the accuracies can
+be expected to agree, within what 200 questions resolve (one standard error of the greedy accuracy is 0.035).
 """
 
 import argparse
@@ -43,7 +47,7 @@ LEARNING_RATE = 2e-3
 BETAS = (0.9, 0.98)
 WEIGHT_DECAY = 0.1
 WARMUP_STEPS = 50
-LONGEST_COMPLETION = 64  # in tokens; a thought with no merged step takes at most 50
+LONGEST_COMPLETION = 64  # in tokens; a thought with no merged step takes at most 42
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:

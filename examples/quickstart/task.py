@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The quickstart's task: sums of single digits, and a sloppy student who shows how (not) to work them out.
 
-A question is a sum of 4 to 6 digits with + and -, for example `7-1+9-8+5=`; its answer is an integer, possibly negative.
+A question is a sum of 4 to 6 digits with + and -, for example `7-1+9-8+5=`; its running values and its answer lie
+between 0 and 19, so that the single operations are few enough for a tiny model to learn by heart.
 
 The student writes one operation a step, `7-1=6;6+9=15;15-8=7;7+5=12`, but now and then takes two at once, as in
 `7-1+9=13`, and then is usually wrong. A model trained on such demonstrations knows every single operation and is
@@ -21,7 +22,7 @@ SEED = 0
 TRAIN_ROWS = 2000
 TEST_ROWS = 200
 
-LARGEST = 19
+LARGEST = 19  # of the true running values and of the student's wrong results
 MERGE_PROBABILITY = 0.5  # that a step takes two operations, where two are left
 ERROR_PROBABILITY = 0.8  # that the result of such a merged step is wrong
 ERRORS = (-3, -2, -1, 1, 2, 3)
