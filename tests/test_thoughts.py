@@ -12,7 +12,8 @@ from torch.distributions.relaxed_categorical import ExpRelaxedCategorical
 
 from trl_soft import KeyedNoise
 from trl_soft.scoring import DenseLogits, HeadLogits
-from trl_soft.thoughts import Gaussian, Gumbel, Hard, Soft
+from trl_soft.thoughts import PLACEMENTS, Dirichlet, Gaussian, Gumbel, Hard, Latent, Mixture, Multiplex, Soft
+from trl_soft.thoughts.gaussian import HiddenGaussian, LogitsGaussian, ProbabilitiesGaussian
 from trl_soft.thoughts.candidates import candidates
 
 
@@ -52,8 +53,15 @@ EXACT = {
     "gumbel-scaled": lambda **k: Gumbel(density="gumbel", noise_scale=0.7, **k),
     "concrete-scaled": lambda **k: Gumbel(density="concrete", noise_scale=0.7, **k),
     "gaussian": lambda **k: Gaussian(0.5, 0.3),
+    "gaussian-logits": lambda **k: LogitsGaussian(0.5, 0.7, top_k=5),
+    "gaussian-probabilities": lambda **k: ProbabilitiesGaussian(1.0, 0.05),
+    "dirichlet": lambda **k: Dirichlet(concentration=2.0),
+    "hard": lambda **k: Hard(0.8),
+    "mixture": lambda **k: Mixture(0.9, top_k=6, beta=1.5),
+    "multiplex": lambda **k: Multiplex(0.8, width=3),
+    "multiplex-probability": lambda **k: Multiplex(0.8, width=3, weighting="probability"),
 }
-STOCHASTIC = {**EXACT, "softgrpo": lambda **k: Gumbel(density="softgrpo", **k), "hard": lambda **k: Hard(0.8)}
+STOCHASTIC = {**EXACT, "softgrpo": lambda **k: Gumbel(density="softgrpo", **k)}
 
 
 @pytest.mark.parametrize("name", STOCHASTIC)
@@ -61,22 +69,18 @@ STOCHASTIC = {**EXACT, "softgrpo": lambda **k: Gumbel(density="softgrpo", **k), 
 def test_gradient_is_that_of_finite_differences(name, closing):
     thought, z = STOCHASTIC[name](), logits(5).requires_grad_()
     action, token = thought.sample(DenseLogits(z.detach().float(), table().float()), noise(5))
-    if closing:
-        action = (
-            thought.close(action, torch.tensor([True, False, True, False, False]), token)
-            if name != "gaussian"
-            else action
-        )
+    if closing and thought.closes_one_hot:
+        action = thought.close(action, torch.tensor([True, False, True, False, False]), token)
     action = to_double(action)
     assert torch.autograd.gradcheck(
         lambda z: thought.score(Float64(z, table()), action), (z,), eps=1e-6, atol=1e-6, rtol=1e-5
     )
 
 
-@pytest.mark.parametrize("name", [*EXACT, "hard"])
+@pytest.mark.parametrize("name", EXACT)
 def test_the_score_has_mean_zero(name):
     """E[d log q / dz] = 0, each coordinate within five standard errors of 40,000 draws."""
-    n, thought = 40_000, (EXACT | {"hard": STOCHASTIC["hard"]})[name]()
+    n, thought = 40_000, EXACT[name]()
     # Halved, so that every token occurs often enough for its standard error to be estimated.
     z = (logits(1) / 2).expand(n, V).clone().requires_grad_()
     action, _ = thought.sample(DenseLogits(z.detach(), table().float()), noise(n))
@@ -86,7 +90,7 @@ def test_the_score_has_mean_zero(name):
     assert z.grad.abs().max() > 0
 
 
-@pytest.mark.parametrize("name", ["gumbel", "concrete"])
+@pytest.mark.parametrize("name", ["gumbel", "concrete", "gumbel-scaled", "mixture", "multiplex"])
 def test_the_mixed_measure_of_closing_has_mean_score_zero(name):
     """With the most likely token ending the thought, density and discrete part together still integrate to one."""
     n, thought = 40_000, EXACT[name]()
@@ -346,6 +350,85 @@ def test_the_lazy_view_equals_the_dense_one(softcap, monkeypatch):
     at = torch.autograd.grad(lazy.at(ids).sum(), leaves[:3])
     for have, want in zip(at, torch.autograd.grad(z.gather(-1, ids).sum(), leaves[:3]), strict=True):
         torch.testing.assert_close(have, want, rtol=1e-5, atol=1e-6)
+
+
+def test_dirichlet_is_torch_dirichlet():
+    """Up to the Jacobian prod_i 1/y_i, which holds no parameter."""
+    thought, z = Dirichlet(temperature=1.0, top_k=4, top_p=1.0, concentration=3.0), logits(6)
+    action, _ = thought.sample(DenseLogits(z), noise(6))
+    p = candidates(z.float(), 1.0, 4)[1].exp().double()
+    log_y = action["log_weights"].double()
+    expected = torch.distributions.Dirichlet(3.0 * p, validate_args=False).log_prob(log_y.exp()) + log_y.sum(-1)
+    torch.testing.assert_close(thought.log_prob(DenseLogits(z), action).double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_dirichlet_means_and_one_survivor():
+    """E[y] = p, within five standard errors of 40,000 draws; one survivor has weight one and no density term."""
+    n = 40_000
+    p = torch.tensor([0.6, 0.3, 0.1])
+    thought = Dirichlet(temperature=1.0, top_k=3, top_p=1.0, concentration=0.7)
+    action, _ = thought.sample(DenseLogits(p.log().expand(n, 3)), noise(n))
+    y = thought.weights(action).double()
+    assert ((y.mean(0) - p).abs() < 5 * y.std(0) / math.sqrt(n)).all()
+    peaked = torch.tensor([[30.0, 0.0, 0.0]], dtype=torch.float64, requires_grad=True)
+    thought = Dirichlet(top_k=3)
+    action, _ = thought.sample(DenseLogits(peaked.detach()), noise(1))
+    value = thought.log_prob(Float64(peaked), to_double(action))
+    value.sum().backward()
+    assert value.item() == 0 and (peaked.grad == 0).all() and thought.weights(action)[0, 0] == 1
+
+
+def test_mixture_weights_by_hand():
+    """p = (.5, .25, .25), x = 1, beta = 1: H = 1.0397/log 3 = .9464; w = (H p + (2 - H) 1{x}) / 2."""
+    p = torch.tensor([[0.5, 0.25, 0.25]])
+    thought = Mixture(temperature=1.0, top_k=3, top_p=1.0, beta=1.0)
+    for n in range(50):
+        action, token = thought.sample(DenseLogits(p.log()), noise(1, generation=n))
+        if token.item() == 1:
+            break
+    h = 0.9463946
+    expected = torch.tensor([[h * 0.5 / 2, (h * 0.25 + 2 - h) / 2, h * 0.25 / 2]])
+    torch.testing.assert_close(action["weights"].sort()[0], expected.sort()[0], rtol=1e-5, atol=1e-6)
+    assert thought.log_prob(DenseLogits(p.log()), action).item() == pytest.approx(math.log(0.25), abs=1e-6)
+
+
+def test_multiplex_by_hand():
+    p = torch.tensor([[0.5, 0.3, 0.2]])
+    for weighting in ("mean", "probability"):
+        thought = Multiplex(1.0, width=2, weighting=weighting)
+        action, token = thought.sample(DenseLogits(p.log()), noise(1))
+        drawn = p[0][action["ids"][0]]
+        assert thought.log_prob(DenseLogits(p.log()), action).item() == pytest.approx(drawn.log().sum().item(), abs=1e-6)
+        weights = torch.full((2,), 0.5) if weighting == "mean" else drawn / drawn.sum()
+        torch.testing.assert_close(thought.weights(action)[0], weights)
+        assert token.item() == action["ids"][0, 0]
+
+
+def test_noise_on_the_hidden_state():
+    """Finite differences and mean score zero in the hidden state; what was drawn is fed again as it was fed."""
+    hidden, head, embedding, _ = _head()
+    n = 20_000
+
+    def view(h):
+        return DenseLogits(
+            head(h), embedding.weight.detach(), 1.0, torch.float64, h, lambda x: head(x.to(head.weight.dtype))
+        )
+
+    thought, many = HiddenGaussian(0.5, 0.3), hidden.detach()[:1].expand(n, H)
+    with torch.no_grad():
+        action, _ = thought.sample(view(many), noise(n))
+    leaf = many.clone().requires_grad_()
+    thought.log_prob(HeadLogits(leaf, head, embedding), action).sum().backward()
+    assert (leaf.grad.mean(0).abs() < 5 * leaf.grad.std(0) / math.sqrt(n)).all()
+    again = torch.softmax(head(action["hidden"][:3]) / 0.5, -1) @ embedding.weight
+    torch.testing.assert_close(thought.embed(action, embedding)[:3].double(), again.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_latent_feeds_the_hidden_state():
+    hidden, head, embedding, _ = _head()
+    action, token = Latent().sample(DenseLogits(head(hidden), hidden=hidden), noise(7))
+    assert torch.equal(Latent().embed(action, embedding), hidden) and torch.equal(token, head(hidden).argmax(-1))
+    assert not Latent().has_density
 
 
 def test_thoughts_know_their_base():

@@ -19,7 +19,10 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 _POSITION_BITS = 28
 # One stream a distribution, so that a token's Gumbel number and a coordinate's normal number never coincide.
-_GUMBEL, _NORMAL, _UNIFORM = range(3)
+_GUMBEL, _NORMAL, _UNIFORM, _GAMMA = range(4)
+# Marsaglia and Tsang accept at least 95 % of attempts, so all of them fail once in 10**20 draws.
+_ATTEMPTS = 16
+_ATTEMPT_SHIFT = 24  # candidates are below 2**24
 
 
 def philox(counter: tuple[torch.Tensor, ...], key: tuple[int, int]) -> tuple[torch.Tensor, ...]:
@@ -89,3 +92,22 @@ class KeyedNoise:
         """Uniform noise in (0, 1), keyed by index: (N, size), float64 so that a tail of 1e-9 can still be drawn."""
         w0, w1, _, _ = self._words(_UNIFORM, torch.arange(size, device=self.sample.device).expand(len(self), -1))
         return _unit(w0, w1)
+
+    def log_gamma(self, ids: torch.Tensor, shape: torch.Tensor) -> torch.Tensor:
+        """
+        Logarithms of Gamma(shape, 1) variates, keyed by candidate: `ids` (N, K) int64, `shape` (N, K) -> (N, K).
+
+        Marsaglia and Tsang, "A simple method for generating gamma variables" (ACM TOMS 2000), for shape + 1, brought
+        down by u**(1/shape): in logarithms, so that a shape of 1e-6, whose variates underflow, is drawn as well.
+        """
+        shape = shape.double()
+        d = shape + 1 - 1 / 3
+        attempts = torch.arange(_ATTEMPTS, device=ids.device).view(-1, 1, 1)
+        w0, w1, w2, w3 = self._words(_GAMMA, ids | (attempts << _ATTEMPT_SHIFT))  # (attempts, N, K) each
+        x = torch.sqrt(-2 * torch.log(_unit(w0, w1))) * torch.cos(2 * math.pi * (w2 + 0.5) * 2.0**-32)
+        v = (1 + x / torch.sqrt(9 * d)) ** 3
+        log_v = torch.log(v.clamp(min=1e-300))
+        accepted = (v > 0) & (torch.log((w3 + 0.5) * 2.0**-32) < 0.5 * x**2 + d * (1 - v + log_v))
+        first = accepted.int().argmax(0, keepdim=True)
+        w0, w1, _, _ = self._words(_GAMMA, ids | (_ATTEMPTS << _ATTEMPT_SHIFT))
+        return (torch.log(d) + log_v.gather(0, first).squeeze(0) + torch.log(_unit(w0, w1)) / shape).float()

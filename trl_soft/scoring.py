@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Next-token logits as a view: a thought asks for the few it needs and only those are computed.
 
-    at(ids)      z at K candidates          K*H a position
-    dense()      z over the vocabulary      V*H a position, N x V in memory: rollouts only
-    mixture(T)   softmax(z/T) E and its entropy, in tiles of positions: never N x V
+    at(ids)        z at K candidates          K*H a position
+    dense()        z over the vocabulary      V*H a position, N x V in memory: rollouts only
+    normalizer(T)  log sum_v exp(z_v/T) and the entropy of softmax(z/T), in tiles of positions: never N x V
+    mixture(T)     softmax(z/T) E and the entropy, likewise
 
 Letters: N positions, K candidates, H hidden size, V vocabulary.
 """
 
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -68,16 +70,24 @@ class DenseLogits:
             Embedding table, for `mixture`.
         table_scale (`float`): what the embedding module multiplies the table by (Gemma: sqrt(H)).
         dtype (`torch.dtype`, *optional*): in which embeddings are fed; the table may be a float32 copy.
+        hidden (`torch.Tensor` of shape `(N, H)`, *optional*): what the LM head made the logits of.
+        project (*optional*): from other hidden states to logits.
     """
 
-    def __init__(self, logits, table: torch.Tensor | None = None, table_scale: float = 1.0, dtype=torch.float32):
+    def __init__(self, logits, table=None, table_scale: float = 1.0, dtype=torch.float32, hidden=None, project=None):
         self.logits, self.table, self.table_scale, self.dtype = logits.float(), table, table_scale, dtype
+        self.hidden, self.project = hidden, project
 
     def __len__(self) -> int:
         return self.logits.size(0)
 
     def __getitem__(self, rows) -> "DenseLogits":
-        return DenseLogits(self.logits[rows], self.table, self.table_scale, self.dtype)
+        hidden = None if self.hidden is None else self.hidden[rows]
+        return DenseLogits(self.logits[rows], self.table, self.table_scale, self.dtype, hidden, self.project)
+
+    def of_hidden(self, hidden: torch.Tensor) -> "DenseLogits":
+        """The logits of other hidden states (N, H)."""
+        return DenseLogits(self.project(hidden), self.table, self.table_scale, self.dtype, hidden, self.project)
 
     def at(self, ids: torch.Tensor) -> torch.Tensor:
         """Logits of the candidates `ids` (N, K) -> (N, K) float32."""
@@ -86,6 +96,11 @@ class DenseLogits:
     def dense(self) -> torch.Tensor:
         """All logits, (N, V) float32."""
         return self.logits
+
+    def normalizer(self, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """`log sum_v exp(z_v/T)` and the entropy of softmax(z/T), both (N,) float32."""
+        z = self.logits / temperature
+        return torch.logsumexp(z, dim=-1), entropy_of(torch.log_softmax(z, dim=-1))
 
     def mixture(self, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
         """`h = sum_v softmax(z/T)_v e_v` (N, H) and the entropy of softmax(z/T) (N,), both float32."""
@@ -133,20 +148,32 @@ class HeadLogits:
                 0
             ]
 
+    def normalizer(self, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """`log sum_v exp(z_v/T)` and the entropy of softmax(z/T), both (N,) float32."""
+        return self._over_vocabulary(None, temperature)[1:]
+
     def mixture(self, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
         """`h = sum_v softmax(z/T)_v e_v` (N, H) and the entropy of softmax(z/T) (N,), both float32."""
-        weight, bias, table = self.head.weight, self.head.bias, self.embedding.weight
+        mean, _, entropy = self._over_vocabulary(self.embedding.weight, temperature)
+        return mean * self.table_scale, entropy
+
+    def _over_vocabulary(self, table, temperature: float):
+        weight, bias = self.head.weight, self.head.bias
         with gathered(weight, bias, table):
-            mean, entropy = _Mixture.apply(
+            return _OverVocabulary.apply(
                 self.hidden,
                 whole(weight),
                 None if bias is None else whole(bias),
-                whole(table),
+                None if table is None else whole(table),
                 temperature,
                 self.scale,
                 self.softcap,
             )
-        return mean * self.table_scale, entropy
+
+
+def transformed(z: torch.Tensor, scale: float, softcap: float | None) -> torch.Tensor:
+    """Logits of `h W^T`: scaled, then capped."""
+    return _transform(z, scale, softcap)[0]
 
 
 def _transform(z: torch.Tensor, scale: float, softcap: float | None) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -158,52 +185,62 @@ def _transform(z: torch.Tensor, scale: float, softcap: float | None) -> tuple[to
     return softcap * t, t
 
 
-class _Mixture(torch.autograd.Function):
+class _OverVocabulary(torch.autograd.Function):
     """
-    `(softmax(z/T) E, entropy of softmax(z/T))` with `z = transform(h W^T + b)`, in tiles of positions.
+    `(softmax(z/T) E or None, log sum exp(z/T), entropy of softmax(z/T))`, `z = transform(h W^T + b)`, in tiles of
+    positions.
 
-    The backward recomputes each tile. With `p = softmax(z/T)`, incoming `g` (mean) and `a` (entropy):
+    The backward recomputes each tile. With `p = softmax(z/T)`, incoming `g` (mean), `b` (normaliser), `a` (entropy):
 
-        dL/dz = ( p * (g E^T - <p, g E^T>) - a p * (log p + entropy) ) / T
+        dL/dz = ( p * (g E^T - <p, g E^T>) + b p - a p * (log p + entropy) ) / T
     """
 
     @staticmethod
     def _log_p(hidden, weight, bias, temperature, scale, softcap):
         z = F.linear(hidden.to(weight.dtype), weight, bias).float()
         z, t = _transform(z, scale, softcap)
-        return torch.log_softmax(z / temperature, dim=-1), t
+        z = z / temperature
+        normalizer = torch.logsumexp(z, dim=-1)
+        return z - normalizer.unsqueeze(-1), normalizer, t
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, table, temperature, scale, softcap):
         tile = max(1, _TILE_ELEMENTS // weight.size(0))
-        mean = hidden.new_empty((hidden.size(0), table.size(1)), dtype=torch.float32)
-        entropy = hidden.new_empty(hidden.size(0), dtype=torch.float32)
+        n = hidden.size(0)
+        mean = None if table is None else hidden.new_empty((n, table.size(1)), dtype=torch.float32)
+        normalizer, entropy = (hidden.new_empty(n, dtype=torch.float32) for _ in "12")
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, hidden.size(0), tile):
                 rows = slice(start, start + tile)
-                log_p, _ = _Mixture._log_p(hidden[rows], weight, bias, temperature, scale, softcap)
-                mean[rows] = log_p.exp() @ table.float()
+                log_p, normalizer[rows], _ = _OverVocabulary._log_p(
+                    hidden[rows], weight, bias, temperature, scale, softcap
+                )
+                if mean is not None:
+                    mean[rows] = log_p.exp() @ table.float()
                 entropy[rows] = entropy_of(log_p)
         ctx.save_for_backward(hidden, weight, bias, table, entropy)
         ctx.constants = (temperature, scale, softcap, tile)
-        return mean, entropy
+        return mean, normalizer, entropy
 
     @staticmethod
-    def backward(ctx, grad_mean, grad_entropy):
+    def backward(ctx, grad_mean, grad_normalizer, grad_entropy):
         hidden, weight, bias, table, entropy = ctx.saved_tensors
         temperature, scale, softcap, tile = ctx.constants
         with gathered(weight, bias, table), torch.autocast(hidden.device.type, enabled=False):
             d_hidden = torch.empty_like(hidden)
             d_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
             d_bias = None if bias is None else torch.zeros(bias.shape, dtype=torch.float32, device=bias.device)
-            d_table = torch.zeros(table.shape, dtype=torch.float32, device=table.device)
+            d_table: Any = None if table is None else torch.zeros_like(table, dtype=torch.float32)
             for start in range(0, hidden.size(0), tile):
                 rows = slice(start, start + tile)
-                log_p, t = _Mixture._log_p(hidden[rows], weight, bias, temperature, scale, softcap)
-                p, g, a = log_p.exp(), grad_mean[rows], grad_entropy[rows].unsqueeze(-1)
-                d_table += p.T @ g
-                d_p = g @ table.float().T
-                d_z = p * (d_p - (p * d_p).sum(-1, keepdim=True))
+                log_p, _, t = _OverVocabulary._log_p(hidden[rows], weight, bias, temperature, scale, softcap)
+                p, a = log_p.exp(), grad_entropy[rows].unsqueeze(-1)
+                d_z = p * grad_normalizer[rows].unsqueeze(-1)
+                if table is not None:
+                    g = grad_mean[rows]
+                    d_table += p.T @ g
+                    d_p = g @ table.float().T
+                    d_z += p * (d_p - (p * d_p).sum(-1, keepdim=True))
                 d_z -= a * p * (log_p.clamp(min=torch.finfo(torch.float32).min) + entropy[rows].unsqueeze(-1))
                 d_z /= temperature
                 if softcap is not None:
@@ -217,7 +254,7 @@ class _Mixture(torch.autograd.Function):
             d_hidden,
             d_weight.to(weight.dtype),
             None if d_bias is None else d_bias.to(bias.dtype),
-            d_table.to(table.dtype),
+            None if table is None else d_table.to(table.dtype),
             None,
             None,
             None,

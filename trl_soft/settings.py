@@ -6,7 +6,20 @@ import os
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from .thoughts import DENSITIES, THOUGHTS, Gaussian, Gumbel, Hard, Soft, Thought
+from .thoughts import (
+    DENSITIES,
+    PLACEMENTS,
+    THOUGHTS,
+    WEIGHTS,
+    Dirichlet,
+    Gumbel,
+    Hard,
+    Latent,
+    Mixture,
+    Multiplex,
+    Soft,
+    Thought,
+)
 
 
 FILE_NAME = "thinking_config.json"
@@ -16,7 +29,19 @@ FILE_NAME = "thinking_config.json"
 _DEFAULTS = {
     "gumbel": {"thinking_temperature": 1.0, "thinking_top_k": 5, "thinking_top_p": 0.95, "noise_scale": 1.0},
     "soft": {"thinking_temperature": 0.6, "thinking_top_k": 10, "thinking_top_p": 0.95},
-    "gaussian": {"thinking_temperature": 0.5, "noise_scale": 0.33},
+    "gaussian": {"thinking_temperature": 0.5, "noise_scale": 0.33, "thinking_top_k": 50, "thinking_top_p": 0.95},
+    "dirichlet": {"thinking_temperature": 0.6, "thinking_top_k": 5, "thinking_top_p": 0.95},
+    "mixture": {"thinking_temperature": 1.0, "thinking_top_k": 20, "thinking_top_p": 1.0},
+    "multiplex": {"thinking_temperature": 1.0},
+    "latent": {"thinking_temperature": 1.0},
+}
+
+# Thoughts of the whole vocabulary: a truncation would be ignored, so it is refused.
+_UNTRUNCATED = {
+    "gaussian": "mixes the whole vocabulary (arXiv 2509.19170, Eq. 6). Set `noise_placement: logits` or "
+    "`probabilities` to truncate",
+    "multiplex": "draws from the whole vocabulary (arXiv 2601.08808)",
+    "latent": "feeds the hidden state back and mixes nothing (arXiv 2412.06769)",
 }
 
 
@@ -33,8 +58,8 @@ class ThinkingSettings:
 
     Args:
         thought (`str`, *optional*, defaults to `"gumbel"`):
-            What a thinking step feeds back: `hard`, `soft` (evaluation only), `gaussian` or `gumbel`. `fuzzy` of
-            2509.19170 is `gaussian` at `thinking_temperature=1e-4`.
+            What a thinking step feeds back: `hard`, `gumbel`, `gaussian`, `dirichlet`, `mixture`, `multiplex`, or, for
+            evaluation only, `soft` and `latent`. `fuzzy` of 2509.19170 is `gaussian` at `thinking_temperature=1e-4`.
         eval_thought (`str`, *optional*):
             The same during evaluation; `None` is as trained. Train soft, infer hard is 2509.19170's headline setting.
 
@@ -42,12 +67,14 @@ class ThinkingSettings:
 
     Args:
         thinking_temperature (`float`, *optional*):
-            Above 0. `None`: 1.0 for gumbel, 0.5 for gaussian, 0.6 for soft, the answer's for hard.
+            Above 0. `None`: 1.0 for gumbel, mixture and multiplex, 0.5 for gaussian, 0.6 for soft and dirichlet, the
+            answer's for hard.
         thinking_top_k (`int`, *optional*):
-            Number of candidates K, in `[1, V]`. `None`: 5 for gumbel, 10 for soft, the answer's for hard. gaussian
-            mixes the whole vocabulary.
+            Number of candidates K, in `[1, V]`. `None`: 5 for gumbel and dirichlet, 10 for soft, 20 for mixture, the
+            answer's for hard. gaussian (on embeddings), multiplex and latent use the whole vocabulary.
         thinking_top_p (`float`, *optional*):
-            In `(0, 1]`, applied to the renormalised top-k. `None`: 0.95 for gumbel and soft, the answer's for hard.
+            In `(0, 1]`, applied to the renormalised top-k. `None`: 0.95 for gumbel, soft and dirichlet, 1 for mixture,
+            the answer's for hard.
         thinking_min_p (`float`, *optional*):
             In `[0, 1]`: candidates below this share of the most likely one are dropped. `None` is off.
 
@@ -77,11 +104,20 @@ class ThinkingSettings:
         noise_scale (`float`, *optional*):
             gaussian: sigma over the per-element RMS of the embedding table, `None` is 0.33. gumbel: factor on the
             noise, `None` is 1.0. At 0 nothing is drawn: greedy evaluation, refused in training.
+        noise_placement (`str`, *optional*, defaults to `"embedding"`):
+            gaussian: what the noise is added to, `embedding`, `hidden`, `logits` or `probabilities`. On logits and
+            probabilities `noise_scale` is sigma itself.
+        dirichlet_concentration (`float`, *optional*, defaults to `1.0`):
+            alpha of dirichlet, above 0.
+        mixture_beta (`float`, *optional*, defaults to `1.0`):
+            beta of mixture, above 0; the larger, the closer to the sampled token.
+        multiplex_width (`int`, *optional*, defaults to `3`):
+            Number of tokens a multiplex thought draws.
+        multiplex_weights (`str`, *optional*, defaults to `"mean"`):
+            `mean`, or `probability` for weights proportional to the tokens' probabilities.
     """
 
-    thought: str = _help(
-        "What a thinking step feeds back: hard, soft (evaluation only), gaussian or gumbel.", "gumbel"
-    )
+    thought: str = _help(f"What a thinking step feeds back: {', '.join(THOUGHTS)}.", "gumbel")
     eval_thought: str | None = _help("The thought used during evaluation; unset: as trained.")
     thinking_temperature: float | None = _help("Temperature of the distribution a thought is made from, above 0.")
     thinking_top_k: int | None = _help("Number of candidates of a thought, from 1 to the size of the vocabulary.")
@@ -95,6 +131,11 @@ class ThinkingSettings:
     gumbel_temperature: float = _help("tau_g: temperature of the Gumbel-softmax mixture, above 0.", 0.1)
     gumbel_density: str = _help("How a gumbel thought is scored: gumbel, concrete or softgrpo (no density).", "gumbel")
     noise_scale: float | None = _help("gaussian: sigma over the RMS of the table (0.33). gumbel: factor on the noise.")
+    noise_placement: str = _help("gaussian: noise on the embedding, hidden, logits or probabilities.", "embedding")
+    dirichlet_concentration: float = _help("dirichlet: alpha, above 0.", 1.0)
+    mixture_beta: float = _help("mixture: beta, above 0; the larger, the closer to the sampled token.", 1.0)
+    multiplex_width: int = _help("multiplex: number of tokens drawn.", 3)
+    multiplex_weights: str = _help("multiplex: mean, or probability for weights proportional to p.", "mean")
 
     def __post_init__(self):
         self.check()
@@ -108,8 +149,10 @@ class ThinkingSettings:
                     f"`{name}` is {value!r}, which is no kind of thought. Choose one of {', '.join(THOUGHTS)}"
                     + (" (fuzzy is gaussian with thinking_temperature 1e-4)." if value == "fuzzy" else ".")
                 )
-        if self.gumbel_density not in DENSITIES:
-            raise ValueError(f"`gumbel_density` is {self.gumbel_density!r}. Choose one of {', '.join(DENSITIES)}.")
+        choices = {"gumbel_density": DENSITIES, "noise_placement": PLACEMENTS, "multiplex_weights": WEIGHTS}
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"`{name}` is {getattr(self, name)!r}. Choose one of {', '.join(known)}.")
         _in_range(self, "thinking_temperature", 0, None, open_low=True)
         _in_range(self, "thinking_top_k", 1, None)
         _in_range(self, "thinking_top_p", 0, 1, open_low=True)
@@ -119,20 +162,26 @@ class ThinkingSettings:
         _in_range(self, "cold_stop_length", 1, None)
         _in_range(self, "gumbel_temperature", 0, None, open_low=True)
         _in_range(self, "noise_scale", 0, None)
+        _in_range(self, "dirichlet_concentration", 0, None, open_low=True)
+        _in_range(self, "mixture_beta", 0, None, open_low=True)
+        _in_range(self, "multiplex_width", 1, None)
         if self.answer_prefill is not None and (isinstance(self.answer_prefill, str) or len(self.answer_prefill) != 2):
             raise ValueError(
                 f"`answer_prefill` is {self.answer_prefill!r}. It takes two texts: the one forced after a thought that "
                 "ended itself, and the one forced after a thought that was cut. An empty text forces nothing."
             )
-        for name in ("thought", "eval_thought"):
-            kind = getattr(self, name)
-            if kind == "gaussian" and not getattr(self, "eval_thought", None):
-                for option in ("thinking_top_k", "thinking_top_p", "thinking_min_p"):
-                    if getattr(self, option) is not None:
-                        raise ValueError(
-                            f"`{option}` is set with `{name}: gaussian`, but a gaussian thought mixes the whole "
-                            f"vocabulary (arXiv 2509.19170, Eq. 6). Leave `{option}` unset, or use `thought: gumbel`."
-                        )
+        truncates = self.noise_placement in ("logits", "probabilities")
+        if (
+            self.thought in _UNTRUNCATED
+            and self.eval_thought is None
+            and not (self.thought == "gaussian" and truncates)
+        ):
+            for option in ("thinking_top_k", "thinking_top_p", "thinking_min_p"):
+                if getattr(self, option) is not None:
+                    raise ValueError(
+                        f"`{option}` is set with `thought: {self.thought}`, but a {self.thought} thought "
+                        f"{_UNTRUNCATED[self.thought]}. Leave `{option}` unset, or choose another thought."
+                    )
 
     def resolved(self, kind: str, name: str):
         """The value of a field for a kind of thought, its default where the field is unset."""
@@ -161,11 +210,24 @@ class ThinkingSettings:
             )
         if kind == "soft":
             return Soft(temperature, top_k, top_p, min_p or 0.0)
+        if kind == "latent":
+            return Latent(temperature)
+        if kind == "multiplex":
+            return Multiplex(temperature, self.multiplex_width, self.multiplex_weights)
+        if kind == "mixture":
+            return Mixture(temperature, top_k, top_p, min_p or 0.0, self.mixture_beta)
+        if kind == "dirichlet":
+            return Dirichlet(temperature, top_k, top_p, min_p or 0.0, self.dirichlet_concentration)
         scale = self.resolved(kind, "noise_scale")
         if kind == "gaussian":
+            placement: Any = PLACEMENTS[self.noise_placement]
+            if self.noise_placement == "logits":
+                return placement(temperature, scale, top_k)
+            if self.noise_placement == "probabilities":
+                return placement(temperature, scale, top_k, top_p, min_p or 0.0)
             if table_rms is None:
                 raise ValueError("A gaussian thought's sigma is a share of the embedding table's RMS: pass table_rms.")
-            return Gaussian(temperature, scale * table_rms)
+            return placement(temperature, scale * table_rms)
         return Gumbel(temperature, top_k, top_p, min_p or 0.0, self.gumbel_temperature, scale, self.gumbel_density)
 
     def thinking_dict(self) -> dict:

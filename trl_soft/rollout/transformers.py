@@ -7,6 +7,7 @@ end-of-sequence token. Mixtures enter through the same patched embedding that th
 
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,7 @@ from transformers import RepetitionPenaltyLogitsProcessor
 from ..forward import embedding_scale
 from ..noise import KeyedNoise
 from ..record import SoftTokens
-from ..scoring import DenseLogits, entropy_of, whole
+from ..scoring import DenseLogits, entropy_of, logit_transform, transformed, whole
 from ..thoughts import Hard, Thought
 from .stop import EndOfThinking
 
@@ -94,7 +95,7 @@ def rollout(
         seed, generation (`int`), sample (`torch.Tensor` of shape `(B,)`): the noise's key; see `KeyedNoise`.
         on_step: called after every step with the number of rows that have finished.
     """
-    steps = _Steps(model, input_ids, attention_mask)
+    steps = _Steps(model, input_ids, attention_mask, plan.thought.needs_hidden)
     batch, length, device = input_ids.size(0), plan.max_completion_length, input_ids.device
     cap = min(plan.max_thinking_length or length, length)
     table, eos = _table(model, plan.thought), torch.tensor(plan.eos_token_ids, device=device)
@@ -116,7 +117,8 @@ def rollout(
     step_record = None
 
     for t in range(length):
-        logits = DenseLogits(steps(ids[:, t - 1 : t] if t else None, step_record), *table)
+        z = steps(ids[:, t - 1 : t] if t else None, step_record)
+        logits = DenseLogits(z, *table, hidden=steps.hidden, project=steps.project)
         step = torch.full((batch,), plan.pad_token_id, device=device)
         thinks = thinking & ~done
         scripted = ~thinking & ~done & (cursor < script_length[cut.long()])
@@ -195,9 +197,10 @@ def rollout(
 class _Steps:
     """The model, one token further at each call: (B, V) float32 next-token logits."""
 
-    def __init__(self, model, input_ids, attention_mask):
+    def __init__(self, model, input_ids, attention_mask, needs_hidden: bool = False):
         self.model, self.input_ids, self.attention_mask = model, input_ids, attention_mask
-        self.cache = None
+        self.cache = self.hidden = None
+        self.needs_hidden = needs_hidden
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.accepts = inspect.signature(base.forward).parameters
 
@@ -213,12 +216,34 @@ class _Steps:
             inputs["logits_to_keep"] = 1
         if record is not None:
             inputs["soft_tokens"] = record
-        output = self.model(**inputs, past_key_values=self.cache)
+        with self._watching_the_head():
+            output = self.model(**inputs, past_key_values=self.cache)
         self.cache = output.past_key_values
         return output.logits[:, -1].float()
 
+    @contextmanager
+    def _watching_the_head(self):
+        """Keep what the LM head is given, for thoughts made of it."""
+        if not self.needs_hidden:
+            yield
+            return
 
-def _table(model, thought: Thought) -> tuple:
+        def keep(module, args):
+            self.hidden = args[0][:, -1]  # (B, H)
+
+        hook = self.model.get_output_embeddings().register_forward_pre_hook(keep)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    def project(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits of other hidden states (N, H), through the model's own head."""
+        config = self.model.config
+        return transformed(self.model.get_output_embeddings()(hidden).float(), *logit_transform(config))
+
+
+def _table(model, thought: Thought) -> tuple[torch.Tensor | None, float, torch.dtype]:
     """What `DenseLogits` needs to mix the whole vocabulary: cast to float32 once a rollout, and only if it is used."""
     embedding = model.get_input_embeddings()
     table = whole(embedding.weight).float() if thought.mixes_vocabulary else None

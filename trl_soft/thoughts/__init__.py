@@ -2,12 +2,34 @@
 """What a thinking step feeds back: one file a kind, all under one protocol."""
 
 from .base import Action, Embed, Thought
-from .gaussian import Gaussian
+from .dirichlet import Dirichlet
+from .gaussian import PLACEMENTS, Gaussian
 from .gumbel import DENSITIES, Gumbel
 from .hard import Hard
+from .latent import Latent
+from .mixture import Mixture
+from .multiplex import WEIGHTS, Multiplex
 from .soft import Soft
 
 
-THOUGHTS: dict[str, type[Thought]] = {kind.name: kind for kind in (Hard, Soft, Gaussian, Gumbel)}
+THOUGHTS: dict[str, type[Thought]] = {
+    kind.name: kind for kind in (Hard, Soft, Gaussian, Gumbel, Dirichlet, Mixture, Multiplex, Latent)
+}
 
-__all__ = ["DENSITIES", "THOUGHTS", "Action", "Embed", "Gaussian", "Gumbel", "Hard", "Soft", "Thought"]
+__all__ = [
+    "DENSITIES",
+    "PLACEMENTS",
+    "THOUGHTS",
+    "WEIGHTS",
+    "Action",
+    "Dirichlet",
+    "Embed",
+    "Gaussian",
+    "Gumbel",
+    "Hard",
+    "Latent",
+    "Mixture",
+    "Multiplex",
+    "Soft",
+    "Thought",
+]

@@ -29,6 +29,7 @@ class Thought:
             Soft Thinking) or stays a thought like any other (2509.19170).
         scores_closing (`bool`): whether the closing one-hot is scored by `log_prob` or as an ordinary answer token.
         mixes_vocabulary (`bool`): whether it asks the logits for a `mixture` of the whole embedding table.
+        needs_hidden (`bool`): whether it asks the logits for the `hidden` state they were made from.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Thought:
     closes_one_hot = True
     scores_closing = True
     mixes_vocabulary = False
+    needs_hidden = False
 
     def sample(self, logits, noise: KeyedNoise) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """Draw: the action, and the shadow token of each row (N,) int64."""

@@ -1,23 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Soft Tokens, Hard Truths (arXiv 2509.19170): a full-vocabulary mixture with Gaussian noise on the embedding.
+"""Soft Tokens, Hard Truths (arXiv 2509.19170): a mixture with Gaussian noise, on the embedding or, ablated, before it.
 
     h  = sum_v softmax(z/T)_v e_v                                    (Eq. 5)
-    h~ = h + sigma * N(0, I_H),  sigma = noise_scale * RMS(E)        (Eq. 6), RMS over the elements of the table
+    h~ = h + sigma * N(0, I_H)                                       (Eq. 6)
     log pi = -||h~ - h||^2 / (2 sigma^2)                             (Eq. 10)
 
-`soft` in the paper is T = 0.5, `fuzzy` is T = 1e-4. The constant -(H/2) log(2 pi sigma^2) is left out: sigma is
-measured once, so it holds no parameter, and it would cost the ratio its last digits. The shadow token is argmax z.
+`soft` in the paper is T = 0.5, `fuzzy` is T = 1e-4. `noise_placement` says what the noise is added to, and what is scored:
 
-The step whose shadow ends the thinking is a thought like any other, fed and scored with its noise, as in the paper.
+    embedding      h, the mixture of the whole vocabulary            sigma = noise_scale * RMS of the table's elements
+    hidden         the last hidden state; its mixture is fed back    the same sigma (the paper states none; ours)
+    logits         z of the top-k candidates, y = softmax(z~/T)      sigma = noise_scale, in logits (none stated; ours)
+    probabilities  p of the kept candidates, y = x / sum(x)          sigma = noise_scale (SofT-GRPO's ablation: 0.05)
+
+The constant -(n/2) log(2 pi sigma^2) is left out: sigma holds no parameter, and it would cost the ratio its last digits.
+The shadow token is argmax z (embedding, hidden) or argmax y. The step whose shadow ends the thinking is a thought like
+any other, fed and scored with its noise, as in the paper.
 """
 
 import torch
 
+from ..scoring import entropy_of
 from .base import Thought
+from .candidates import candidates, renormalised
 
 
 class Gaussian(Thought):
     """
+    Noise on the embedding.
+
     Args:
         temperature (`float`): T.
         sigma (`float`): standard deviation per coordinate, in the units of the embedding. 0 draws nothing (soft
@@ -48,10 +58,101 @@ class Gaussian(Thought):
 
     def score(self, logits, action):
         mean, entropy = logits.mixture(self.temperature)
+        return self._density(action["embedding"], mean), entropy
+
+    def _density(self, drawn: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
         if not self.has_density:
-            return torch.zeros_like(entropy), entropy  # a point mass
-        squares = (action["embedding"].float() - mean).square().sum(-1)
-        return -squares / (2 * self.sigma**2), entropy
+            return torch.zeros(len(mean), device=mean.device)  # a point mass
+        return -(drawn.to(mean.dtype) - mean).square().sum(-1) / (2 * self.sigma**2)
 
     def embed(self, action, embed):
         return action["embedding"]
+
+
+class HiddenGaussian(Gaussian):
+    """
+    Noise on the last hidden state. Action: `hidden` = h' (N, H), and `embedding` (N, H), the mixture that h' predicts,
+    which is fed again as it was fed.
+    """
+
+    needs_hidden = True
+
+    def sample(self, logits, noise):
+        hidden = logits.hidden.float()
+        noisy = (hidden + self.sigma * noise.normal(hidden.size(-1))).to(logits.hidden.dtype)
+        view = logits.of_hidden(noisy)
+        mean, _ = view.mixture(self.temperature)
+        return {"hidden": noisy, "embedding": mean.to(logits.dtype)}, view.dense().argmax(-1)
+
+    def score(self, logits, action):
+        _, entropy = logits.normalizer(self.temperature)
+        return self._density(action["hidden"], logits.hidden.float()), entropy
+
+
+class LogitsGaussian(Gaussian):
+    """
+    Noise on the logits of the `top_k` most likely candidates. Action: `ids` (N, K), `noisy` = z~ (N, K) less its mean,
+    and so is z when it is scored: a shift of all logits is no prediction.
+    """
+
+    mixes_vocabulary = False
+
+    def __init__(self, temperature: float = 0.5, sigma: float = 1.0, top_k: int = 50):
+        super().__init__(temperature, sigma)
+        self.top_k = top_k
+
+    def sample(self, logits, noise):
+        z, ids = logits.dense().topk(self.top_k, dim=-1)
+        noisy = z + self.sigma * noise.normal(z.size(-1))
+        token = ids.gather(-1, noisy.argmax(-1, keepdim=True)).squeeze(-1)
+        return {"ids": ids, "noisy": noisy - noisy.mean(-1, keepdim=True)}, token
+
+    def score(self, logits, action):
+        z = logits.at(action["ids"])
+        density = self._density(action["noisy"], z - z.mean(-1, keepdim=True))
+        return density, entropy_of(torch.log_softmax(z / self.temperature, dim=-1))
+
+    def embed(self, action, embed):
+        return torch.einsum("nk,nkh->nh", self.weights(action), embed(action["ids"]).float())
+
+    def weights(self, action):
+        return torch.softmax(action["noisy"] / self.temperature, dim=-1)
+
+
+class ProbabilitiesGaussian(Gaussian):
+    """
+    Noise on the probabilities of the kept candidates. Action: `ids` (N, K), `noisy` = x (N, K), zero off the support,
+    `kept` (N, K) bool. x can be negative, and so can a weight, as in the ablation; a sum of x close to zero is held at
+    0.1, so that what is fed stays bounded.
+    """
+
+    mixes_vocabulary = False
+
+    def __init__(self, temperature=1.0, sigma=0.05, top_k=5, top_p=0.95, min_p=0.0):
+        super().__init__(temperature, sigma)
+        self.top_k, self.top_p, self.min_p = top_k, top_p, min_p
+
+    def sample(self, logits, noise):
+        ids, log_p = candidates(logits.dense(), self.temperature, self.top_k, self.top_p, self.min_p)
+        kept = ~log_p.isneginf()
+        noisy = (log_p.exp() + self.sigma * noise.normal(ids.size(-1))) * kept
+        token = ids.gather(-1, noisy.masked_fill(~kept, -torch.inf).argmax(-1, keepdim=True)).squeeze(-1)
+        return {"ids": ids, "noisy": noisy, "kept": kept}, token
+
+    def score(self, logits, action):
+        log_p = renormalised(logits.at(action["ids"]), action["kept"], self.temperature)
+        return self._density(action["noisy"], log_p.exp()), entropy_of(log_p)
+
+    def embed(self, action, embed):
+        return torch.einsum("nk,nkh->nh", self.weights(action), embed(action["ids"]).float())
+
+    def weights(self, action):
+        return action["noisy"] / action["noisy"].sum(-1, keepdim=True).clamp(min=0.1)
+
+
+PLACEMENTS = {
+    "embedding": Gaussian,
+    "hidden": HiddenGaussian,
+    "logits": LogitsGaussian,
+    "probabilities": ProbabilitiesGaussian,
+}

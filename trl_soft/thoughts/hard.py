@@ -49,7 +49,7 @@ class Hard(Thought):
         else:
             no_ids = torch.empty(len(z), 0, dtype=torch.long, device=z.device)  # no warper here looks at them
             z = self.warpers(no_ids, z)  # type: ignore[arg-type]
-            token = _inverse_cdf(torch.softmax(z, dim=-1), noise.uniform(1))
+            token = inverse_cdf(torch.softmax(z, dim=-1), noise.uniform(1))
         return {"ids": token}, token
 
     def close(self, action, closed, token):
@@ -69,7 +69,7 @@ class Hard(Thought):
         return embed(action["ids"])
 
 
-def _inverse_cdf(p: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+def inverse_cdf(p: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
     """The token whose slice of [0, 1) holds u: `p` (N, V), `u` (N, 1) float64 -> (N,) int64."""
     cdf = p.double().cumsum(-1)
     # Strictly below the total, so that a slice of zero width at the end is never chosen.

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Dirichlet thoughts (arXiv 2508.03440; SofT-GRPO's ablation, arXiv 2511.06411 Eq. 5): random weights around p.
+
+    p  = softmax(z/T) on the kept candidates
+    y ~ Dirichlet(alpha * p),   next input = sum_i y_i e_i,   shadow token = argmax y
+    log q = log G(alpha) + sum_i ( alpha p_i log y_i - log G(alpha p_i) )          G: the gamma function
+
+That is the Dirichlet density on the simplex, in the coordinates log y: the factor prod_i 1/y_i of the density of y holds
+no parameter and would cost float32 its digits. A support of one token has no density term.
+
+SofT-GRPO's released code scores the K gamma variates before normalisation by independent Gamma log-densities, clamped to
+[-5, 3] and averaged over p > 0.05, feeds x/sum(x) in the rollout and softmax(x/tau) in the update. That is not the
+density of what was fed, and none of it is done here.
+
+The probability that a token has the largest weight has no closed form, so the step that ends the thinking stays a thought,
+fed and scored as drawn.
+"""
+
+import torch
+
+from ..scoring import entropy_of
+from .base import Thought
+from .candidates import candidates, renormalised
+
+
+class Dirichlet(Thought):
+    """
+    Args:
+        temperature, top_k (K), top_p, min_p: see `candidates`.
+        concentration (`float`): alpha, above 0. Towards 0 the weights become one-hot draws from p, towards infinity p.
+
+    Action: `ids` (N, K), `log_weights` = log y (N, K), -inf off the support, `kept` (N, K) bool.
+    """
+
+    name = "dirichlet"
+    closes_one_hot = False
+
+    def __init__(self, temperature=0.6, top_k=5, top_p=0.95, min_p=0.0, concentration: float = 1.0):
+        self.temperature, self.top_k, self.top_p, self.min_p = temperature, top_k, top_p, min_p
+        self.concentration = concentration
+
+    def sample(self, logits, noise):
+        ids, log_p = candidates(logits.dense(), self.temperature, self.top_k, self.top_p, self.min_p)
+        kept = ~log_p.isneginf()
+        alpha = self.concentration * log_p.exp().masked_fill(~kept, 1.0)
+        log_gamma = noise.log_gamma(ids, alpha).masked_fill(~kept, -torch.inf)
+        log_y = torch.log_softmax(log_gamma, dim=-1)  # y_i = g_i / sum_j g_j, g_i ~ Gamma(alpha p_i)
+        token = ids.gather(-1, log_y.argmax(-1, keepdim=True)).squeeze(-1)
+        return {"ids": ids, "log_weights": log_y, "kept": kept}, token
+
+    def log_prob(self, logits, action):
+        return self.score(logits, action)[0]
+
+    def entropy(self, logits, action):
+        return self.score(logits, action)[1]
+
+    def score(self, logits, action):
+        kept = action["kept"]
+        log_p = renormalised(logits.at(action["ids"]), kept, self.temperature)
+        # A probability that underflowed has no gamma function; it is held at the smallest that has.
+        alpha = (self.concentration * log_p.exp()).masked_fill(~kept, 1.0).clamp(min=1e-30)
+        log_y = action["log_weights"].masked_fill(~kept, 0.0)
+        density = ((alpha * log_y - torch.lgamma(alpha)) * kept).sum(-1)
+        density = density + torch.lgamma(torch.tensor(self.concentration, dtype=alpha.dtype, device=alpha.device))
+        return torch.where(kept.sum(-1) > 1, density, 0.0), entropy_of(log_p)
+
+    def embed(self, action, embed):
+        return torch.einsum("nk,nkh->nh", self.weights(action), embed(action["ids"]).float())
+
+    def weights(self, action):
+        return action["log_weights"].exp()

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mixture of Inputs (arXiv 2505.14827): a token is sampled, and the posterior mean of the weights given it is fed back.
+
+    p = softmax(z/T) on the kept candidates,   x ~ Categorical(p),   H = entropy(p) / log n in [0, 1]
+    w_i = ( H p_i + (beta + 1 - H) 1{i = x} ) / (beta + 1),   next input = sum_i w_i e_i
+
+n is the number of candidates asked for (top_k). w is a function of p and x, so all that is drawn is x:
+log pi = log p_x, on the support it was drawn from. The weights as drawn are data, and are fed again as drawn. beta = -1 + H
+would be plain Soft Thinking; use `soft` for that.
+"""
+
+import math
+
+import torch
+
+from ..scoring import entropy_of
+from .base import Thought
+from .candidates import candidates, renormalised
+from .hard import inverse_cdf
+
+
+class Mixture(Thought):
+    """
+    Args:
+        temperature, top_k (n), top_p, min_p: see `candidates`.
+        beta (`float`): above 0; the larger, the closer to the sampled token's embedding.
+
+    Action: `ids` (N, K), `weights` (N, K), `kept` (N, K) bool, `drawn` (N,) int64, the index of x in `ids`.
+    """
+
+    name = "mixture"
+
+    def __init__(self, temperature=1.0, top_k=20, top_p=0.95, min_p=0.0, beta: float = 1.0):
+        self.temperature, self.top_k, self.top_p, self.min_p, self.beta = temperature, top_k, top_p, min_p, beta
+
+    def sample(self, logits, noise):
+        ids, log_p = candidates(logits.dense(), self.temperature, self.top_k, self.top_p, self.min_p)
+        p, kept = log_p.exp(), ~log_p.isneginf()
+        drawn = inverse_cdf(p, noise.uniform(1))
+        h = entropy_of(log_p).unsqueeze(-1) / math.log(max(self.top_k, 2))
+        one_hot = torch.nn.functional.one_hot(drawn, p.size(-1)).to(p.dtype)
+        weights = (h * p + (self.beta + 1 - h) * one_hot) / (self.beta + 1)
+        token = ids.gather(-1, drawn.unsqueeze(-1)).squeeze(-1)
+        return {"ids": ids, "weights": weights, "kept": kept, "drawn": drawn}, token
+
+    def close(self, action, closed, token):
+        one_hot = torch.nn.functional.one_hot(action["drawn"], action["weights"].size(-1)).to(action["weights"].dtype)
+        return {**action, "weights": torch.where(closed.unsqueeze(-1), one_hot, action["weights"])}
+
+    def log_prob(self, logits, action):
+        return self.score(logits, action)[0]
+
+    def entropy(self, logits, action):
+        return self.score(logits, action)[1]
+
+    def score(self, logits, action):
+        log_p = renormalised(logits.at(action["ids"]), action["kept"], self.temperature)
+        return log_p.gather(-1, action["drawn"].unsqueeze(-1)).squeeze(-1), entropy_of(log_p)
+
+    def embed(self, action, embed):
+        return torch.einsum("nk,nkh->nh", action["weights"], embed(action["ids"]).float())
+
+    def weights(self, action):
+        return action["weights"]

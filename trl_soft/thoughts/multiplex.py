@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Multiplex Thinking (arXiv 2601.08808): K tokens drawn independently, their embeddings averaged.
+
+    v_1 .. v_K ~ Categorical(softmax(z/T)), i.i.d., with replacement, on the whole vocabulary
+    w_k = 1/K ("mean"), or proportional to p(v_k) ("probability"),   next input = sum_k w_k e_{v_k}
+    log pi = sum_k log softmax(z/T)_{v_k}                                       (exact: a product of K categoricals)
+
+The shadow token is the first draw, which is also the one that can end the thinking; the step then becomes its one-hot
+and the other draws are discarded, so its score is log softmax(z/T)_{v_1}.
+
+The paper's code clips one ratio for each of the K draws; TRL clips one for each position, which here is their product.
+"""
+
+import torch
+
+from .base import Thought
+from .hard import inverse_cdf
+
+
+WEIGHTS = ("mean", "probability")
+
+
+class Multiplex(Thought):
+    """
+    Args:
+        temperature (`float`): T. width (`int`): K, at least 1.
+        weighting (`str`): `mean` or `probability`.
+
+    Action: `ids` (N, K) in the order drawn, `weights` (N, K), `closed` (N,) bool.
+    """
+
+    name = "multiplex"
+
+    def __init__(self, temperature: float = 1.0, width: int = 3, weighting: str = "mean"):
+        self.temperature, self.width, self.weighting = temperature, width, weighting
+
+    def sample(self, logits, noise):
+        p = torch.softmax(logits.dense() / self.temperature, dim=-1)
+        ids = inverse_cdf(p, noise.uniform(self.width))
+        weights = p.gather(-1, ids) if self.weighting == "probability" else torch.ones_like(ids, dtype=p.dtype)
+        closed = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+        return {"ids": ids, "weights": weights / weights.sum(-1, keepdim=True), "closed": closed}, ids[:, 0]
+
+    def close(self, action, closed, token):
+        one_hot = torch.zeros_like(action["weights"])
+        one_hot[:, 0] = 1.0
+        return {**action, "weights": torch.where(closed.unsqueeze(-1), one_hot, action["weights"]), "closed": closed}
+
+    def log_prob(self, logits, action):
+        return self.score(logits, action)[0]
+
+    def entropy(self, logits, action):
+        return self.score(logits, action)[1]
+
+    def score(self, logits, action):
+        log_normalizer, entropy = logits.normalizer(self.temperature)
+        log_p = logits.at(action["ids"]) / self.temperature - log_normalizer.unsqueeze(-1)
+        return torch.where(action["closed"], log_p[:, 0], log_p.sum(-1)), entropy
+
+    def embed(self, action, embed):
+        return torch.einsum("nk,nkh->nh", action["weights"], embed(action["ids"]).float())
+
+    def weights(self, action):
+        return action["weights"]
