@@ -12,9 +12,9 @@ from torch.distributions.relaxed_categorical import ExpRelaxedCategorical
 
 from trl_soft import KeyedNoise
 from trl_soft.scoring import DenseLogits, HeadLogits
-from trl_soft.thoughts import PLACEMENTS, Dirichlet, Gaussian, Gumbel, Hard, Latent, Mixture, Multiplex, Soft
-from trl_soft.thoughts.gaussian import HiddenGaussian, LogitsGaussian, ProbabilitiesGaussian
+from trl_soft.thoughts import Dirichlet, Gaussian, Gumbel, Hard, Latent, Mixture, Multiplex, Soft
 from trl_soft.thoughts.candidates import candidates
+from trl_soft.thoughts.gaussian import HiddenGaussian, LogitsGaussian, ProbabilitiesGaussian
 
 
 V, H = 12, 6
@@ -398,7 +398,9 @@ def test_multiplex_by_hand():
         thought = Multiplex(1.0, width=2, weighting=weighting)
         action, token = thought.sample(DenseLogits(p.log()), noise(1))
         drawn = p[0][action["ids"][0]]
-        assert thought.log_prob(DenseLogits(p.log()), action).item() == pytest.approx(drawn.log().sum().item(), abs=1e-6)
+        assert thought.log_prob(DenseLogits(p.log()), action).item() == pytest.approx(
+            drawn.log().sum().item(), abs=1e-6
+        )
         weights = torch.full((2,), 0.5) if weighting == "mean" else drawn / drawn.sum()
         torch.testing.assert_close(thought.weights(action)[0], weights)
         assert token.item() == action["ids"][0, 0]

@@ -15,6 +15,8 @@ _HOMES = {
     "KeyedNoise": "noise",
     "SoftGRPOConfig": "config",
     "SoftGRPOTrainer": "trainer",
+    "SoftRLOOConfig": "config",
+    "SoftRLOOTrainer": "trainer",
     "SoftTokens": "record",
     "THOUGHTS": "thoughts",
     "ThinkingSettings": "settings",
@@ -26,14 +28,14 @@ _HOMES = {
 __all__ = sorted(_HOMES)
 
 if TYPE_CHECKING:
-    from .config import SoftGRPOConfig
+    from .config import SoftGRPOConfig, SoftRLOOConfig
     from .forward import add_soft_tokens
     from .noise import KeyedNoise
     from .record import SoftTokens
     from .rollout import soft_generate
     from .settings import ThinkingSettings
     from .thoughts import THOUGHTS, Thought
-    from .trainer import SoftGRPOTrainer
+    from .trainer import SoftGRPOTrainer, SoftRLOOTrainer
 
 
 def __getattr__(name: str):

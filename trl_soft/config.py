@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`SoftGRPOConfig`: TRL's config with the thinking settings, and every refusal that needs no model."""
+"""`SoftGRPOConfig`, `SoftRLOOConfig`: TRL's configs with the thinking settings, and every refusal without a model."""
 
 import difflib
 from dataclasses import dataclass
 
-from trl import GRPOConfig, TrlParser
+from trl import GRPOConfig, RLOOConfig, TrlParser
 
 from .settings import ThinkingSettings
+from .thoughts import THOUGHTS
 
 
 @dataclass
@@ -22,73 +23,86 @@ class SoftGRPOConfig(ThinkingSettings, GRPOConfig):
     def __post_init__(self):
         GRPOConfig.__post_init__(self)
         ThinkingSettings.__post_init__(self)
-        self._refuse()
+        refuse(self)
 
-    def _refuse(self) -> None:
-        """What TRL can do and a soft policy cannot, each with what to do instead."""
-        if self.temperature <= 0:
-            raise ValueError(
-                f"`temperature` is {self.temperature}, but answers are sampled and scored at it, so it must be above 0."
-            )
-        if self.max_completion_length is None:
-            raise ValueError(
-                "`max_completion_length` is unset, but a soft rollout keeps a record of that length. Set it to the longest "
-                "thought and answer together, in tokens."
-            )
-        if self.use_vllm:
-            raise ValueError(
-                "`use_vllm` is set, but vLLM embeds a token id at every step and cannot feed a mixture back. Set "
-                "`use_vllm: false`: soft rollouts run on the training model itself."
-            )
-        if self.use_transformers_continuous_batching:
-            raise ValueError(
-                "`use_transformers_continuous_batching` is set, but continuous batching takes token ids only and cannot "
-                "feed a mixture back. Set it to false."
-            )
-        if not self.ds3_gather_for_generation:
-            raise ValueError(
-                "`ds3_gather_for_generation` is false, but ranks end their thoughts at different steps, so gathering "
-                "each layer at every step would wait forever. Set it to true."
-            )
-        if self.cache_implementation not in (None, "dynamic"):
-            raise ValueError(
-                f"`cache_implementation` is {self.cache_implementation!r}, but soft rollouts use the dynamic cache. "
-                "Leave it unset."
-            )
-        if self.generation_kwargs:
-            raise ValueError(
-                f"`generation_kwargs` is {self.generation_kwargs}, but soft rollouts do not go through `generate` and "
-                "would ignore it. Use `temperature`, `top_k`, `top_p`, `min_p` and `repetition_penalty`."
-            )
-        if self.max_thinking_length is not None and self.max_thinking_length >= self.max_completion_length:
-            raise ValueError(
-                f"`max_thinking_length` is {self.max_thinking_length} and `max_completion_length` is "
-                f"{self.max_completion_length}, so a thought could leave no room for an answer. Set "
-                "`max_thinking_length` below `max_completion_length`."
-            )
-        if self.thought == "soft":
-            raise ValueError(
-                "`thought` is 'soft', which draws nothing: it has no density and so no policy gradient. Train with "
-                "`thought: gumbel` or `gaussian`, and set `eval_thought: soft` to evaluate with it."
-            )
-        if self.thought in ("gaussian", "gumbel") and self.noise_scale == 0:
-            raise ValueError(
-                "`noise_scale` is 0, so a thought draws nothing: it has no density and so no policy gradient. Set it "
-                "above 0 for training."
-            )
-        if self.thought == "hard":
-            for name, answer in (
-                ("thinking_temperature", self.temperature),
-                ("thinking_top_k", self.top_k),
-                ("thinking_top_p", self.top_p),
-                ("thinking_min_p", self.min_p),
-            ):
-                if getattr(self, name) not in (None, answer):
-                    raise ValueError(
-                        f"`{name}` is {getattr(self, name)} with `thought: hard`, but a hard thought is TRL's own token, "
-                        f"sampled and scored like the answer ({answer}). Set `{name.removeprefix('thinking_')}` "
-                        f"instead, and leave `{name}` unset."
-                    )
+
+@dataclass
+class SoftRLOOConfig(ThinkingSettings, RLOOConfig):
+    """
+    Configuration of [`SoftRLOOTrainer`]: every field of [`~trl.RLOOConfig`], and those of [`ThinkingSettings`].
+    """
+
+    def __post_init__(self):
+        RLOOConfig.__post_init__(self)
+        ThinkingSettings.__post_init__(self)
+        refuse(self)
+
+
+def refuse(args) -> None:
+    """What TRL can do and a soft policy cannot, each with what to do instead."""
+    if args.temperature <= 0:
+        raise ValueError(
+            f"`temperature` is {args.temperature}, but answers are sampled and scored at it, so it must be above 0."
+        )
+    if args.max_completion_length is None:
+        raise ValueError(
+            "`max_completion_length` is unset, but a soft rollout keeps a record of that length. Set it to the longest "
+            "thought and answer together, in tokens."
+        )
+    if args.use_vllm:
+        raise ValueError(
+            "`use_vllm` is set, but vLLM embeds a token id at every step and cannot feed a mixture back. Set "
+            "`use_vllm: false`: soft rollouts run on the training model itself."
+        )
+    if args.use_transformers_continuous_batching:
+        raise ValueError(
+            "`use_transformers_continuous_batching` is set, but continuous batching takes token ids only and cannot "
+            "feed a mixture back. Set it to false."
+        )
+    if not args.ds3_gather_for_generation:
+        raise ValueError(
+            "`ds3_gather_for_generation` is false, but ranks end their thoughts at different steps, so gathering "
+            "each layer at every step would wait forever. Set it to true."
+        )
+    if args.cache_implementation not in (None, "dynamic"):
+        raise ValueError(
+            f"`cache_implementation` is {args.cache_implementation!r}, but soft rollouts use the dynamic cache. "
+            "Leave it unset."
+        )
+    if args.generation_kwargs:
+        raise ValueError(
+            f"`generation_kwargs` is {args.generation_kwargs}, but soft rollouts do not go through `generate` and "
+            "would ignore it. Use `temperature`, `top_k`, `top_p`, `min_p` and `repetition_penalty`."
+        )
+    if args.max_thinking_length is not None and args.max_thinking_length >= args.max_completion_length:
+        raise ValueError(
+            f"`max_thinking_length` is {args.max_thinking_length} and `max_completion_length` is "
+            f"{args.max_completion_length}, so a thought could leave no room for an answer. Set "
+            "`max_thinking_length` below `max_completion_length`."
+        )
+    if not THOUGHTS[args.thought].has_density:
+        raise ValueError(
+            f"`thought` is {args.thought!r}, which draws nothing: it has no density and so no policy gradient. Train with "
+            f"`thought: gumbel` or `gaussian`, and set `eval_thought: {args.thought}` to evaluate with it."
+        )
+    if args.thought in ("gaussian", "gumbel") and args.noise_scale == 0:
+        raise ValueError(
+            "`noise_scale` is 0, so a thought draws nothing: it has no density and so no policy gradient. Set it "
+            "above 0 for training."
+        )
+    if args.thought == "hard":
+        for name, answer in (
+            ("thinking_temperature", args.temperature),
+            ("thinking_top_k", args.top_k),
+            ("thinking_top_p", args.top_p),
+            ("thinking_min_p", args.min_p),
+        ):
+            if getattr(args, name) not in (None, answer):
+                raise ValueError(
+                    f"`{name}` is {getattr(args, name)} with `thought: hard`, but a hard thought is TRL's own token, "
+                    f"sampled and scored like the answer ({answer}). Set `{name.removeprefix('thinking_')}` "
+                    f"instead, and leave `{name}` unset."
+                )
 
 
 class SoftParser(TrlParser):

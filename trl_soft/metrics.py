@@ -24,7 +24,7 @@ from .rollout import Rollout
 def rollout_metrics(drawn: Rollout, accelerator) -> dict[str, float]:
     """Metrics of one rollout."""
     thoughts = drawn.record.thinking_mask & drawn.completion_mask
-    answers = drawn.completion_mask & ~thoughts & ~drawn.forced_mask
+    answers = drawn.completion_mask & ~thoughts & ~drawn.record.forced_mask
     sums = {
         "thinking/mean_length": (drawn.thinking_length.sum(), drawn.thinking_length.numel()),
         "thinking/clipped_ratio": (drawn.thinking_cut.sum(), drawn.thinking_cut.numel()),
@@ -42,9 +42,7 @@ def update_metrics(record: SoftTokens, inputs: dict, epsilon: tuple[float, float
     """Metrics of one loss: `inputs` is the batch, with `seen_per_token_logps` (B, C) as the loss's forward gave them."""
     seen = inputs["seen_per_token_logps"]
     old = inputs.get("old_per_token_logps", seen)
-    mask = inputs["completion_mask"].bool()
-    if "tool_mask" in inputs:
-        mask = mask & inputs["tool_mask"].bool()
+    mask = inputs["completion_mask"].bool() & ~record.forced_mask
     log_ratio = (seen - old).float()
     outside = (log_ratio < _log(1 - epsilon[0])) | (log_ratio > _log(1 + epsilon[1]))
     difference = (old - record.log_probs).abs()

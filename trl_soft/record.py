@@ -23,13 +23,16 @@ class SoftTokens:
             The thought's action at every position; arbitrary where `thinking_mask` is False.
         log_probs (`torch.Tensor` of shape `(B, C)`, float32):
             Log-probability of every position, thought or token, as drawn. Zero at positions nobody drew.
+        forced_mask (`torch.Tensor` of shape `(B, C)`, bool, *optional*):
+            True at tokens that were forced and not the policy's choice. `None` is nowhere.
 
     A plain class, not a dataclass: DDP and FSDP walk into dataclasses, dicts and tuples and cast the floats they find
     to the compute dtype, and a perturbed log-probability rounded to bf16 is another action.
     """
 
-    def __init__(self, thought: Thought, thinking_mask, action: dict[str, torch.Tensor], log_probs):
+    def __init__(self, thought: Thought, thinking_mask, action: dict[str, torch.Tensor], log_probs, forced_mask=None):
         self.thought, self.thinking_mask, self.action, self.log_probs = thought, thinking_mask, action, log_probs
+        self.forced_mask = torch.zeros_like(thinking_mask) if forced_mask is None else forced_mask
         for name, value in action.items():
             if value.shape[:2] != thinking_mask.shape:
                 raise ValueError(
@@ -44,7 +47,8 @@ class SoftTokens:
 
     def _map(self, function) -> "SoftTokens":
         action = {name: function(value) for name, value in self.action.items()}
-        return SoftTokens(self.thought, function(self.thinking_mask), action, function(self.log_probs))
+        masks = function(self.thinking_mask), function(self.forced_mask)
+        return SoftTokens(self.thought, masks[0], action, function(self.log_probs), masks[1])
 
     def __getitem__(self, rows) -> "SoftTokens":
         """Some of the B rows."""
@@ -61,14 +65,15 @@ class SoftTokens:
 
     def to_batch(self) -> dict[str, torch.Tensor]:
         """The record as `soft_*` entries of a trainer's batch."""
-        batch = {_PREFIX + "thinking_mask": self.thinking_mask, _PREFIX + "log_probs": self.log_probs}
+        batch = {_PREFIX + name: getattr(self, name) for name in ("thinking_mask", "log_probs", "forced_mask")}
         return batch | {_ACTION + name: value for name, value in self.action.items()}
 
     @classmethod
     def from_batch(cls, batch: dict, thought: Thought) -> "SoftTokens":
         """The record that `to_batch` put into the batch."""
         action = {key.removeprefix(_ACTION): value for key, value in batch.items() if key.startswith(_ACTION)}
-        return cls(thought, batch[_PREFIX + "thinking_mask"], action, batch[_PREFIX + "log_probs"])
+        mask, log_probs, forced = (batch[_PREFIX + name] for name in ("thinking_mask", "log_probs", "forced_mask"))
+        return cls(thought, mask, action, log_probs, forced)
 
     def flat_action(self, mask: torch.Tensor) -> dict[str, torch.Tensor]:
         """The action at the positions in `mask` (B, C) bool, as N flat rows."""

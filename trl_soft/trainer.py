@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`SoftGRPOTrainer`: TRL's GRPOTrainer with thoughts made of soft tokens.
+"""`SoftGRPOTrainer` and `SoftRLOOTrainer`: TRL's trainers with thoughts made of soft tokens.
 
-What differs from plain GRPO, and all of it:
+What differs from plain GRPO and RLOO, and all of it:
 
 1. `generate` is ours for the length of a rollout: thinking steps feed back mixtures and leave a record.
 2. The record rides in the batch under `soft_*` keys; TRL shuffles, splits, buffers and replays it.
@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from datasets import Dataset, IterableDataset
 from transformers import ProcessorMixin
-from trl import GRPOTrainer
+from trl import GRPOTrainer, RLOOTrainer
 
-from .config import SoftGRPOConfig
+from .config import SoftGRPOConfig, SoftRLOOConfig
 from .forward import add_soft_tokens
 from .metrics import rollout_metrics, update_metrics
 from .record import SoftTokens
@@ -43,10 +43,10 @@ else:
 
 
 class SoftTokensMixin(_Host):
-    """The overrides, over a TRL trainer that generates online (`GRPOTrainer`)."""
+    """The overrides, over a TRL trainer that generates online (`GRPOTrainer`, `RLOOTrainer`)."""
 
-    _config_class = SoftGRPOConfig
-    args: SoftGRPOConfig
+    _config_class: type
+    args: Any
     model: Any
 
     def __init__(self, *args, **kwargs):
@@ -60,6 +60,7 @@ class SoftTokensMixin(_Host):
         self._record: Any = None  # the SoftTokens in flight, inside `_replaying` alone
         self._rollout: Any = None  # the Rollout between `generate` and the return of `_generate`
         self._loss_inputs: dict | None = None
+        self._old_logps: Any = None
         self._eval_samples = 0
         super().__init__(*bound.args, **bound.kwargs)
         if self._is_vlm:
@@ -170,16 +171,12 @@ class SoftTokensMixin(_Host):
 
     def _generate(self, prompts: list):
         self._rollout = None
-        prompt_ids, completion_ids, tool_mask, *rest = super()._generate(prompts)
+        outputs = super()._generate(prompts)
         drawn, self._rollout = self._rollout, None
         self._record = drawn.record
         for name, value in rollout_metrics(drawn, self.accelerator).items():
             self._metrics[self._mode][name].append(value)
-        if any(self._plans[self._mode].forced):
-            # Forced tokens are the environment's, in TRL's words: fed, but neither scored nor counted.
-            own = (~drawn.forced_mask).int().tolist()
-            tool_mask = [mask[: len(ids)] for mask, ids in zip(own, completion_ids, strict=True)]
-        return prompt_ids, completion_ids, tool_mask, *rest
+        return outputs
 
     def _generate_and_score_completions(self, inputs):
         with self._replaying(None):
@@ -204,6 +201,8 @@ class SoftTokensMixin(_Host):
         logps, *rest = super()._get_per_token_logps_and_entropies(
             model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
         )
+        # A forced token is certain: log 1, whatever the model would have said.
+        logps = logps.masked_fill(record.to_length(logits_to_keep).forced_mask, 0.0)
         if self._loss_inputs is not None:
             logps = self._bound(logps, self._loss_inputs)
         return logps, *rest
@@ -258,6 +257,7 @@ class SoftGRPOTrainer(SoftTokensMixin, GRPOTrainer):
         ValueError, TypeError: for anything that cannot be soft, before anything is generated.
     """
 
+    _config_class = SoftGRPOConfig
     _tag_names = ["trl", "grpo", "trl_soft"]  # noqa: RUF012 (as TRL declares it)
     _name = "SoftGRPO"
 
@@ -265,6 +265,59 @@ class SoftGRPOTrainer(SoftTokensMixin, GRPOTrainer):
         super().__init__(*args, **kwargs)
 
     __init__.__signature__ = inspect.signature(GRPOTrainer.__init__)  # type: ignore[attr-defined]
+
+    def _generate(self, prompts: list):
+        prompt_ids, completion_ids, tool_mask, *rest = super()._generate(prompts)
+        if any(self._plans[self._mode].forced):
+            # Forced tokens are the environment's, in TRL's words: fed, but neither scored nor counted.
+            own = (~self._record.forced_mask).int().tolist()
+            tool_mask = [mask[: len(ids)] for mask, ids in zip(own, completion_ids, strict=True)]
+        return prompt_ids, completion_ids, tool_mask, *rest
+
+
+class SoftRLOOTrainer(SoftTokensMixin, RLOOTrainer):
+    """
+    Drop-in for [`~trl.RLOOTrainer`] whose policy thinks in soft tokens, with `args` a [`SoftRLOOConfig`].
+
+    RLOO's action is the whole completion: its log-ratio is the sum over thoughts and answer tokens, forced tokens
+    left out. The objective of Soft Tokens, Hard Truths (arXiv 2509.19170, Eq. 12-14) is `beta=0`,
+    `normalize_advantages=False` and one update a rollout: the ratio is then 1 and unclipped, and the gradient that of
+    `-mean_g A_g * sum_t log pi_t` with the leave-one-out advantage.
+
+    Raises:
+        ValueError, TypeError: for anything that cannot be soft, before anything is generated.
+    """
+
+    _config_class = SoftRLOOConfig
+    _tag_names = ["trl", "rloo", "trl_soft"]  # noqa: RUF012 (as TRL declares it)
+    _name = "SoftRLOO"
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+
+    __init__.__signature__ = inspect.signature(RLOOTrainer.__init__)  # type: ignore[attr-defined]
+
+    def _get_per_token_logps_and_entropies(self, *args, **kwargs):
+        logps, *rest = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        if self._loss_inputs is None:
+            # TRL asks for the old log-probs first, then for the reference's, and keeps only sums of the old.
+            self._old_logps = logps if self._old_logps is None else self._old_logps
+        else:
+            logps = self._bound_sequences(logps, self._loss_inputs)
+        return logps, *rest
+
+    def _generate_and_score_completions(self, inputs):
+        self._old_logps = None
+        output = super()._generate_and_score_completions(inputs)
+        return {**output, "old_per_token_logps": self._old_logps}
+
+    def _bound_sequences(self, logps: torch.Tensor, inputs: dict) -> torch.Tensor:
+        """Keep a completion within `LOG_RATIO_BOUND` nats of the old policy, without a gradient where it was not."""
+        mask, old = inputs["completion_mask"], inputs["old_per_token_logps"]
+        total = ((logps - old).detach() * mask).sum(1, keepdim=True)
+        far = total.abs() > LOG_RATIO_BOUND
+        scaled = old + (logps - old).detach() * (LOG_RATIO_BOUND / total.abs().clamp(min=LOG_RATIO_BOUND))
+        return torch.where(far, scaled, logps)
 
 
 class _Replay:

@@ -59,7 +59,6 @@ class Rollout:
         completion_ids (`torch.Tensor` of shape `(B, C)`): the shadow text, padded on the right.
         completion_mask (`torch.Tensor` of shape `(B, C)`, bool): True up to and including the end of sequence.
         record (`SoftTokens`): the thoughts, and the log-probabilities as drawn.
-        forced_mask (`torch.Tensor` of shape `(B, C)`, bool): True at tokens the policy did not choose.
         entropies (`torch.Tensor` of shape `(B, C)`): in nats, of the distribution each step was made from.
         thinking_length (`torch.Tensor` of shape `(B,)`): thoughts, the closing step among them.
         thinking_cut (`torch.Tensor` of shape `(B,)`, bool): True where the thought reached a cap.
@@ -68,7 +67,6 @@ class Rollout:
     completion_ids: torch.Tensor
     completion_mask: torch.Tensor
     record: SoftTokens
-    forced_mask: torch.Tensor
     entropies: torch.Tensor
     thinking_length: torch.Tensor
     thinking_cut: torch.Tensor
@@ -187,9 +185,9 @@ def rollout(
             )
 
     used = int(completion_mask.sum(-1).max())
-    record = SoftTokens(plan.thought, thinking_mask, actions, log_probs).to_length(used)
+    record = SoftTokens(plan.thought, thinking_mask, actions, log_probs, forced_mask).to_length(used)
     return Rollout(
-        ids[:, :used], completion_mask[:, :used], record, forced_mask[:, :used], entropies[:, :used], thinking_length,
+        ids[:, :used], completion_mask[:, :used], record, entropies[:, :used], thinking_length,
         cut | thinking & ~done,
     )  # fmt: skip
 
