@@ -87,10 +87,10 @@ def reference(model, batch, rewards, G: int, sigma: float, temperature: float):
     log_thought = -(noisy - h).square().sum(-1) / (2 * sigma**2)  # Eq. 10
     log_token = torch.log_softmax(z, -1).gather(-1, batch["completion_ids"].unsqueeze(-1)).squeeze(-1)
     own = batch["completion_mask"].bool() & ~batch["soft_forced_mask"]
-    l = (torch.where(thinking, log_thought, log_token) * own).sum(1)  # Eq. 13
+    log_pi = (torch.where(thinking, log_thought, log_token) * own).sum(1)  # Eq. 13
     r = rewards.view(-1, G)
     A = (r - (r.sum(1, keepdim=True) - r) / (G - 1)).flatten()  # Eq. 12
-    return -(A * l).mean(), A, l  # Eq. 14
+    return -(A * log_pi).mean(), A  # Eq. 14
 
 
 def test_rloo_is_the_objective_of_soft_tokens(tmp_path):
@@ -112,7 +112,7 @@ def test_rloo_is_the_objective_of_soft_tokens(tmp_path):
     loss.backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
-    expected, A, _ = reference(model, batch, rewards, 4, thought.sigma, thought.temperature)
+    expected, A = reference(model, batch, rewards, 4, thought.sigma, thought.temperature)
     expected.backward()
     # TRL's surrogate exp(l - l_old) has the gradient of l where the ratio is 1; its value there is the mean advantage.
     assert loss.item() == pytest.approx(-A.mean().item(), abs=1e-6)
