@@ -1,5 +1,6 @@
 # make quickstart   set up, train the embedded reasoner with soft thoughts, show before and after
 # make test         set up, run the tests
+# make bench-update   what scoring and feeding thoughts cost, as ratios
 # make quality      lint and type-check           make style   format
 
 PYTHON ?= python3
@@ -7,8 +8,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SEED ?= 0
+SOURCES := trl_soft examples tests benchmarks
 
-.PHONY: install quickstart test quality style clean
+.PHONY: install quickstart test bench-update quality style clean
 
 install: $(READY)
 
@@ -26,14 +28,17 @@ quickstart: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest
 
+bench-update: $(READY)
+	$(BIN)/python benchmarks/update.py
+
 quality: $(READY)
-	$(BIN)/ruff check trl_soft examples tests
-	$(BIN)/ruff format --check trl_soft examples tests
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
 
 style: $(READY)
-	$(BIN)/ruff check --fix trl_soft examples tests
-	$(BIN)/ruff format trl_soft examples tests
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
 
 clean:
 	rm -rf $(VENV) build dist outputs *.egg-info

@@ -3,21 +3,20 @@
 
     at(ids)        z at K candidates          K*H a position
     dense()        z over the vocabulary      V*H a position, N x V in memory: rollouts only
-    normalizer(T)  log sum_v exp(z_v/T) and the entropy of softmax(z/T), in tiles of positions: never N x V
+    normalizer(T)  log sum_v exp(z_v/T) and the entropy of softmax(z/T), in tiles: never N x V
     mixture(T)     softmax(z/T) E and the entropy, likewise
 
 Letters: N positions, K candidates, H hidden size, V vocabulary.
 """
 
 from contextlib import nullcontext
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 
-# Logits held at once by `mixture`: 2**24 float32 numbers are 64 MiB.
-_TILE_ELEMENTS = 2**24
+# Logits held at once: 2**22 float32 numbers are 16 MiB.
+_TILE_ELEMENTS = 2**22
 
 
 def logit_transform(config) -> tuple[float, float | None]:
@@ -187,75 +186,84 @@ def _transform(z: torch.Tensor, scale: float, softcap: float | None) -> tuple[to
 
 class _OverVocabulary(torch.autograd.Function):
     """
-    `(softmax(z/T) E or None, log sum exp(z/T), entropy of softmax(z/T))`, `z = transform(h W^T + b)`, in tiles of
-    positions.
+    `(softmax(z/T) E or None, log sum exp(z/T), entropy of softmax(z/T))`, `z = transform(h W^T + b)`, in tiles of the
+    vocabulary: N x tile numbers at once, and each row of W, b and E is read once a pass.
 
-    The backward recomputes each tile. With `p = softmax(z/T)`, incoming `g` (mean), `b` (normaliser), `a` (entropy):
+    The forward keeps running sums relative to the largest logit so far. The backward recomputes each tile. With
+    `p = softmax(z/T)`, incoming `g` (mean), `b` (normaliser), `a` (entropy), and `<p, g E^T> = <g, mean>`:
 
-        dL/dz = ( p * (g E^T - <p, g E^T>) + b p - a p * (log p + entropy) ) / T
+        dL/dz = p * ( g E^T - <g, mean> + b - a (log p + entropy) ) / T
     """
 
     @staticmethod
-    def _log_p(hidden, weight, bias, temperature, scale, softcap):
-        z = F.linear(hidden.to(weight.dtype), weight, bias).float()
-        z, t = _transform(z, scale, softcap)
-        z = z / temperature
-        normalizer = torch.logsumexp(z, dim=-1)
-        return z - normalizer.unsqueeze(-1), normalizer, t
+    def _tile(hidden, weight, bias, columns, temperature, scale, softcap):
+        """z/T of some columns (N, tile) float32, and the tanh of the cap."""
+        if bias is None:
+            z = F.linear(hidden.to(weight.dtype), weight[columns]).float()
+        else:
+            # A bias of -inf suppresses a token; a finite stand-in keeps 0 * inf out of the sums.
+            z = F.linear(hidden.to(weight.dtype), weight[columns], bias[columns]).float()
+            z = z.clamp_(min=torch.finfo(torch.float32).min / 4)
+        t = None
+        if scale != 1.0 or softcap is not None:
+            z, t = _transform(z, scale, softcap)
+        return z if temperature == 1.0 else z.div_(temperature), t
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, table, temperature, scale, softcap):
-        tile = max(1, _TILE_ELEMENTS // weight.size(0))
-        n = hidden.size(0)
-        mean = None if table is None else hidden.new_empty((n, table.size(1)), dtype=torch.float32)
-        normalizer, entropy = (hidden.new_empty(n, dtype=torch.float32) for _ in "12")
+        n, vocabulary = hidden.size(0), weight.size(0)
+        tile = max(1, _TILE_ELEMENTS // max(n, 1))
+        largest = hidden.new_full((n, 1), torch.finfo(torch.float32).min, dtype=torch.float32)
+        total, weighted = (torch.zeros_like(largest) for _ in "12")
+        mean = None if table is None else hidden.new_zeros((n, table.size(1)), dtype=torch.float32)
         with torch.autocast(hidden.device.type, enabled=False):
-            for start in range(0, hidden.size(0), tile):
-                rows = slice(start, start + tile)
-                log_p, normalizer[rows], _ = _OverVocabulary._log_p(
-                    hidden[rows], weight, bias, temperature, scale, softcap
-                )
+            for start in range(0, vocabulary, tile):
+                columns = slice(start, start + tile)
+                z, _ = _OverVocabulary._tile(hidden, weight, bias, columns, temperature, scale, softcap)
+                larger = torch.maximum(largest, z.amax(-1, keepdim=True))
+                shrink = torch.exp(largest - larger)
+                e = torch.exp(z - larger)
+                total = total * shrink + e.sum(-1, keepdim=True)
                 if mean is not None:
-                    mean[rows] = log_p.exp() @ table.float()
-                entropy[rows] = entropy_of(log_p)
-        ctx.save_for_backward(hidden, weight, bias, table, entropy)
+                    mean = mean.mul_(shrink).addmm_(e, table[columns].float())
+                weighted = weighted * shrink + e.mul_(z).sum(-1, keepdim=True)
+                largest = larger
+        normalizer = (largest + total.log()).squeeze(-1)
+        entropy = normalizer - (weighted / total).squeeze(-1)
+        mean = None if mean is None else mean / total
+        ctx.save_for_backward(hidden, weight, bias, table, mean, normalizer, entropy)
         ctx.constants = (temperature, scale, softcap, tile)
         return mean, normalizer, entropy
 
     @staticmethod
-    def backward(ctx, grad_mean, grad_normalizer, grad_entropy):
-        hidden, weight, bias, table, entropy = ctx.saved_tensors
+    def backward(ctx, g, b, a):
+        hidden, weight, bias, table, mean, normalizer, entropy = ctx.saved_tensors
         temperature, scale, softcap, tile = ctx.constants
+        a, b = a.unsqueeze(-1), b.unsqueeze(-1)
+        # Everything in dL/dz that is the same for all tokens.
+        constant = b - a * (entropy - normalizer).unsqueeze(-1)
+        if mean is not None:
+            constant = constant - (g * mean).sum(-1, keepdim=True)
         with gathered(weight, bias, table), torch.autocast(hidden.device.type, enabled=False):
-            d_hidden = torch.empty_like(hidden)
-            d_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
-            d_bias = None if bias is None else torch.zeros(bias.shape, dtype=torch.float32, device=bias.device)
-            d_table: Any = None if table is None else torch.zeros_like(table, dtype=torch.float32)
-            for start in range(0, hidden.size(0), tile):
-                rows = slice(start, start + tile)
-                log_p, _, t = _OverVocabulary._log_p(hidden[rows], weight, bias, temperature, scale, softcap)
-                p, a = log_p.exp(), grad_entropy[rows].unsqueeze(-1)
-                d_z = p * grad_normalizer[rows].unsqueeze(-1)
-                if table is not None:
-                    g = grad_mean[rows]
-                    d_table += p.T @ g
-                    d_p = g @ table.float().T
-                    d_z += p * (d_p - (p * d_p).sum(-1, keepdim=True))
-                d_z -= a * p * (log_p.clamp(min=torch.finfo(torch.float32).min) + entropy[rows].unsqueeze(-1))
-                d_z /= temperature
-                if softcap is not None:
-                    d_z *= 1 - t * t
-                d_z *= scale
-                d_hidden[rows] = (d_z @ weight.float()).to(hidden.dtype)
-                d_weight += d_z.T @ hidden[rows].float()
+            rows = hidden.float()
+            d_hidden = torch.zeros_like(rows)
+            d_weight = torch.empty_like(weight)
+            d_bias, d_table = (None if x is None else torch.empty_like(x) for x in (bias, table))
+            for start in range(0, weight.size(0), tile):
+                columns = slice(start, start + tile)
+                z, t = _OverVocabulary._tile(hidden, weight, bias, columns, temperature, scale, softcap)
+                p = torch.exp(z - normalizer.unsqueeze(-1))
+                d_z = z.mul_(-a).add_(constant)
+                if d_table is not None:
+                    d_table[columns] = (p.T @ g).to(table.dtype)
+                    d_z.addmm_(g, table[columns].float().T)
+                d_z.mul_(p)
+                if t is not None and softcap is not None:
+                    d_z.mul_(1 - t * t)
+                if scale != temperature:
+                    d_z.mul_(scale / temperature)
+                d_hidden.addmm_(d_z, weight[columns].float())
+                d_weight[columns] = (d_z.T @ rows).to(weight.dtype)
                 if d_bias is not None:
-                    d_bias += d_z.sum(0)
-        return (
-            d_hidden,
-            d_weight.to(weight.dtype),
-            None if d_bias is None else d_bias.to(bias.dtype),
-            None if table is None else d_table.to(table.dtype),
-            None,
-            None,
-            None,
-        )
+                    d_bias[columns] = d_z.sum(0).to(bias.dtype)
+        return d_hidden.to(hidden.dtype), d_weight, d_bias, d_table, None, None, None
