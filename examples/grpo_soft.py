@@ -8,6 +8,7 @@ The command line beats the YAML file; a key that nothing reads is an error.
 """
 
 import logging
+import sys
 from dataclasses import dataclass, field
 
 from transformers import AutoConfig, AutoTokenizer
@@ -61,6 +62,10 @@ def load_prompts(arguments: Arguments, name: str, split: str, tokenizer, limit: 
 def main(arguments: Arguments, training: SoftGRPOConfig, model: ModelConfig):
     if arguments.dataset_name is None or model.model_name_or_path is None:
         raise ValueError("`dataset_name` and `model_name_or_path` must both be set, in the YAML file or as flags.")
+    if arguments.dataset_streaming:
+        raise ValueError(
+            "`dataset_streaming` is set, but prompts are measured and counted before training. Set it to false."
+        )
     unknown = [name for name in arguments.reward_funcs if name not in REWARDS]
     if unknown:
         raise ValueError(f"`reward_funcs` holds {unknown}. Choose among {', '.join(REWARDS)}.")
@@ -71,7 +76,8 @@ def main(arguments: Arguments, training: SoftGRPOConfig, model: ModelConfig):
     config = AutoConfig.from_pretrained(
         model.model_name_or_path, revision=model.model_revision, trust_remote_code=training.trust_remote_code
     ).get_text_config()
-    limit = config.max_position_embeddings - training.max_completion_length
+    # Models without a fixed context (ALiBi, say) have no such field, and no prompt is too long for them.
+    limit = getattr(config, "max_position_embeddings", sys.maxsize) - training.max_completion_length
     train = load_prompts(arguments, arguments.dataset_name, arguments.dataset_train_split, tokenizer, limit)
     evaluation = None
     if training.eval_strategy != "no":
@@ -94,7 +100,9 @@ def main(arguments: Arguments, training: SoftGRPOConfig, model: ModelConfig):
         quantization_config=get_quantization_config(model),
         peft_config=get_peft_config(model),
     )
-    trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+    # On the command line and in YAML the field is text: a folder, or `true` for the latest checkpoint of output_dir.
+    resume = training.resume_from_checkpoint
+    trainer.train(resume_from_checkpoint={"true": True, "false": None}.get(str(resume).lower(), resume))
     trainer.save_model(training.output_dir)
     trainer.save_state()
     if training.push_to_hub:

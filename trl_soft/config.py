@@ -2,11 +2,13 @@
 """`SoftGRPOConfig`, `SoftRLOOConfig`: TRL's configs with the thinking settings, and every refusal without a model."""
 
 import difflib
+import sys
 from dataclasses import dataclass
 
+import yaml
 from trl import GRPOConfig, RLOOConfig, TrlParser
 
-from .settings import ThinkingSettings
+from .settings import ThinkingSettings, check_range
 from .thoughts import THOUGHTS
 
 
@@ -40,6 +42,11 @@ class SoftRLOOConfig(ThinkingSettings, RLOOConfig):
 
 def refuse(args) -> None:
     """What TRL can do and a soft policy cannot, each with what to do instead."""
+    check_range(args, "top_k", 0, None)
+    check_range(args, "top_p", 0, 1, open_low=True)
+    check_range(args, "min_p", 0, 1)
+    check_range(args, "repetition_penalty", 0, None, open_low=True)
+    check_range(args, "temperature", None, None)
     if args.temperature <= 0:
         raise ValueError(
             f"`temperature` is {args.temperature}, but answers are sampled and scored at it, so it must be above 0."
@@ -105,8 +112,32 @@ def refuse(args) -> None:
                 )
 
 
+class _StrictLoader(yaml.SafeLoader):
+    """YAML whose mappings have each key once, and text for keys."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if not isinstance(key, str):
+                raise ValueError(f"The YAML file has the key {key!r}, which YAML does not read as text. Quote it.")
+            if keys.count(key) > 1:
+                raise ValueError(f"The YAML file has the key `{key}` {keys.count(key)} times. Keep one of them.")
+        return super().construct_mapping(node, deep)
+
+
 class SoftParser(TrlParser):
     """[`~trl.TrlParser`] that takes no unknown key, from YAML or command line, and names the nearest known one."""
+
+    def __init__(self, dataclass_types=None, **kwargs):
+        # An abbreviated flag reads well until a longer one is added.
+        super().__init__(dataclass_types, allow_abbrev=False, **kwargs)
+
+    def parse_args_and_config(self, args=None, *positional, **kwargs):
+        args = list(sys.argv[1:] if args is None else args)
+        if "--config" in args[:-1]:
+            with open(args[args.index("--config") + 1], encoding="utf-8") as file:
+                yaml.load(file, _StrictLoader)
+        return super().parse_args_and_config(args, *positional, **kwargs)
 
     def set_defaults_with_config(self, **config) -> list[str]:
         self._refuse_unknown([key for key in config if key not in self._known()], "The YAML file has the key")
@@ -119,7 +150,7 @@ class SoftParser(TrlParser):
         return parsed, unknown
 
     def _known(self) -> set[str]:
-        return {action.dest for action in self._actions}
+        return {action.dest for action in self._actions} - {"help"}
 
     def _refuse_unknown(self, keys: list[str], where: str) -> None:
         for key in keys:

@@ -35,6 +35,10 @@ def check_soft(model) -> None:
         )
     if model.get_output_embeddings() is None:
         raise ValueError(f"{name} has no LM head, so it predicts no token to think with. Use a causal language model.")
+    if getattr(model, "_is_stateful", False):
+        raise ValueError(
+            f"{name} keeps a recurrent state where a rollout needs a key-value cache for each row. Use a transformer."
+        )
     if getattr(model.config.get_text_config(), "hidden_size_per_layer_input", None):
         raise ValueError(
             f"{name} looks token ids up again in every layer (per-layer embeddings), and a mixture has no id. Use a "

@@ -247,8 +247,11 @@ class _OverVocabulary(torch.autograd.Function):
         with gathered(weight, bias, table), torch.autocast(hidden.device.type, enabled=False):
             rows = hidden.float()
             d_hidden = torch.zeros_like(rows)
-            d_weight = torch.empty_like(weight)
-            d_bias, d_table = (None if x is None else torch.empty_like(x) for x in (bias, table))
+            # Under LoRA head and table are frozen, and V x H gradients nobody asked for are not made.
+            d_weight, d_bias, d_table = (
+                torch.empty_like(x) if wanted else None
+                for x, wanted in zip((weight, bias, table), ctx.needs_input_grad[1:4], strict=True)
+            )
             for start in range(0, weight.size(0), tile):
                 columns = slice(start, start + tile)
                 z, t = _OverVocabulary._tile(hidden, weight, bias, columns, temperature, scale, softcap)
@@ -256,6 +259,7 @@ class _OverVocabulary(torch.autograd.Function):
                 d_z = z.mul_(-a).add_(constant)
                 if d_table is not None:
                     d_table[columns] = (p.T @ g).to(table.dtype)
+                if table is not None:
                     d_z.addmm_(g, table[columns].float().T)
                 d_z.mul_(p)
                 if t is not None and softcap is not None:
@@ -263,7 +267,8 @@ class _OverVocabulary(torch.autograd.Function):
                 if scale != temperature:
                     d_z.mul_(scale / temperature)
                 d_hidden.addmm_(d_z, weight[columns].float())
-                d_weight[columns] = (d_z.T @ rows).to(weight.dtype)
+                if d_weight is not None:
+                    d_weight[columns] = (d_z.T @ rows).to(weight.dtype)
                 if d_bias is not None:
                     d_bias[columns] = d_z.sum(0).to(bias.dtype)
         return d_hidden.to(hidden.dtype), d_weight, d_bias, d_table, None, None, None

@@ -2,6 +2,7 @@
 """The thinking settings: the soft fields, once, for trainer configs, `soft_generate` and the JSON beside the weights."""
 
 import json
+import math
 import os
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -62,6 +63,8 @@ class ThinkingSettings:
             evaluation only, `soft` and `latent`. `fuzzy` of 2509.19170 is `gaussian` at `thinking_temperature=1e-4`.
         eval_thought (`str`, *optional*):
             The same during evaluation; `None` is as trained. Train soft, infer hard is 2509.19170's headline setting.
+            The `thinking_*` fields and `noise_scale` are the trained thought's: another kind of thought is evaluated
+            at its own defaults, a hard one with the answer's sampling.
 
     > Parameters that shape the distribution a thought is made from (the answer keeps `temperature`, `top_k`, ...)
 
@@ -153,18 +156,18 @@ class ThinkingSettings:
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}. Choose one of {', '.join(known)}.")
-        _in_range(self, "thinking_temperature", 0, None, open_low=True)
-        _in_range(self, "thinking_top_k", 1, None)
-        _in_range(self, "thinking_top_p", 0, 1, open_low=True)
-        _in_range(self, "thinking_min_p", 0, 1)
-        _in_range(self, "max_thinking_length", 1, None)
-        _in_range(self, "cold_stop_entropy", 0, None)
-        _in_range(self, "cold_stop_length", 1, None)
-        _in_range(self, "gumbel_temperature", 0, None, open_low=True)
-        _in_range(self, "noise_scale", 0, None)
-        _in_range(self, "dirichlet_concentration", 0, None, open_low=True)
-        _in_range(self, "mixture_beta", 0, None, open_low=True)
-        _in_range(self, "multiplex_width", 1, None)
+        check_range(self, "thinking_temperature", 0, None, open_low=True)
+        check_range(self, "thinking_top_k", 1, None)
+        check_range(self, "thinking_top_p", 0, 1, open_low=True)
+        check_range(self, "thinking_min_p", 0, 1)
+        check_range(self, "max_thinking_length", 1, None)
+        check_range(self, "cold_stop_entropy", 0, None)
+        check_range(self, "cold_stop_length", 1, None)
+        check_range(self, "gumbel_temperature", 0, None, open_low=True)
+        check_range(self, "noise_scale", 0, None)
+        check_range(self, "dirichlet_concentration", 0, None, open_low=True)
+        check_range(self, "mixture_beta", 0, None, open_low=True)
+        check_range(self, "multiplex_width", 1, None)
         if self.answer_prefill is not None and (isinstance(self.answer_prefill, str) or len(self.answer_prefill) != 2):
             raise ValueError(
                 f"`answer_prefill` is {self.answer_prefill!r}. It takes two texts: the one forced after a thought that "
@@ -184,8 +187,8 @@ class ThinkingSettings:
                     )
 
     def resolved(self, kind: str, name: str):
-        """The value of a field for a kind of thought, its default where the field is unset."""
-        value = getattr(self, name)
+        """The value of a field for a kind of thought: its default where the field is unset or meant for another."""
+        value = getattr(self, name) if kind == self.thought else None
         return _DEFAULTS.get(kind, {}).get(name) if value is None else value
 
     def make_thought(self, answer: Hard, table_rms: float | None = None, evaluation: bool = False) -> Thought:
@@ -200,7 +203,7 @@ class ThinkingSettings:
         kind = (self.eval_thought if evaluation else None) or self.thought
         temperature = self.resolved(kind, "thinking_temperature")
         top_k, top_p = self.resolved(kind, "thinking_top_k"), self.resolved(kind, "thinking_top_p")
-        min_p = self.thinking_min_p
+        min_p = self.resolved(kind, "thinking_min_p")
         if kind == "hard":
             return Hard(
                 answer.temperature if temperature is None else temperature,
@@ -262,9 +265,14 @@ class ThinkingSettings:
         return ThinkingSettings(**{**saved, **changes})
 
 
-def _in_range(settings, name: str, low, high, open_low: bool = False) -> None:
+def check_range(settings, name: str, low, high, open_low: bool = False) -> None:
     value = getattr(settings, name)
     if value is None:
+        return
+    whole = name.endswith(("top_k", "length", "width"))
+    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not math.isfinite(value):
+        raise ValueError(f"`{name}` is {value!r}, but it must be a finite {'whole ' if whole else ''}number.")
+    if low is None:
         return
     if value < low or (open_low and value == low) or (high is not None and value > high):
         bounds = f"{'above' if open_low else 'at least'} {low}" + ("" if high is None else f" and at most {high}")

@@ -26,12 +26,15 @@ from .metrics import rollout_metrics, update_metrics
 from .record import SoftTokens
 from .rollout import rollout
 from .rollout.plan import make_plan, table_rms
+from .rollout.transformers import positions
 from .thoughts import Hard
 
 
-# exp(20) is already a ratio no clipping range reaches; without a bound a stale Gaussian thought, whose log-ratio can be
+# exp(10) is already a ratio no clipping range reaches; without a bound a stale Gaussian thought, whose log-ratio can be
 # hundreds of nats, turns the loss into inf and the masked positions into nan.
-LOG_RATIO_BOUND = 20.0
+LOG_RATIO_BOUND = 10.0
+# Losses whose weight is detached: a bounded thought keeps its gradient there. Elsewhere exp(10) would multiply it.
+_DETACHED_WEIGHTS = ("cispo", "vespo")
 # The noise of evaluation is keyed apart from training's.
 _EVALUATION = 1 << 31
 
@@ -103,6 +106,7 @@ class SoftTokensMixin(_Host):
     def _add_soft_tokens(self) -> None:
         base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         add_soft_tokens(base)
+        self._takes_position_ids = "position_ids" in inspect.signature(base.forward).parameters
         if self.ref_model is not None:
             add_soft_tokens(self.accelerator.unwrap_model(self.ref_model))
         answer = Hard(self.temperature, self.top_k, self.top_p, self.min_p)
@@ -197,7 +201,7 @@ class SoftTokensMixin(_Host):
                 "Log-probabilities were asked for outside a rollout or a loss, so no record is at hand."
             )
         if not record.thought.is_token:
-            model = _Replay(model, record.to_length(logits_to_keep))
+            model = _Replay(model, record.to_length(logits_to_keep), self._takes_position_ids)
         logps, *rest = super()._get_per_token_logps_and_entropies(
             model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
         )
@@ -216,11 +220,16 @@ class SoftTokensMixin(_Host):
         if thoughts is not None and old is not None:
             far = ((seen - old).abs() > LOG_RATIO_BOUND) & thoughts
             inputs["bounded_per_token"] = far
-            logps = torch.where(far, old + (seen - old).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND), logps)
+            bounded = old + (seen - old).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+            if getattr(self, "loss_type", None) in _DETACHED_WEIGHTS:
+                bounded = logps + (bounded - seen)
+            logps = torch.where(far, bounded, logps)
         if thoughts is not None and "ref_per_token_logps" in inputs:
             ref = inputs["ref_per_token_logps"]
-            near = logps.detach() + (ref - logps.detach()).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
-            inputs["ref_per_token_logps"] = torch.where(thoughts & (near != ref), near, ref)
+            delta = ref - logps.detach()
+            # A constant distance: the estimate exp(delta) - delta - 1 stays finite and has no gradient out there.
+            near = logps + delta.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+            inputs["ref_per_token_logps"] = torch.where(thoughts & (delta.abs() > LOG_RATIO_BOUND), near, ref)
         return logps
 
     def _compute_loss(self, model, inputs):
@@ -323,13 +332,17 @@ class SoftRLOOTrainer(SoftTokensMixin, RLOOTrainer):
 class _Replay:
     """A model that is called on consecutive rows of a batch, as TRL chunks it, and given those rows of the record."""
 
-    def __init__(self, model, record: SoftTokens):
-        self.model, self.record, self.start = model, record, 0
+    def __init__(self, model, record: SoftTokens, takes_position_ids: bool):
+        self.model, self.record, self.takes_position_ids = model, record, takes_position_ids
+        self.start = 0
 
-    def __call__(self, input_ids, **kwargs):
+    def __call__(self, input_ids, attention_mask, **kwargs):
         rows = slice(self.start, self.start + input_ids.size(0))
         self.start = rows.stop
-        return self.model(input_ids=input_ids, soft_tokens=self.record[rows], **kwargs)
+        if self.takes_position_ids:
+            # The rollout's positions: TRL counts the padding on the left, which learned positions do not forgive.
+            kwargs["position_ids"] = positions(attention_mask)
+        return self.model(input_ids=input_ids, attention_mask=attention_mask, soft_tokens=self.record[rows], **kwargs)
 
 
 def _check_dataset(name: str, dataset) -> None:

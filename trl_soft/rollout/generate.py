@@ -74,6 +74,16 @@ def soft_generate(
         progress (`bool`): show a bar over completions.
         evaluation (`bool`): think with `settings.eval_thought` where it is set.
     """
+    if isinstance(prompts, str):
+        raise TypeError("`prompts` is one text, which would be read as a list of letters. Pass a list: `[prompt]`.")
+    if batch_size < 1 or num_generations < 1:
+        raise ValueError(
+            f"`batch_size` is {batch_size} and `num_generations` {num_generations}, but both must be at least 1."
+        )
+    if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
+        raise ValueError(
+            "The tokenizer has neither a padding nor an end token to pad with. Set `tokenizer.pad_token`."
+        )
     if not prompts:
         raise ValueError("`prompts` is empty, so there is nothing to complete. Pass at least one prompt.")
     if settings is None:
@@ -97,6 +107,10 @@ def soft_generate(
     ids = [
         tokenizer(p)["input_ids"] if isinstance(p, str) else list(p) for p in prompts for _ in range(num_generations)
     ]
+    if not all(ids):
+        raise ValueError(
+            "A prompt has no tokens, so there is nothing to continue. Remove it, or begin it with a token."
+        )
     out = SoftCompletions([], [], [], [], [], [], [])
     with soft_tokens_added(base), tqdm(total=len(ids), disable=not progress, desc="Generating", unit="sample") as bar:
         for start in range(0, len(ids), batch_size):

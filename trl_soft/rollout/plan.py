@@ -53,12 +53,19 @@ def make_plan(
         raise ValueError(
             f"`thinking_top_k` is {top_k}, but the model has only {vocab_size} tokens. Set it to at most {vocab_size}."
         )
-    cap = settings.max_thinking_length
-    if cap is not None and cap + len(forced[1]) >= max_completion_length:
+    for field, ids in (("end_of_thinking", end.ids), ("answer_prefill", [*forced[0], *forced[1]])):
+        ending = sorted(set(ids) & set(eos_token_ids))
+        if ending:
+            raise ValueError(
+                f"`{field}` holds {tokenizer.convert_ids_to_tokens(ending)}, which ends the whole completion, so no "
+                "answer would follow the thought. Choose another token or text."
+            )
+    cap, longest = settings.max_thinking_length, max(map(len, forced))
+    if (cap or 1) + longest >= max_completion_length:
         raise ValueError(
-            f"`max_thinking_length` is {cap} and {len(forced[1])} tokens are forced after a thought that was cut, but "
-            f"`max_completion_length` is {max_completion_length}: no room is left for an answer. Lower "
-            "`max_thinking_length` or raise `max_completion_length`."
+            f"A thought of up to {cap or 1} tokens (`max_thinking_length`) and {longest} forced tokens fill "
+            f"`max_completion_length`, {max_completion_length}: no room is left for an answer. Lower "
+            "`max_thinking_length`, shorten `answer_prefill` or raise `max_completion_length`."
         )
     return Plan(
         thought=thought,

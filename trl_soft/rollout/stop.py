@@ -14,8 +14,8 @@ class EndOfThinking:
 
     Attributes:
         ids (`list[int]`): the tokens that write `text`.
-        is_token (`bool`): whether that is one token, which is then compared by id; otherwise the shadow's tail is
-            decoded, because a text can be cut into tokens in more than one way.
+        is_token (`bool`): whether that is one of the tokenizer's added tokens, which is compared by id; otherwise the
+            shadow's tail is decoded, because a text can be cut into tokens in more than one way.
 
     Raises:
         ValueError: if the tokenizer can never produce `text`.
@@ -24,7 +24,7 @@ class EndOfThinking:
     def __init__(self, tokenizer, text: str):
         self.tokenizer, self.text = tokenizer, text
         self.ids = encode(tokenizer, text, "end_of_thinking")
-        self.is_token = len(self.ids) == 1
+        self.is_token = text in tokenizer.get_added_vocab()
         # A token writes at least one byte, so the tail holds the text however it was cut.
         self.tail = len(text.encode()) + 1
 

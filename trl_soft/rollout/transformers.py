@@ -34,7 +34,7 @@ class Plan:
         eos_token_ids (`list[int]`), pad_token_id (`int`).
         forced (`tuple` of two `list[int]`): ids forced after a thought that ended itself, and after one that was cut.
         cold_stop_entropy (`float`, *optional*), cold_stop_length (`int`): Soft Thinking's early stop.
-        repetition_penalty (`float`): on the answer's tokens, as in `generate`.
+        repetition_penalty (`float`): on tokens, hard thoughts and the answer's, as in `generate`.
     """
 
     thought: Thought
@@ -126,7 +126,10 @@ def rollout(
         if thinks.any():
             rows = thinks.nonzero().squeeze(-1)
             view, noise = logits[rows], _noise(seed, generation, sample[rows], t)
-            action, token = plan.thought.sample(view, noise)
+            drawn_from = view
+            if plan.thought.is_token and penalise is not None:
+                drawn_from = _penalised(penalise, view, input_ids[rows], ids[rows, :t])
+            action, token = plan.thought.sample(drawn_from, noise)
             step[rows] = token
             ids[rows, t] = token
             ends_all = torch.isin(token, eos)
@@ -166,8 +169,7 @@ def rollout(
             rows = answers.nonzero().squeeze(-1)
             view = logits[rows]
             if penalise is not None:
-                context = torch.cat([input_ids[rows], ids[rows, :t]], dim=1)
-                view = DenseLogits(penalise(context, view.dense().clone()))
+                view = _penalised(penalise, view, input_ids[rows], ids[rows, :t])
             action, step[rows] = plan.answer.sample(view, _noise(seed, generation, sample[rows], t))
             log_probs[rows, t], entropies[rows, t] = plan.answer.score(logits[rows], action)
             done[rows] = torch.isin(step[rows], eos)
@@ -192,6 +194,11 @@ def rollout(
     )  # fmt: skip
 
 
+def positions(attention_mask: torch.Tensor) -> torch.Tensor:
+    """Position of each token among the row's own, padding on the left not counted: (B, S) -> (B, S)."""
+    return (attention_mask.cumsum(-1) - 1).clamp(min=0)
+
+
 class _Steps:
     """The model, one token further at each call: (B, V) float32 next-token logits."""
 
@@ -209,14 +216,20 @@ class _Steps:
             self.attention_mask = torch.cat([self.attention_mask, self.attention_mask.new_ones(len(token), 1)], dim=1)
         inputs = {"input_ids": token, "attention_mask": self.attention_mask, "use_cache": True}
         if "position_ids" in self.accepts:
-            inputs["position_ids"] = (self.attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -token.size(1) :]
+            inputs["position_ids"] = positions(self.attention_mask)[:, -token.size(1) :]
         if "logits_to_keep" in self.accepts:
             inputs["logits_to_keep"] = 1
         if record is not None:
             inputs["soft_tokens"] = record
         with self._watching_the_head():
             output = self.model(**inputs, past_key_values=self.cache)
-        self.cache = output.past_key_values
+        self.cache = getattr(output, "past_key_values", None)
+        if self.cache is None:
+            raise ValueError(
+                f"{type(self.model).__name__} returned no key-value cache, and a rollout cannot think without one. If "
+                "gradient checkpointing is on in training mode, call `model.eval()` or "
+                "`model.gradient_checkpointing_disable()` first."
+            )
         return output.logits[:, -1].float()
 
     @contextmanager
@@ -246,6 +259,11 @@ def _table(model, thought: Thought) -> tuple[torch.Tensor | None, float, torch.d
     embedding = model.get_input_embeddings()
     table = whole(embedding.weight).float() if thought.mixes_vocabulary else None
     return table, embedding_scale(embedding), embedding.weight.dtype
+
+
+def _penalised(penalise, view: DenseLogits, prompt: torch.Tensor, shadow: torch.Tensor) -> DenseLogits:
+    """Logits less likely to repeat prompt and shadow, as `generate` has it; for sampling, not for scoring."""
+    return DenseLogits(penalise(torch.cat([prompt, shadow], dim=1), view.dense().clone()))
 
 
 def _noise(seed: int, generation: int, sample: torch.Tensor, position: int) -> KeyedNoise:
