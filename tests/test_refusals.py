@@ -40,6 +40,18 @@ from trl_soft.config import SoftParser
         ({"ds3_gather_for_generation": False}, "wait forever"),
         ({"cache_implementation": "static"}, "dynamic cache"),
         ({"generation_kwargs": {"num_beams": 2}}, "would ignore it"),
+        ({"thought": "latent"}, "eval_thought: latent"),
+        ({"thinking_temperature": float("nan")}, "finite number"),
+        ({"thinking_temperature": float("inf")}, "finite number"),
+        ({"thinking_top_k": 5.5}, "whole number"),
+        ({"thinking_top_k": [5]}, "whole number"),
+        ({"max_thinking_length": 4.5}, "whole number"),
+        ({"top_p": 1.5}, "`top_p` is 1.5"),
+        ({"repetition_penalty": 0.0}, "`repetition_penalty`"),
+        ({"noise_placement": "weights"}, "embedding, hidden, logits, probabilities"),
+        ({"thought": "multiplex", "thinking_top_p": 0.9}, "draws from the whole vocabulary"),
+        ({"multiplex_width": 0}, "at least 1"),
+        ({"dirichlet_concentration": 0.0}, "above 0"),
     ],
 )
 def test_configs_that_cannot_be_soft(tmp_path, settings, sentence):
@@ -58,6 +70,9 @@ def image_rows():
         ({"answer_prefill": ["", "The answer is"]}, "this tokenizer cannot produce it"),
         ({"thinking_top_k": 99}, "has only 26 tokens"),
         ({"max_thinking_length": 15}, "no room is left for an answer"),
+        ({"answer_prefill": ["1" * 15, ""]}, "no room is left for an answer"),
+        ({"end_of_thinking": "<eos>"}, "no answer would follow"),
+        ({"answer_prefill": ["", "1<eos>"]}, "no answer would follow"),
         ({"train_dataset": Dataset.from_dict({"question": ["1="] * 8})}, r"columns \['question'\] and no `prompt`"),
         ({"train_dataset": Dataset.from_dict({"prompt": []})}, "is empty"),
         ({"train_dataset": IterableDataset.from_generator(lambda: iter(()))}, "is empty"),
@@ -131,6 +146,14 @@ def test_yaml_is_parsed_strictly(tmp_path):
         parse(tmp_path, base, "--gumbel_temprature", "0.2")
     with pytest.raises(ValueError, match="no kind of thought"):
         parse(tmp_path, base + "thought: fussy\n")
+    with pytest.raises(ValueError, match="`seed` 2 times"):
+        parse(tmp_path, base + "seed: 1\nseed: 2\n")
+    with pytest.raises(ValueError, match="does not read as text"):
+        parse(tmp_path, base + "no: 2\n")
+    with pytest.raises(ValueError, match="`help`"):
+        parse(tmp_path, base + "help: 2\n")
+    with pytest.raises(ValueError, match="`thinking_temp`"):
+        parse(tmp_path, base, "--thinking_temp", "0.3")
     assert not os.path.exists(tmp_path / "out")
 
 
@@ -157,3 +180,29 @@ def test_a_model_with_ids_in_every_layer_is_refused():
     with pytest.raises(ValueError, match="per-layer embeddings"):
         add_soft_tokens(net)
     assert torch.is_tensor(net(input_ids=torch.tensor([[1]])).logits)
+
+
+def test_a_recurrent_model_is_refused():
+    from transformers import MambaConfig, MambaForCausalLM
+
+    from trl_soft import add_soft_tokens
+
+    net = MambaForCausalLM(MambaConfig(vocab_size=26, hidden_size=16, num_hidden_layers=1, state_size=4))
+    with pytest.raises(ValueError, match="MambaForCausalLM keeps a recurrent state"):
+        add_soft_tokens(net)
+
+
+def test_generation_is_asked_sensibly():
+    from trl_soft import soft_generate
+
+    net, tokenizer, settings = tiny.model(), tiny.tokenizer(), ThinkingSettings()
+    with pytest.raises(TypeError, match="list of letters"):
+        soft_generate(net, tokenizer, "1+2=", settings)
+    with pytest.raises(ValueError, match="at least 1"):
+        soft_generate(net, tokenizer, ["1+2="], settings, batch_size=0)
+    with pytest.raises(ValueError, match="has no tokens"):
+        soft_generate(net, tokenizer, [[]], settings)
+    net.train()
+    net.gradient_checkpointing_enable()
+    with pytest.raises(ValueError, match="gradient_checkpointing_disable"):
+        soft_generate(net, tokenizer, ["1+2="], settings, progress=False)

@@ -217,3 +217,17 @@ def test_imports_without_trl():
         "from trl_soft import THOUGHTS, KeyedNoise, SoftTokens, ThinkingSettings, Thought, add_soft_tokens, soft_generate\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_repetition_penalty_acts_on_hard_thoughts():
+    settings = ThinkingSettings(thought="hard")
+    plain, penalised = (generate(settings, temperature=0.0, repetition_penalty=p) for p in (1.0, 5.0))
+    assert plain.completion_ids != penalised.completion_ids
+
+
+def test_a_text_of_one_token_is_found_however_it_is_written():
+    """`;` is an ordinary token here, so it is matched as text; `</think>` is an added token, matched by id."""
+    tokenizer = tiny.tokenizer()
+    end = EndOfThinking(tokenizer, ";")
+    ids = torch.tensor([tokenizer("1;")["input_ids"], tokenizer(";1")["input_ids"]])
+    assert not end.is_token and end(ids).tolist() == [True, False]

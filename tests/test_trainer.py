@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 from trl import GRPOTrainer
 
 from tests import tiny
-from trl_soft import SoftGRPOTrainer, ThinkingSettings
+from trl_soft import SoftGRPOTrainer, SoftTokens, ThinkingSettings
 from trl_soft.scoring import HeadLogits
+from trl_soft.thoughts import Hard
 
 
 LORA = LoraConfig(r=4, target_modules=["q_proj", "v_proj", "up_proj"], lora_dropout=0.0)
@@ -338,3 +339,46 @@ def test_conversational_prompts(tmp_path):
 
     tiny.trainer(tmp_path, processing_class=tokenizer, train_dataset=rows, reward_funcs=reward, max_steps=1).train()
     assert seen[0][0]["role"] == "assistant"
+
+
+def test_far_thoughts_are_bounded_without_a_cliff_of_gradient(tmp_path):
+    """Old and reference 45 nats away: the k3 estimate and the ratio are finite, and neither has a gradient there."""
+    trainer = tiny.trainer(tmp_path)
+    thought = trainer._plans["train"].thought
+    mask = torch.tensor([[True, False]])
+    record = SoftTokens(thought, mask, {}, torch.zeros(1, 2))
+    logps = torch.tensor([[-50.0, -50.0]], requires_grad=True)
+    inputs = {name: torch.full((1, 2), -5.0) for name in ("old_per_token_logps", "ref_per_token_logps")}
+    inputs["completion_ids"] = torch.zeros(1, 2)
+    with trainer._replaying(record, inputs):
+        bounded = trainer._bound(logps, inputs)
+    assert bounded.tolist() == [[-15.0, -50.0]] and inputs["bounded_per_token"].tolist() == [[True, False]]
+    delta = (inputs["ref_per_token_logps"] - bounded)[0, 0]
+    assert 0 < delta <= 10
+    gradient = torch.autograd.grad((delta.exp() - delta - 1) + bounded[0, 0].exp(), logps, allow_unused=True)[0]
+    assert gradient is None or (gradient == 0).all()
+
+
+def test_learned_positions_are_the_rollouts(tmp_path):
+    """GPT-2 counts positions: padding on the left must not be among them, in the update as in the rollout."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": len(tiny.TOKENS), "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 4}
+    net = GPT2LMHeadModel(
+        GPT2Config(**sizes, bos_token_id=1, eos_token_id=1, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)
+    )
+    with torch.no_grad():
+        net.transformer.wpe.weight.mul_(50)
+        net.transformer.wte.weight.mul_(20)
+    trainer = tiny.trainer(tmp_path, net, max_steps=1)
+    trainer.train()
+    log = trainer.state.log_history[0]
+    assert log["thinking/logp_difference/max"] <= 1e-4 and log["answer/logp_difference/max"] <= 1e-4
+
+
+def test_train_soft_infer_hard_takes_the_answers_sampling(tmp_path):
+    args = tiny.config(tmp_path, thought="gaussian", thinking_temperature=1e-4, eval_thought="hard", temperature=0.8)
+    hard = args.make_thought(Hard(0.8, 7, 0.9), 1.0, evaluation=True)
+    assert (hard.temperature, hard.top_k, hard.top_p) == (0.8, 7, 0.9)
+    assert args.make_thought(Hard(0.8), 1.0).temperature == 1e-4

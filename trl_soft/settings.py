@@ -174,11 +174,7 @@ class ThinkingSettings:
                 "ended itself, and the one forced after a thought that was cut. An empty text forces nothing."
             )
         truncates = self.noise_placement in ("logits", "probabilities")
-        if (
-            self.thought in _UNTRUNCATED
-            and self.eval_thought is None
-            and not (self.thought == "gaussian" and truncates)
-        ):
+        if self.thought in _UNTRUNCATED and not (self.thought == "gaussian" and truncates):
             for option in ("thinking_top_k", "thinking_top_p", "thinking_min_p"):
                 if getattr(self, option) is not None:
                     raise ValueError(
