@@ -382,3 +382,27 @@ def test_train_soft_infer_hard_takes_the_answers_sampling(tmp_path):
     hard = args.make_thought(Hard(0.8, 7, 0.9), 1.0, evaluation=True)
     assert (hard.temperature, hard.top_k, hard.top_p) == (0.8, 7, 0.9)
     assert args.make_thought(Hard(0.8), 1.0).temperature == 1e-4
+
+
+def test_detached_inputs_pass_no_gradient(tmp_path):
+    """With one thought that is all there is between prompt and answer, the table's rows are untouched by its feed."""
+    gradients = {}
+    for detach in (False, True):
+        trainer = tiny.trainer(
+            tmp_path,
+            tiny.model(tie_word_embeddings=False),
+            max_steps=1,
+            detach_soft_inputs=detach,
+            gumbel_temperature=1.0,
+        )
+        trainer.train()
+        batch = trainer.last_batch
+        trainer.model.zero_grad()
+        trainer._compute_loss(trainer.model, batch).backward()
+        gradients[detach] = trainer.model.get_input_embeddings().weight.grad
+        fed = torch.cat([batch["prompt_ids"].flatten(), batch["completion_ids"][~batch["soft_thinking_mask"]]])
+    others = torch.ones(len(tiny.TOKENS), dtype=torch.bool)
+    others[fed] = False
+    if others.any():
+        assert (gradients[True][others] == 0).all()
+    assert not torch.equal(gradients[True], gradients[False])

@@ -5,6 +5,7 @@
     thinking/clipped_ratio     share of completions whose thought reached a cap
     thinking/entropy           nats, of the distribution thoughts were made from
     thinking/top1_weight       weight of the heaviest candidate in the mixture
+    thinking/effective_support exp of the mixture weights' entropy: how many tokens a thought is made of
     thinking/log_ratio/mean    mean |log pi - log pi_old|; /max the largest, before any bound
     thinking/clip_ratio        share outside the clipping range
     thinking/clamped_ratio     share whose log-ratio was bounded before `exp`
@@ -34,7 +35,10 @@ def rollout_metrics(drawn: Rollout, accelerator) -> dict[str, float]:
     }
     weights = drawn.record.thought.weights(drawn.record.flat_action(thoughts))
     if weights is not None:
+        y = weights.clamp(min=0)  # a weight with Gaussian noise on it can be negative
+        support = torch.exp(torch.special.entr(y / y.sum(-1, keepdim=True).clamp(min=1e-9)).sum(-1))
         sums["thinking/top1_weight"] = (weights.amax(-1).sum(), thoughts.sum())
+        sums["thinking/effective_support"] = (support.sum(), thoughts.sum())
     return _means(sums, accelerator)
 
 

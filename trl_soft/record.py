@@ -97,5 +97,6 @@ class SoftTokens:
                 f"{tuple(self.shape)}. A record covers the last C columns of the same B rows; slice them together."
             )
         mixed = self.thought.embed(self.flat_action(self.thinking_mask), embed)
+        mixed = mixed.detach() if self.thought.detach_inputs else mixed
         positions = F.pad(self.thinking_mask, (input_ids.size(1) - self.shape[1], 0)).unsqueeze(-1)
         return embeddings.masked_scatter(positions, mixed.to(embeddings.dtype))

@@ -118,6 +118,13 @@ class ThinkingSettings:
             Number of tokens a multiplex thought draws.
         multiplex_weights (`str`, *optional*, defaults to `"mean"`):
             `mean`, or `probability` for weights proportional to the tokens' probabilities.
+
+    > Parameters of the update
+
+    Args:
+        detach_soft_inputs (`bool`, *optional*, defaults to `False`):
+            Pass no gradient to the embedding table through the mixtures that are fed, as SofT-GRPO's released code
+            does; a hard token's embedding has one.
     """
 
     thought: str = _help(f"What a thinking step feeds back: {', '.join(THOUGHTS)}.", "gumbel")
@@ -139,6 +146,7 @@ class ThinkingSettings:
     mixture_beta: float = _help("mixture: beta, above 0; the larger, the closer to the sampled token.", 1.0)
     multiplex_width: int = _help("multiplex: number of tokens drawn.", 3)
     multiplex_weights: str = _help("multiplex: mean, or probability for weights proportional to p.", "mean")
+    detach_soft_inputs: bool = _help("Pass no gradient to the embedding table through what thoughts feed.", False)
 
     def __post_init__(self):
         self.check()
@@ -197,6 +205,11 @@ class ThinkingSettings:
             evaluation (`bool`): make `eval_thought`.
         """
         kind = (self.eval_thought if evaluation else None) or self.thought
+        thought = self._make(kind, answer, table_rms)
+        thought.detach_inputs = self.detach_soft_inputs
+        return thought
+
+    def _make(self, kind: str, answer: Hard, table_rms: float | None) -> Thought:
         temperature = self.resolved(kind, "thinking_temperature")
         top_k, top_p = self.resolved(kind, "thinking_top_k"), self.resolved(kind, "thinking_top_p")
         min_p = self.resolved(kind, "thinking_min_p")

@@ -30,6 +30,7 @@ class Thought:
         scores_closing (`bool`): whether the closing one-hot is scored by `log_prob` or as an ordinary answer token.
         mixes_vocabulary (`bool`): whether it asks the logits for a `mixture` of the whole embedding table.
         needs_hidden (`bool`): whether it asks the logits for the `hidden` state they were made from.
+        detach_inputs (`bool`): whether what it feeds passes no gradient to the embedding table.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Thought:
     scores_closing = True
     mixes_vocabulary = False
     needs_hidden = False
+    detach_inputs = False
 
     def sample(self, logits, noise: KeyedNoise) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """Draw: the action, and the shadow token of each row (N,) int64."""

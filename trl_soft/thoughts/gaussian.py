@@ -92,7 +92,8 @@ class HiddenGaussian(Gaussian):
 class LogitsGaussian(Gaussian):
     """
     Noise on the logits of the `top_k` most likely candidates. Action: `ids` (N, K), `noisy` = z~ (N, K) less its mean,
-    and so is z when it is scored: a shift of all logits is no prediction.
+    and so is z when it is scored, since a shift of all logits is no prediction; `kept` (N, K) bool, False at suppressed
+    tokens, whose logits are -inf.
     """
 
     mixes_vocabulary = False
@@ -103,20 +104,26 @@ class LogitsGaussian(Gaussian):
 
     def sample(self, logits, noise):
         z, ids = logits.dense().topk(self.top_k, dim=-1)
+        kept = z.isfinite()
         noisy = z + self.sigma * noise.normal(z.size(-1))
         token = ids.gather(-1, noisy.argmax(-1, keepdim=True)).squeeze(-1)
-        return {"ids": ids, "noisy": noisy - noisy.mean(-1, keepdim=True)}, token
+        return {"ids": ids, "noisy": _centred(noisy, kept), "kept": kept}, token
 
     def score(self, logits, action):
-        z = logits.at(action["ids"])
-        density = self._density(action["noisy"], z - z.mean(-1, keepdim=True))
-        return density, entropy_of(torch.log_softmax(z / self.temperature, dim=-1))
+        z, kept = logits.at(action["ids"]), action["kept"]
+        return self._density(action["noisy"], _centred(z, kept)), entropy_of(renormalised(z, kept, self.temperature))
 
     def embed(self, action, embed):
         return torch.einsum("nk,nkh->nh", self.weights(action), embed(action["ids"]).float())
 
     def weights(self, action):
-        return torch.softmax(action["noisy"] / self.temperature, dim=-1)
+        return renormalised(action["noisy"], action["kept"], self.temperature).exp()
+
+
+def _centred(z: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """z less its mean over what is kept, zero elsewhere."""
+    z = z.masked_fill(~kept, 0.0)
+    return (z - z.sum(-1, keepdim=True) / kept.sum(-1, keepdim=True)).masked_fill(~kept, 0.0)
 
 
 class ProbabilitiesGaussian(Gaussian):
