@@ -2,8 +2,8 @@
 """Rollouts: from prompts to shadow text and a record of the thoughts behind it."""
 
 from .generate import SoftCompletions, soft_generate
-from .stop import EndOfThinking
+from .stop import EndOfThinking, StopRule
 from .transformers import Plan, Rollout, rollout
 
 
-__all__ = ["EndOfThinking", "Plan", "Rollout", "SoftCompletions", "rollout", "soft_generate"]
+__all__ = ["EndOfThinking", "Plan", "Rollout", "SoftCompletions", "StopRule", "rollout", "soft_generate"]

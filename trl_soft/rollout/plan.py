@@ -7,7 +7,7 @@ from ..forward import embedding_scale
 from ..scoring import gathered, whole
 from ..settings import ThinkingSettings
 from ..thoughts import Hard
-from .stop import EndOfThinking, encode
+from .stop import EndOfThinking, StopRule, encode
 from .transformers import Plan
 
 
@@ -70,13 +70,16 @@ def make_plan(
     return Plan(
         thought=thought,
         answer=answer,
-        end=end,
+        stop=StopRule(
+            end,
+            cap,
+            settings.cold_stop_entropy,
+            settings.cold_stop_length,
+            getattr(thought, "temperature", 1.0) or 1.0,  # greedy hard thoughts have no temperature
+        ),
         max_completion_length=max_completion_length,
         eos_token_ids=list(eos_token_ids),
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-        max_thinking_length=cap,
         forced=forced,
-        cold_stop_entropy=settings.cold_stop_entropy,
-        cold_stop_length=settings.cold_stop_length,
         repetition_penalty=repetition_penalty,
     )

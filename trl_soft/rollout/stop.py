@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When a thought ends: by a token, or by a text that the shadow must end with."""
+"""When a thought ends: by itself, by a token or a text its shadow must end with; or cut, by Cold Stop or a cap."""
+
+from dataclasses import dataclass
 
 import torch
+
+from ..scoring import entropy_of
 
 
 class EndOfThinking:
@@ -34,6 +38,40 @@ class EndOfThinking:
             return shadow[:, -1] == self.ids[0]
         tails = self.tokenizer.batch_decode(shadow[:, -self.tail :], skip_special_tokens=False)
         return torch.tensor([tail.endswith(self.text) for tail in tails], dtype=torch.bool, device=shadow.device)
+
+
+@dataclass
+class StopRule:
+    """
+    Every way a thought can end, but the end of the sequence.
+
+    Args:
+        end (`EndOfThinking`): the thought ends itself.
+        cap (`int`, *optional*): longest thought, in tokens.
+        cold_entropy (`float`, *optional*), cold_length (`int`):
+            Cold Stop (Soft Thinking, arXiv 2505.15778): cut after `cold_length` steps in a row whose entropy over the
+            whole vocabulary, in nats at `temperature`, is below `cold_entropy`.
+        temperature (`float`): of the distribution Cold Stop looks at.
+    """
+
+    end: EndOfThinking
+    cap: int | None = None
+    cold_entropy: float | None = None
+    cold_length: int = 256
+    temperature: float = 1.0
+
+    def cut(self, thoughts: int, logits, calm: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Whether a cap is reached after `thoughts` thoughts, the latest drawn from `logits` with N rows.
+
+        `calm` (N,) counts the cold steps in a row before this one; returns the cut (N,) bool and `calm` brought up.
+        """
+        cut = torch.full_like(calm, self.cap is not None and thoughts >= self.cap, dtype=torch.bool)
+        if self.cold_entropy is not None:
+            low = entropy_of(torch.log_softmax(logits.dense() / self.temperature, -1)) < self.cold_entropy
+            calm = torch.where(low, calm + 1, 0)
+            cut = cut | (calm >= self.cold_length)
+        return cut, calm
 
 
 def encode(tokenizer, text: str, field: str) -> list[int]:

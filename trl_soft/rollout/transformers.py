@@ -16,9 +16,9 @@ from transformers import RepetitionPenaltyLogitsProcessor
 from ..forward import embedding_scale
 from ..noise import KeyedNoise
 from ..record import SoftTokens
-from ..scoring import DenseLogits, entropy_of, logit_transform, transformed, whole
+from ..scoring import DenseLogits, logit_transform, transformed, whole
 from ..thoughts import Hard, Thought
-from .stop import EndOfThinking
+from .stop import StopRule
 
 
 @dataclass
@@ -28,25 +28,20 @@ class Plan:
 
     Args:
         thought, answer: what a thinking and what an answering step do.
-        end (`EndOfThinking`): when a thought ends itself.
+        stop (`StopRule`): when a thought ends.
         max_completion_length (`int`): C.
-        max_thinking_length (`int`, *optional*): cap of the thought.
         eos_token_ids (`list[int]`), pad_token_id (`int`).
         forced (`tuple` of two `list[int]`): ids forced after a thought that ended itself, and after one that was cut.
-        cold_stop_entropy (`float`, *optional*), cold_stop_length (`int`): Soft Thinking's early stop.
         repetition_penalty (`float`): on tokens, hard thoughts and the answer's, as in `generate`.
     """
 
     thought: Thought
     answer: Hard
-    end: EndOfThinking
+    stop: StopRule
     max_completion_length: int
     eos_token_ids: list[int]
     pad_token_id: int
-    max_thinking_length: int | None = None
     forced: tuple[Sequence[int], Sequence[int]] = ((), ())
-    cold_stop_entropy: float | None = None
-    cold_stop_length: int = 256
     repetition_penalty: float = 1.0
 
 
@@ -95,7 +90,6 @@ def rollout(
     """
     steps = _Steps(model, input_ids, attention_mask, plan.thought.needs_hidden)
     batch, length, device = input_ids.size(0), plan.max_completion_length, input_ids.device
-    cap = min(plan.max_thinking_length or length, length)
     table, eos = _table(model, plan.thought), torch.tensor(plan.eos_token_ids, device=device)
     script, script_length = _script(plan.forced, device)
     penalise = RepetitionPenaltyLogitsProcessor(plan.repetition_penalty) if plan.repetition_penalty != 1.0 else None
@@ -110,7 +104,7 @@ def rollout(
     thinking = torch.ones(batch, dtype=torch.bool, device=device)
     done, cut = torch.zeros_like(thinking), torch.zeros_like(thinking)
     cursor = script_length.new_zeros(batch)  # how many forced tokens a row has been fed
-    calm = cursor.clone()  # steps in a row below cold_stop_entropy
+    calm = cursor.clone()  # cold steps in a row
     thinking_length = cursor.clone()
     step_record = None
 
@@ -133,7 +127,7 @@ def rollout(
             step[rows] = token
             ids[rows, t] = token
             ends_all = torch.isin(token, eos)
-            ended = plan.end(ids[rows, : t + 1]) & ~ends_all
+            ended = plan.stop.end(ids[rows, : t + 1]) & ~ends_all
             closed = ended | ends_all
             if plan.thought.closes_one_hot:
                 action = plan.thought.close(action, closed, token)
@@ -149,12 +143,8 @@ def rollout(
             thinking_length[rows] += 1
             _remember(actions, action, rows, t, (batch, length))
 
-            too_long = (~closed) if t + 1 >= cap and cap < length else torch.zeros_like(closed)
-            if plan.cold_stop_entropy is not None:
-                temperature = getattr(plan.thought, "temperature", 1.0) or 1.0
-                low = entropy_of(torch.log_softmax(view.dense() / temperature, -1)) < plan.cold_stop_entropy
-                calm[rows] = torch.where(low, calm[rows] + 1, 0)
-                too_long |= ~closed & (calm[rows] >= plan.cold_stop_length)
+            too_long, calm[rows] = plan.stop.cut(t + 1, view, calm[rows])
+            too_long &= ~closed
             cut[rows] = too_long
             thinking[rows] = ~(ended | too_long)
             done[rows] = ends_all
