@@ -204,12 +204,28 @@ def test_softgrpo_by_hand():
     # mean of  -0.5 - e^-0.5 = -1.106531  and  -3 - e^-3 = -3.049787
     value = Gumbel(density="softgrpo").log_prob(DenseLogits(p.log()), action)
     assert value.item() == pytest.approx(-2.078159, abs=1e-5)
-    # Without the 1e-6 the first residual would be 0.5 + 1e-6/0.6; the gradient shows the mask and the clamp.
+    # The gradient shows the mask and the clamp.
     z = p.log().double().requires_grad_()
     Gumbel(density="softgrpo").log_prob(Float64(z), to_double(action)).sum().backward()
     w = (1 - math.exp(-0.5)) * 0.6 / (0.6 + 1e-6) / 2
     expected = torch.tensor([[w * (1 - 0.6), -w * 0.37, -w * 0.03]]).double()
     torch.testing.assert_close(z.grad, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_softgrpo_by_hand_has_its_1e_6():
+    """p = (.94, .06), g' = log p + (0.2, 0.5): r = (0.2 - log(1 + 1e-6/.94), 0.5 - log(1 + 1e-6/.06)), in float64."""
+    p, eps = torch.tensor([[0.94, 0.06]], dtype=torch.float64), torch.tensor([[0.2, 0.5]], dtype=torch.float64)
+    action = {
+        "ids": torch.tensor([[0, 1]]),
+        "perturbed": p.log() + eps,
+        "kept": torch.ones(1, 2, dtype=torch.bool),
+        "closed": torch.zeros(1, dtype=torch.bool),
+    }
+    r = [0.2 - math.log1p(1e-6 / 0.94), 0.5 - math.log1p(1e-6 / 0.06)]
+    expected = sum(-x - math.exp(-x) for x in r) / 2
+    without = sum(-x - math.exp(-x) for x in (0.2, 0.5)) / 2
+    value = Gumbel(density="softgrpo").log_prob(Float64(p.log()), action).item()
+    assert value == pytest.approx(expected, abs=1e-9) and abs(value - without) > 1e-6
 
 
 def test_softgrpo_clamps_its_noise_and_keeps_every_slot():
