@@ -36,6 +36,14 @@ FAMILIES = {
         "attention_multiplier": 0.3,
     },
     "Cohere": {"logit_scale": 1.5},
+    "Qwen3_5": {
+        "head_dim": 8,
+        "layer_types": ["linear_attention", "full_attention"],
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+    },
     "Qwen3Moe": {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
 }
 SCALED = {"Gemma", "Gemma2", "Gemma3"}  # embeddings
@@ -48,7 +56,7 @@ families = pytest.mark.parametrize("family", FAMILIES)
 def build(family: str, **changes):
     """A random model of about 20k parameters whose predictions are far from uniform."""
     torch.manual_seed(0)
-    name = "Gemma3Text" if family == "Gemma3" else family
+    name = f"{family}Text" if family in ("Gemma3", "Qwen3_5") else family
     config = getattr(transformers, f"{name}Config")(
         vocab_size=len(tiny.TOKENS),
         hidden_size=32,
@@ -138,7 +146,7 @@ def test_logits_and_embeddings_are_the_models_own(family):
 
 @pytest.mark.parametrize("thought", THOUGHTS)
 def test_the_auxiliary_loss_is_kept(tmp_path, thought):
-    """It is logged and trains the router, and under hard thoughts it is plain GRPO's."""
+    """It is logged and part of the loss, and under hard thoughts it is plain GRPO's."""
     rollouts = []
 
     class Recording(SoftGRPOTrainer):
@@ -189,6 +197,17 @@ def test_per_layer_embeddings_are_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match="Gemma3nForCausalLM looks token ids up again in every layer"):
         tiny.trainer(tmp_path, net)
     assert "forward" not in vars(net.get_input_embeddings())
+
+
+def test_embeddings_that_do_more_than_scale_are_refused_by_name():
+    class NormedEmbedding(nn.Embedding):
+        def forward(self, input_ids):
+            return nn.functional.normalize(super().forward(input_ids), dim=-1)
+
+    net = build("Llama")
+    net.set_input_embeddings(NormedEmbedding(len(tiny.TOKENS), 32))
+    with pytest.raises(ValueError, match="input embedding of LlamaForCausalLM is a NormedEmbedding"):
+        add_soft_tokens(net)
 
 
 def test_other_embeddings_are_refused_by_name():

@@ -7,6 +7,7 @@ a parameter is whole only while its module runs. Without the keyword nothing cha
 """
 
 import functools
+import inspect
 import types
 from contextlib import contextmanager
 
@@ -33,16 +34,29 @@ def check_soft(model) -> None:
             "its rows is not what the module would return. Take adapters off the input embeddings (remove them from "
             "`target_modules` and `modules_to_save`), or use a model with a plain embedding table."
         )
+    if type(embedding).forward is not nn.Embedding.forward and not hasattr(embedding, "embed_scale"):
+        raise ValueError(
+            f"The input embedding of {name} is a {type(embedding).__name__}, which does more to a row than scale it "
+            "(a norm, a quantised table), so a mixture of rows is not what the module would return. Use a model with "
+            "a plain or scaled embedding table."
+        )
     if model.get_output_embeddings() is None:
         raise ValueError(f"{name} has no LM head, so it predicts no token to think with. Use a causal language model.")
-    if getattr(model, "_is_stateful", False):
+    # Hybrids (Qwen3-Next, Falcon-H1) keep their states in the same `Cache` as keys and values, which is all we need.
+    if "past_key_values" not in inspect.signature(model.forward).parameters:
         raise ValueError(
             f"{name} keeps a recurrent state where a rollout needs a key-value cache for each row. Use a transformer."
         )
-    if getattr(model.config.get_text_config(), "hidden_size_per_layer_input", None):
+    config = model.config.get_text_config()
+    if any(getattr(config, attribute, None) for attribute in ("hidden_size_per_layer_input", "ple_layer_ids")):
         raise ValueError(
             f"{name} looks token ids up again in every layer (per-layer embeddings), and a mixture has no id. Use a "
             "model whose only use of a token is its input embedding."
+        )
+    if "hash_moe" in (getattr(config, "mlp_layer_types", None) or ()):
+        raise ValueError(
+            f"{name} chooses experts by token id (`hash_moe` layers), and a mixture has no id. Use a model whose only "
+            "use of a token is its input embedding."
         )
 
 
