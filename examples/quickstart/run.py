@@ -117,8 +117,9 @@ def main():
 
     plot(rewards, out / "reward.png")
     summary = {
-        "reward_first": rewards[0][1],
-        "reward_last": rewards[-1][1],
+        # Means over five steps: one step's 32 problems leave a standard error of 0.03.
+        "reward_first": statistics.mean(reward for _, reward in rewards[:5]),
+        "reward_last": statistics.mean(reward for _, reward in rewards[-5:]),
         "before": before,
         "after": after,
         "thinking_length": {"before": length_before, "after": length_after},
