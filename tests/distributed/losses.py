@@ -23,6 +23,9 @@ trl.trainer.grpo_trainer.shuffle_sequence_dict = lambda batch: batch
 
 CASES = [{"loss_type": kind} for kind in ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo")]
 CASES += [{"thought": "gaussian"}, {"gumbel_density": "concrete"}, {"gumbel_density": "softgrpo"}]
+CASES += [{"thought": "dirichlet"}, {"thought": "mixture"}, {"thought": "multiplex"}]
+CASES += [{"thought": "gaussian", "noise_placement": "hidden"}, {"thought": "gaussian", "noise_placement": "logits"}]
+CASES[-1] |= {"thinking_top_k": 8}
 CASES += [{"thought": "hard"}, {"beta": 0.1, "num_iterations": 2, "max_steps": 2, "thought": "gumbel"}]
 
 
