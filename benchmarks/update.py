@@ -26,6 +26,7 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.kernels import ChunkedLogProbFunction
 
 from trl_soft import SoftGRPOConfig, SoftGRPOTrainer, SoftTokens
+from trl_soft.lookup import Lookup
 from trl_soft.scoring import HeadLogits, entropy_of
 from trl_soft.thoughts import Gumbel
 
@@ -42,7 +43,7 @@ def scoring(vocabulary: int, repeats: int) -> dict[str, float]:
     ids = torch.randint(0, vocabulary, (N, K))
     weights = torch.softmax(torch.randn(N, K), -1)
     grad = torch.randn(N, K)
-    lazy = HeadLogits(hidden, head, embedding)
+    lazy, lookup = HeadLogits(hidden, head, embedding), Lookup(embedding)
 
     def backward(loss):
         loss.backward()
@@ -67,7 +68,7 @@ def scoring(vocabulary: int, repeats: int) -> dict[str, float]:
         backward((log_p * grad).sum() + entropy_of(log_p).sum())
 
     def mixed():
-        backward(torch.einsum("nk,nkh->nh", weights, embedding(ids)).square().sum())
+        backward(lookup.mix(weights, ids).square().sum())
 
     def one_hot():
         dense = torch.zeros(N, vocabulary).scatter_(-1, ids, weights)

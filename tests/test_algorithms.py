@@ -8,6 +8,9 @@ from trl import RLOOTrainer
 from tests import tiny
 from trl_soft import SoftRLOOConfig, SoftRLOOTrainer
 from trl_soft.forward import soft_tokens_added
+from trl_soft.scoring import HeadLogits
+from trl_soft.thoughts import Hard
+from trl_soft.variance import score_variance
 
 
 LOSSES = ["grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo"]
@@ -24,6 +27,7 @@ THOUGHTS = [
     {"thought": "multiplex"},
     {"thought": "multiplex", "multiplex_weights": "probability"},
 ]
+DRAWS = {"thought": "multiplex", "multiplex_ratio": "draw"}
 
 
 def ids(settings: dict) -> str:
@@ -34,13 +38,14 @@ def losses(trainer) -> list[dict]:
     return [row for row in trainer.state.log_history if "loss" in row]
 
 
-@pytest.mark.parametrize("thought", THOUGHTS, ids=ids)
+@pytest.mark.parametrize("thought", [*THOUGHTS, DRAWS], ids=ids)
 def test_every_loss_takes_two_steps(tmp_path, thought):
     """On-policy first, off-policy second, with a threshold mask, two-sided clipping and the sequence level in turn."""
     for loss in LOSSES:
         options = {"off_policy_mask_threshold": 0.5} if loss in ("dapo", "grpo") else {}
         options |= {"delta": 4.0} if loss in ("bnpo", "dr_grpo") else {}
-        options |= {"importance_sampling_level": "sequence"} if loss in ("luspo", "grpo") else {}
+        if loss in ("luspo", "grpo") and thought is not DRAWS:  # whose ratios are not the whole completion's
+            options |= {"importance_sampling_level": "sequence"}
         trainer = tiny.trainer(tmp_path, max_steps=2, num_iterations=2, loss_type=loss, **options, **thought)
         before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
         trainer.train()
@@ -49,7 +54,75 @@ def test_every_loss_takes_two_steps(tmp_path, thought):
         assert first["thinking/log_ratio/max"] < 1e-3 and second["thinking/log_ratio/max"] > 0
         tolerance = 1e-3 if thought["thought"] == "gaussian" else 1e-5
         assert first["thinking/logp_difference/max"] <= tolerance
+        if thought.get("noise_placement") != "hidden":
+            assert first["thinking/score_variance"] > 0 and 0 < first["answer/score_variance"] <= 2
         assert any(not torch.equal(before[name], value) for name, value in trainer.model.state_dict().items()), loss
+
+
+def test_each_draw_has_a_ratio_of_its_own(tmp_path):
+    """The DAPO loss of Multiplex Thinking written out: K clipped terms a thought, one a token, over the positions."""
+
+    class Keeping(tiny.SoftGRPOTrainer):
+        def _compute_loss(self, model, inputs):
+            self.batch = inputs
+            return super()._compute_loss(model, inputs)
+
+    settings = {**DRAWS, "temperature": 1.0, "loss_type": "dapo", "num_iterations": 2, "max_steps": 1}
+    trainer = tiny.trainer(tmp_path, trainer_class=Keeping, **settings)
+    trainer.train()
+    model, batch = trainer.model, trainer.batch
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.05)  # far enough for some ratios to be clipped
+    model.zero_grad()
+    loss = trainer._compute_loss(model, batch)
+    loss.backward()
+    gradients = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+
+    P, (B, C), K = batch["prompt_ids"].size(1), batch["completion_ids"].shape, 3
+    input_ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
+    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
+    thinking, drawn, w = (batch[f"soft_{n}"] for n in ("thinking_mask", "action_ids", "action_weights"))
+    inputs = model.get_input_embeddings()(input_ids)
+    rows = model.get_input_embeddings()(drawn)
+    inputs[:, P:][thinking] = (w.unsqueeze(-1) * rows).sum(-2)[thinking]
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    z = model(inputs_embeds=inputs, attention_mask=mask, position_ids=positions).logits[:, P - 1 : -1]
+    ids = torch.where(thinking.unsqueeze(-1), drawn, batch["completion_ids"].unsqueeze(-1))
+    log_p = torch.log_softmax(z, -1).gather(-1, ids)  # (B, C, K)
+    scored = torch.ones(B, C, K)
+    scored[..., 1:] = (thinking & ~batch["soft_action_closed"]).unsqueeze(-1)
+    scored *= (batch["completion_mask"].bool() & ~batch["soft_forced_mask"]).unsqueeze(-1)
+    ratio = torch.exp(log_p - batch["old_per_token_logps"])
+    A = batch["advantages"].view(-1, 1, 1)
+    terms = -torch.minimum(ratio * A, ratio.clamp(0.8, 1.2) * A) * scored
+    expected = terms.sum() / (batch["completion_mask"].bool() & ~batch["soft_forced_mask"]).sum()
+    expected.backward()
+    clipped = ((ratio * A > ratio.clamp(0.8, 1.2) * A) & scored.bool()).sum()
+    assert clipped > 0 and loss.item() == pytest.approx(expected.item(), abs=1e-5)
+    norm = torch.stack([p.grad.norm() for p in model.parameters()]).norm()
+    for have, parameter in zip(gradients, model.parameters(), strict=True):
+        assert (have - parameter.grad).norm() <= 1e-5 * norm
+
+
+def test_one_ratio_for_the_completion_has_no_draws(tmp_path):
+    with pytest.raises(ValueError, match="multiplex_ratio: step"):
+        tiny.config(tmp_path, importance_sampling_level="sequence", **DRAWS)
+    with pytest.raises(ValueError, match="multiplex_ratio: step"):
+        rloo_config(tmp_path, **DRAWS)
+
+
+def test_score_variance_is_what_it_says(tmp_path):
+    """Against one-hot minus p over every position, where few enough that none is left out of the sample."""
+    hidden, head = torch.randn(20, 8), torch.nn.Linear(8, 12, bias=False)
+    logits, x = HeadLogits(hidden, head, torch.nn.Embedding(12, 8)), torch.randint(0, 12, (20,))
+    p = torch.softmax(head(hidden) / 0.7, -1)
+    expected = ((torch.nn.functional.one_hot(x, 12) - p) / 0.7).square().sum()
+    total, count = score_variance(Hard(0.7), logits, {"ids": x})
+    assert count == 20
+    torch.testing.assert_close(total, expected.detach())
+    assert score_variance(Hard(), HeadLogits(hidden[:0], head, torch.nn.Embedding(12, 8)), {"ids": x[:0]}).tolist() == [0, 0]
 
 
 class RLOO(SoftRLOOTrainer):

@@ -10,6 +10,7 @@ import torch
 from tests import tiny
 from trl_soft import SoftTokens, ThinkingSettings, add_soft_tokens, soft_generate
 from trl_soft.forward import remove_soft_tokens, soft_tokens_added
+from trl_soft.lookup import Lookup
 from trl_soft.rollout import EndOfThinking
 from trl_soft.thoughts import Gumbel
 
@@ -127,7 +128,7 @@ def test_top_one_thoughts_are_greedy_tokens():
 def test_a_cold_gumbel_mixture_is_its_top_embedding():
     thought, embedding = Gumbel(gumbel_temperature=1e-4), torch.nn.Embedding(9, 4)
     action = {"ids": torch.tensor([[3, 5]]), "perturbed": torch.tensor([[0.2, 1.0]])}
-    torch.testing.assert_close(thought.embed(action, embedding)[0], embedding.weight[5])
+    torch.testing.assert_close(thought.embed(action, Lookup(embedding))[0], embedding.weight[5])
 
 
 def test_hard_follows_generate():

@@ -11,6 +11,7 @@ from torch.distributions import Gumbel as TorchGumbel
 from torch.distributions.relaxed_categorical import ExpRelaxedCategorical
 
 from trl_soft import KeyedNoise
+from trl_soft.lookup import Lookup
 from trl_soft.scoring import DenseLogits, HeadLogits
 from trl_soft.thoughts import Dirichlet, Gaussian, Gumbel, Hard, Latent, Mixture, Multiplex, Soft
 from trl_soft.thoughts.candidates import candidates
@@ -295,7 +296,7 @@ def test_soft_is_the_renormalised_mixture():
     torch.testing.assert_close(thought.weights(action), torch.tensor([[2 / 3, 1 / 3, 0.0]]))
     embedding = torch.nn.Embedding(4, H)
     expected = embedding.weight[0] * 2 / 3 + embedding.weight[1] / 3
-    torch.testing.assert_close(thought.embed(action, embedding)[0], expected)
+    torch.testing.assert_close(thought.embed(action, Lookup(embedding))[0], expected)
     assert token.item() == 0 and not thought.has_density
 
 
@@ -358,7 +359,7 @@ def test_any_support_gives_finite_scores_and_gradients(
     if weights is not None and kind != "probabilities":
         torch.testing.assert_close(weights.sum(-1), torch.ones(n))
     assert token.shape == (n,) and (token >= suppressed).all()
-    assert thought.embed(action, torch.nn.Embedding(V, H)).isfinite().all()
+    assert thought.embed(action, Lookup(torch.nn.Embedding(V, H))).isfinite().all()
 
 
 def test_kl_of_gaussian_thoughts_has_its_closed_form():
@@ -418,6 +419,27 @@ def test_the_lazy_view_equals_the_dense_one(softcap, monkeypatch):
     at = torch.autograd.grad(lazy.at(ids).sum(), leaves[:3])
     for have, want in zip(at, torch.autograd.grad(z.gather(-1, ids).sum(), leaves[:3]), strict=True):
         torch.testing.assert_close(have, want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_mixture_is_the_weighted_sum_of_rows(dtype):
+    """Value and gradient against an einsum in float64: exact but for float32 sums and the table's own rounding."""
+    n, K = 40, 5
+    torch.manual_seed(0)
+    embedding = torch.nn.Embedding(V, H, padding_idx=0).to(dtype)
+    ids, w = torch.randint(0, V, (n, K)), torch.softmax(torch.randn(n, K), -1)
+    g = torch.randn(n, H, dtype=torch.float64)
+    mixed = Lookup(embedding).mix(w, ids)
+    assert mixed.dtype == torch.promote_types(dtype, torch.float32)
+    (mixed.double() * g).sum().backward()
+    table = embedding.weight.detach().double().requires_grad_()
+    expected = torch.einsum("nk,nkh->nh", w.double(), torch.nn.functional.embedding(ids, table, padding_idx=0))
+    (expected * g).sum().backward()
+    torch.testing.assert_close(mixed.double(), expected, rtol=1e-6, atol=1e-6)
+    # The gradient is rounded once, to the table's dtype: half a unit in the last place.
+    rounding = torch.finfo(dtype).eps / 2 if dtype == torch.bfloat16 else 1e-6
+    torch.testing.assert_close(embedding.weight.grad.double(), table.grad, rtol=rounding, atol=1e-6)
+    assert (embedding.weight.grad[0] == 0).all()
 
 
 def test_dirichlet_is_torch_dirichlet():
@@ -491,7 +513,7 @@ def test_noise_on_the_hidden_state():
     thought.log_prob(HeadLogits(leaf, head, embedding), action).sum().backward()
     assert (leaf.grad.mean(0).abs() < 5 * leaf.grad.std(0) / math.sqrt(n)).all()
     again = torch.softmax(head(action["hidden"][:3]) / 0.5, -1) @ embedding.weight
-    torch.testing.assert_close(thought.embed(action, embedding)[:3].double(), again.detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(thought.embed(action, Lookup(embedding))[:3].double(), again.detach(), rtol=1e-4, atol=1e-5)
 
 
 def test_latent_feeds_the_hidden_state():

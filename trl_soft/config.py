@@ -97,6 +97,12 @@ def refuse(args) -> None:
             "`noise_scale` is 0, so a thought draws nothing: it has no density and so no policy gradient. Set it "
             "above 0 for training."
         )
+    if args.thought == "multiplex" and args.multiplex_ratio == "draw":
+        if isinstance(args, RLOOConfig) or args.importance_sampling_level == "sequence":
+            raise ValueError(
+                "`multiplex_ratio` is draw, but RLOO and `importance_sampling_level: sequence` take one ratio for the "
+                "whole completion. Set `multiplex_ratio: step`."
+            )
     if args.thought == "hard":
         for name, answer in (
             ("thinking_temperature", args.temperature),

@@ -15,14 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .lookup import Lookup, embedding_scale
 from .record import SoftTokens
 from .scoring import HeadLogits, logit_transform
-
-
-def embedding_scale(embedding: nn.Module) -> float:
-    """What the embedding module multiplies its table by: 1, or `embed_scale` on Gemma's scaled embeddings."""
-    scale = getattr(embedding, "embed_scale", 1.0)
-    return float(scale)
+from .thoughts import Hard
+from .variance import score_variance
 
 
 def check_soft(model) -> None:
@@ -60,22 +57,26 @@ def check_soft(model) -> None:
         )
 
 
-def add_soft_tokens(model) -> None:
+def add_soft_tokens(model, temperature: float = 1.0) -> None:
     """
     Let `model` take `soft_tokens=`. Call it on the bare causal LM, before PEFT, DDP, DeepSpeed or FSDP wrap it, and
     after TRL's `add_fused_lm_head` if thoughts are to be scored. A second call does nothing.
+
+    Args:
+        temperature (`float`): of the answers, as given to `add_fused_lm_head`; the scores' variance is measured at it.
     """
     if hasattr(model, "_soft_tokens_undo"):
         return
     check_soft(model)
     embedding, forward = model.get_input_embeddings(), model.forward
     embed = embedding.forward
+    lookup = Lookup(embedding, embed)
     record_in_flight: list[SoftTokens] = []
 
     @functools.wraps(embed.__func__)
     def soft_embed(self, input_ids):
         embeddings = embed(input_ids)
-        return record_in_flight[-1].feed(input_ids, embeddings, embed) if record_in_flight else embeddings
+        return record_in_flight[-1].feed(input_ids, embeddings, lookup) if record_in_flight else embeddings
 
     @functools.wraps(forward.__func__)
     def soft_forward(self, *args, soft_tokens: SoftTokens | None = None, **kwargs):
@@ -84,7 +85,7 @@ def add_soft_tokens(model) -> None:
         record_in_flight.append(soft_tokens)
         try:
             if kwargs.pop("fused_lm_head", False):
-                return _score(self, forward.__func__, soft_tokens, *args, **kwargs)
+                return _score(self, forward.__func__, soft_tokens, temperature, *args, **kwargs)
             return forward(*args, **kwargs)
         finally:
             record_in_flight.pop()
@@ -138,7 +139,7 @@ class _AnswersOnly:
         return outputs
 
 
-def _score(model, fused_forward, record: SoftTokens, *args, labels: torch.Tensor, **kwargs):
+def _score(model, fused_forward, record: SoftTokens, temperature: float, *args, labels: torch.Tensor, **kwargs):
     """
     TRL's fused output with the thoughts in it: `log_probs` and `entropy` (B, S-1), zero where the label is -100.
 
@@ -153,14 +154,24 @@ def _score(model, fused_forward, record: SoftTokens, *args, labels: torch.Tensor
     backbone = _AnswersOnly(model, answers)
     output = fused_forward(backbone, *args, shift_labels=labels[answers].unsqueeze(0), fused_lm_head=True, **kwargs)
 
-    logits = HeadLogits(
-        backbone.hidden_states[thoughts],
-        model.get_output_embeddings(),
-        model.get_input_embeddings(),
-        *logit_transform(model.config),
-        table_scale=embedding_scale(model.get_input_embeddings()),
-    )
-    log_prob, entropy = record.thought.score(logits, record.flat_action(thoughts[:, offset:]))
+    def logits_of(hidden):
+        return HeadLogits(
+            hidden,
+            model.get_output_embeddings(),
+            model.get_input_embeddings(),
+            *logit_transform(model.config),
+            table_scale=embedding_scale(model.get_input_embeddings()),
+        )
+
+    action = record.flat_action(thoughts[:, offset:])
+    log_probs, entropy = record.thought.score_draws(logits_of(backbone.hidden_states[thoughts]), action)
+    if torch.is_grad_enabled():
+        record.score_variance = torch.stack(
+            [
+                score_variance(record.thought, logits_of(backbone.hidden_states[thoughts]), action),
+                score_variance(Hard(temperature), logits_of(backbone.hidden_states[answers]), {"ids": labels[answers]}),
+            ]
+        )
 
     def merged(of_answers, of_thoughts):
         if of_answers is None:
@@ -168,7 +179,10 @@ def _score(model, fused_forward, record: SoftTokens, *args, labels: torch.Tensor
         both = of_answers.new_zeros(labels.shape).masked_scatter(answers, of_answers)
         return both.masked_scatter(thoughts, of_thoughts.to(both.dtype))
 
-    output.log_probs = merged(output.log_probs, log_prob)
+    # Further draws of a thought are further columns; a token has the first alone.
+    columns = [merged(output.log_probs, log_probs[:, 0])]
+    columns += [merged(torch.zeros_like(output.log_probs), further) for further in log_probs[:, 1:].unbind(-1)]
+    output.log_probs = columns[0] if len(columns) == 1 else torch.stack(columns, dim=-1)
     output.entropy = merged(output.entropy, entropy)
     output.label_mask, output.loss = valid, None  # TRL's loss would be the answers' alone
     return output

@@ -9,6 +9,7 @@
     thinking/log_ratio/mean    mean |log pi - log pi_old|; /max the largest, before any bound
     thinking/clip_ratio        share outside the clipping range
     thinking/clamped_ratio     share whose log-ratio was bounded before `exp`
+    thinking/score_variance    mean ||d log pi / d logits||^2 over a sample of positions: the noise of the gradient
     thinking/kl                k3 estimate against the reference
     thinking/logp_difference   |drawn - re-scored|, mean and max: the smoke alarm
     answer/...                 the same over the answer's tokens
@@ -43,15 +44,21 @@ def rollout_metrics(drawn: Rollout, accelerator) -> dict[str, float]:
 
 
 def update_metrics(record: SoftTokens, inputs: dict, epsilon: tuple[float, float], accelerator) -> dict[str, float]:
-    """Metrics of one loss: `inputs` is the batch, with `seen_per_token_logps` (B, C) as the loss's forward gave them."""
+    """
+    Metrics of one loss: `inputs` is the batch as TRL saw it, D columns a position for thoughts of D draws, with
+    `seen_per_token_logps` as the loss's forward gave them.
+    """
+    draws = record.thought.draws
+    thinking, forced = (x.repeat_interleave(draws, dim=1) for x in (record.thinking_mask, record.forced_mask))
     seen = inputs["seen_per_token_logps"]
     old = inputs.get("old_per_token_logps", seen)
-    mask = inputs["completion_mask"].bool() & ~record.forced_mask
+    mask = inputs["completion_mask"].bool() & ~forced
     log_ratio = (seen - old).float()
     outside = (log_ratio < _log(1 - epsilon[0])) | (log_ratio > _log(1 + epsilon[1]))
-    difference = (old - record.log_probs).abs()
+    # The rollout noted the sum over a thought's draws.
+    difference = (old.unflatten(1, (-1, draws)).sum(-1) - record.log_probs).abs().repeat_interleave(draws, dim=1)
     sums, maxima = {}, {}
-    for name, part in (("thinking", mask & record.thinking_mask), ("answer", mask & ~record.thinking_mask)):
+    for name, part in (("thinking", mask & thinking), ("answer", mask & ~thinking)):
         count = part.sum()
         sums[f"{name}/log_ratio/mean"] = (log_ratio[part].abs().sum(), count)
         sums[f"{name}/clip_ratio"] = (outside[part].sum(), count)
@@ -62,8 +69,10 @@ def update_metrics(record: SoftTokens, inputs: dict, epsilon: tuple[float, float
             delta = (inputs["ref_per_token_logps"] - seen)[part]
             sums[f"{name}/kl"] = ((delta.exp() - delta - 1).sum(), count)
     if not record.thought.is_token:
-        part = mask & record.thinking_mask
+        part = mask & thinking
         sums["thinking/clamped_ratio"] = ((inputs["bounded_per_token"] & part).sum(), part.sum())
+    if inputs.get("score_variance") is not None:
+        sums["thinking/score_variance"], sums["answer/score_variance"] = inputs["score_variance"]
     return _means(sums, accelerator) | _maxima(maxima, accelerator)
 
 

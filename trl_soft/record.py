@@ -4,7 +4,8 @@
 import torch
 import torch.nn.functional as F
 
-from .thoughts import Embed, Thought
+from .lookup import Lookup
+from .thoughts import Thought
 
 
 _PREFIX = "soft_"
@@ -26,12 +27,18 @@ class SoftTokens:
         forced_mask (`torch.Tensor` of shape `(B, C)`, bool, *optional*):
             True at tokens that were forced and not the policy's choice. `None` is nowhere.
 
+    Attributes:
+        score_variance (`torch.Tensor` of shape `(2, 2)` or `None`):
+            What the forward that scored this record saw of `||d log pi / d z||^2`: sum and number over a sample of
+            positions, of thoughts and of answers. Wrappers around a model rebuild its outputs, but hand this object on.
+
     A plain class, not a dataclass: DDP and FSDP walk into dataclasses, dicts and tuples and cast the floats they find
     to the compute dtype, and a perturbed log-probability rounded to bf16 is another action.
     """
 
     def __init__(self, thought: Thought, thinking_mask, action: dict[str, torch.Tensor], log_probs, forced_mask=None):
         self.thought, self.thinking_mask, self.action, self.log_probs = thought, thinking_mask, action, log_probs
+        self.score_variance: torch.Tensor | None = None
         self.forced_mask = torch.zeros_like(thinking_mask) if forced_mask is None else forced_mask
         for name, value in action.items():
             if value.shape[:2] != thinking_mask.shape:
@@ -79,14 +86,14 @@ class SoftTokens:
         """The action at the positions in `mask` (B, C) bool, as N flat rows."""
         return {name: value[mask] for name, value in self.action.items()}
 
-    def feed(self, input_ids: torch.Tensor, embeddings: torch.Tensor, embed: Embed) -> torch.Tensor:
+    def feed(self, input_ids: torch.Tensor, embeddings: torch.Tensor, embed: Lookup) -> torch.Tensor:
         """
         Replace the embeddings of thoughts.
 
         Args:
             input_ids (`torch.Tensor` of shape `(B, S)`): ids whose last C columns are this record's positions.
             embeddings (`torch.Tensor` of shape `(B, S, H)`): what the embedding module made of them.
-            embed: looks up ids in the model's own table.
+            embed (`Lookup`): rows of the model's own table.
 
         Returns:
             (B, S, H), with the thoughts' mixtures at their positions and the rest untouched.

@@ -14,6 +14,8 @@ from contextlib import nullcontext
 import torch
 import torch.nn.functional as F
 
+from .rows import dot_rows
+
 
 # Logits held at once: 2**22 float32 numbers are 16 MiB.
 _TILE_ELEMENTS = 2**22
@@ -106,7 +108,8 @@ class DenseLogits:
         if self.table is None:
             raise ValueError("These logits came without an embedding table, so there is nothing to mix. Pass `table`.")
         log_p = torch.log_softmax(self.logits / temperature, dim=-1)
-        return log_p.exp() @ self.table.float() * self.table_scale, entropy_of(log_p)
+        mean = (log_p.exp().to(self.table.dtype) @ self.table).float()
+        return mean * self.table_scale, entropy_of(log_p)
 
 
 class HeadLogits:
@@ -133,8 +136,7 @@ class HeadLogits:
         weight, bias = whole(self.head.weight), None if self.head.bias is None else whole(self.head.bias)
         # Outside autocast: the products are few, and the density multiplies their rounding.
         with gathered(self.head.weight, self.head.bias), torch.autocast(self.hidden.device.type, enabled=False):
-            rows = F.embedding(ids, weight).float()  # (N, K, H)
-            z = torch.einsum("nkh,nh->nk", rows, self.hidden.float())
+            z = dot_rows(self.hidden, ids, weight, gathered)
             if bias is not None:
                 z = z + F.embedding(ids, bias.unsqueeze(-1)).squeeze(-1).float()
         return _transform(z, self.scale, self.softcap)[0]

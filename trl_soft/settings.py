@@ -10,6 +10,7 @@ from typing import Any
 from .thoughts import (
     DENSITIES,
     PLACEMENTS,
+    RATIOS,
     THOUGHTS,
     WEIGHTS,
     Dirichlet,
@@ -118,6 +119,10 @@ class ThinkingSettings:
             Number of tokens a multiplex thought draws.
         multiplex_weights (`str`, *optional*, defaults to `"mean"`):
             `mean`, or `probability` for weights proportional to the tokens' probabilities.
+        multiplex_ratio (`str`, *optional*, defaults to `"step"`):
+            `step`: one policy ratio a thought, the product over its draws. `draw`: one for each draw, clipped by
+            itself, as Multiplex Thinking's code does; each draw then counts as a token where a loss averages over a
+            completion (`grpo`, `sapo`, `bnpo`), and as part of one position elsewhere.
 
     > Parameters of the update
 
@@ -146,6 +151,7 @@ class ThinkingSettings:
     mixture_beta: float = _help("mixture: beta, above 0; the larger, the closer to the sampled token.", 1.0)
     multiplex_width: int = _help("multiplex: number of tokens drawn.", 3)
     multiplex_weights: str = _help("multiplex: mean, or probability for weights proportional to p.", "mean")
+    multiplex_ratio: str = _help("multiplex: one policy ratio a step, or one a draw.", "step")
     detach_soft_inputs: bool = _help("Pass no gradient to the embedding table through what thoughts feed.", False)
 
     def __post_init__(self):
@@ -160,7 +166,8 @@ class ThinkingSettings:
                     f"`{name}` is {value!r}, which is no kind of thought. Choose one of {', '.join(THOUGHTS)}"
                     + (" (fuzzy is gaussian with thinking_temperature 1e-4)." if value == "fuzzy" else ".")
                 )
-        choices = {"gumbel_density": DENSITIES, "noise_placement": PLACEMENTS, "multiplex_weights": WEIGHTS}
+        choices = {"gumbel_density": DENSITIES, "noise_placement": PLACEMENTS}
+        choices |= {"multiplex_weights": WEIGHTS, "multiplex_ratio": RATIOS}
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}. Choose one of {', '.join(known)}.")
@@ -225,7 +232,7 @@ class ThinkingSettings:
         if kind == "latent":
             return Latent(temperature)
         if kind == "multiplex":
-            return Multiplex(temperature, self.multiplex_width, self.multiplex_weights)
+            return Multiplex(temperature, self.multiplex_width, self.multiplex_weights, self.multiplex_ratio)
         if kind == "mixture":
             return Mixture(temperature, top_k, top_p, min_p or 0.0, self.mixture_beta)
         if kind == "dirichlet":

@@ -21,6 +21,7 @@ from transformers import ProcessorMixin
 from trl import GRPOTrainer, RLOOTrainer
 
 from .config import SoftGRPOConfig, SoftRLOOConfig
+from .draws import gather, spread
 from .forward import add_soft_tokens
 from .metrics import rollout_metrics, update_metrics
 from .record import SoftTokens
@@ -105,7 +106,7 @@ class SoftTokensMixin(_Host):
 
     def _add_soft_tokens(self) -> None:
         base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        add_soft_tokens(base)
+        add_soft_tokens(base, self.temperature)
         self._takes_position_ids = "position_ids" in inspect.signature(base.forward).parameters
         if self.ref_model is not None:
             add_soft_tokens(self.accelerator.unwrap_model(self.ref_model))
@@ -134,11 +135,6 @@ class SoftTokensMixin(_Host):
     @contextmanager
     def _replaying(self, record: SoftTokens | None, loss_inputs: dict | None = None):
         """The record (and the loss's inputs) for the calls inside, which TRL's signatures do not carry."""
-        if record is not None and loss_inputs is not None and record.shape != loss_inputs["completion_ids"].shape:
-            raise ValueError(
-                f"The record of thoughts is {tuple(record.shape)} and the completions are "
-                f"{tuple(loss_inputs['completion_ids'].shape)}: something reshaped the batch without its soft_* keys."
-            )
         self._record, self._loss_inputs = record, loss_inputs
         try:
             yield
@@ -200,20 +196,32 @@ class SoftTokensMixin(_Host):
             raise RuntimeError(
                 "Log-probabilities were asked for outside a rollout or a loss, so no record is at hand."
             )
+        draws = record.thought.draws
+        if draws > 1 and self._loss_inputs is not None:
+            input_ids, attention_mask = (gather(x, logits_to_keep, draws) for x in (input_ids, attention_mask))
+            logits_to_keep //= draws
+        record = record.to_length(logits_to_keep)
         if not record.thought.is_token:
-            model = _Replay(model, record.to_length(logits_to_keep), self._takes_position_ids)
-        logps, *rest = super()._get_per_token_logps_and_entropies(
+            model = _Replay(model, record, self._takes_position_ids)
+        logps, entropies, *rest = super()._get_per_token_logps_and_entropies(
             model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
         )
         # A forced token is certain: log 1, whatever the model would have said.
-        logps = logps.masked_fill(record.to_length(logits_to_keep).forced_mask, 0.0)
+        forced = record.forced_mask
+        logps = logps.masked_fill(forced if logps.dim() == 2 else forced.unsqueeze(-1), 0.0)
         if self._loss_inputs is not None:
+            if draws > 1:
+                logps, entropies = logps.flatten(1), entropies.repeat_interleave(draws, dim=1)
+            if isinstance(model, _Replay):
+                self._loss_inputs["score_variance"] = model.score_variance()
             logps = self._bound(logps, self._loss_inputs)
-        return logps, *rest
+        return logps, entropies, *rest
 
     def _bound(self, logps: torch.Tensor, inputs: dict) -> torch.Tensor:
         """Keep thoughts within `LOG_RATIO_BOUND` nats of the old and the reference policy, and note what was seen."""
-        thoughts = self._record.thinking_mask if not self._record.thought.is_token else None
+        thoughts = None
+        if not self._record.thought.is_token:
+            thoughts = self._record.thinking_mask.repeat_interleave(self._record.thought.draws, dim=1)
         seen, old = logps.detach(), inputs.get("old_per_token_logps")
         inputs["seen_per_token_logps"] = seen
         inputs["bounded_per_token"] = torch.zeros_like(seen, dtype=torch.bool)
@@ -235,6 +243,13 @@ class SoftTokensMixin(_Host):
     def _compute_loss(self, model, inputs):
         inputs = dict(inputs)
         record = SoftTokens.from_batch(inputs, self._plans[self._mode].thought)
+        if record.shape != inputs["completion_ids"].shape:
+            raise ValueError(
+                f"The record of thoughts is {tuple(record.shape)} and the completions are "
+                f"{tuple(inputs['completion_ids'].shape)}: something reshaped the batch without its soft_* keys."
+            )
+        if record.thought.draws > 1:
+            inputs = spread(inputs, record)
         with self._replaying(record, inputs):
             loss = super()._compute_loss(model, inputs)
             metrics = update_metrics(record, inputs, (self.epsilon_low, self.epsilon_high), self.accelerator)
@@ -335,6 +350,7 @@ class _Replay:
     def __init__(self, model, record: SoftTokens, takes_position_ids: bool):
         self.model, self.record, self.takes_position_ids = model, record, takes_position_ids
         self.start = 0
+        self.records: list[SoftTokens] = []
 
     def __call__(self, input_ids, attention_mask, **kwargs):
         rows = slice(self.start, self.start + input_ids.size(0))
@@ -342,7 +358,15 @@ class _Replay:
         if self.takes_position_ids:
             # The rollout's positions: TRL counts the padding on the left, which learned positions do not forgive.
             kwargs["position_ids"] = positions(attention_mask)
-        return self.model(input_ids=input_ids, attention_mask=attention_mask, soft_tokens=self.record[rows], **kwargs)
+        self.records.append(self.record[rows])
+        return self.model(
+            input_ids=input_ids, attention_mask=attention_mask, soft_tokens=self.records[-1], **kwargs
+        )
+
+    def score_variance(self) -> torch.Tensor | None:
+        """Sum and number over the positions looked at, of thoughts and of answers: (2, 2)."""
+        seen = [record.score_variance for record in self.records if record.score_variance is not None]
+        return torch.stack(seen).sum(0) if seen else None
 
 
 def _check_dataset(name: str, dataset) -> None:

@@ -3,7 +3,7 @@
 
 import torch
 
-from ..forward import embedding_scale
+from ..lookup import embedding_scale
 from ..scoring import gathered, whole
 from ..settings import ThinkingSettings
 from ..thoughts import Hard

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from transformers import RepetitionPenaltyLogitsProcessor
 
-from ..forward import embedding_scale
+from ..lookup import embedding_scale
 from ..noise import KeyedNoise
 from ..record import SoftTokens
 from ..scoring import DenseLogits, logit_transform, transformed, whole

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a thinking step feeds back: one file a kind, all under one protocol."""
 
-from .base import Action, Embed, Thought
+from .base import Action, Thought
 from .dirichlet import Dirichlet
 from .gaussian import PLACEMENTS, Gaussian
 from .gumbel import DENSITIES, Gumbel
 from .hard import Hard
 from .latent import Latent
 from .mixture import Mixture
-from .multiplex import WEIGHTS, Multiplex
+from .multiplex import RATIOS, WEIGHTS, Multiplex
 from .soft import Soft
 
 
@@ -19,11 +19,11 @@ THOUGHTS: dict[str, type[Thought]] = {
 __all__ = [
     "DENSITIES",
     "PLACEMENTS",
+    "RATIOS",
     "THOUGHTS",
     "WEIGHTS",
     "Action",
     "Dirichlet",
-    "Embed",
     "Gaussian",
     "Gumbel",
     "Hard",

@@ -6,15 +6,15 @@ A thought knows no batch, no time and no model. It sees next-token logits (`trl_
 thought again and to score it under other weights.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 
+from ..lookup import Lookup
 from ..noise import KeyedNoise
 
 
 Action = Mapping[str, torch.Tensor]
-Embed = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Thought:
@@ -31,6 +31,7 @@ class Thought:
         mixes_vocabulary (`bool`): whether it asks the logits for a `mixture` of the whole embedding table.
         needs_hidden (`bool`): whether it asks the logits for the `hidden` state they were made from.
         detach_inputs (`bool`): whether what it feeds passes no gradient to the embedding table.
+        draws (`int`): D, the ratios a position has in the loss; above 1 only for thoughts of independent draws.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Thought:
     mixes_vocabulary = False
     needs_hidden = False
     detach_inputs = False
+    draws = 1
 
     def sample(self, logits, noise: KeyedNoise) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """Draw: the action, and the shadow token of each row (N,) int64."""
@@ -62,8 +64,17 @@ class Thought:
         """`(log_prob, entropy)`, for thoughts that can share the work."""
         return self.log_prob(logits, action), self.entropy(logits, action)
 
-    def embed(self, action: Action, embed: Embed) -> torch.Tensor:
-        """What is fed back, (N, H); `embed` looks up ids of any shape in the model's own table."""
+    def score_draws(self, logits, action: Action) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probabilities (N, D) of each draw, zero where there was none, and the entropy (N,). They sum to `log_prob`."""
+        log_prob, entropy = self.score(logits, action)
+        return log_prob.unsqueeze(-1), entropy
+
+    def draw_mask(self, action: Action) -> torch.Tensor:
+        """Where there was a draw, (N, D) bool."""
+        return torch.ones(len(next(iter(action.values()))), 1, dtype=torch.bool, device=next(iter(action.values())).device)
+
+    def embed(self, action: Action, embed: Lookup) -> torch.Tensor:
+        """What is fed back, (N, H); `embed` looks up or mixes rows of the model's own table."""
         raise NotImplementedError
 
     def weights(self, action: Action) -> torch.Tensor | None:

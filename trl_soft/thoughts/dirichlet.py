@@ -65,7 +65,7 @@ class Dirichlet(Thought):
         return torch.where(kept.sum(-1) > 1, density, 0.0), entropy_of(log_p)
 
     def embed(self, action, embed):
-        return torch.einsum("nk,nkh->nh", self.weights(action), embed(action["ids"]).float())
+        return embed.mix(self.weights(action), action["ids"])
 
     def weights(self, action):
         return action["log_weights"].exp()

@@ -114,7 +114,7 @@ class LogitsGaussian(Gaussian):
         return self._density(action["noisy"], _centred(z, kept)), entropy_of(renormalised(z, kept, self.temperature))
 
     def embed(self, action, embed):
-        return torch.einsum("nk,nkh->nh", self.weights(action), embed(action["ids"]).float())
+        return embed.mix(self.weights(action), action["ids"])
 
     def weights(self, action):
         return renormalised(action["noisy"], action["kept"], self.temperature).exp()
@@ -151,7 +151,7 @@ class ProbabilitiesGaussian(Gaussian):
         return self._density(action["noisy"], log_p.exp()), entropy_of(log_p)
 
     def embed(self, action, embed):
-        return torch.einsum("nk,nkh->nh", self.weights(action), embed(action["ids"]).float())
+        return embed.mix(self.weights(action), action["ids"])
 
     def weights(self, action):
         return action["noisy"] / action["noisy"].sum(-1, keepdim=True).clamp(min=0.1)

@@ -134,7 +134,7 @@ class Gumbel(Thought):
         return ((-r - torch.exp(-r)) * mask).sum(-1) / mask.sum(-1).clamp(min=1)
 
     def embed(self, action, embed):
-        return torch.einsum("nk,nkh->nh", self.weights(action), embed(action["ids"]).float())
+        return embed.mix(self.weights(action), action["ids"])
 
     def weights(self, action):
         return torch.softmax(action["perturbed"] / self.gumbel_temperature, dim=-1)

@@ -58,7 +58,7 @@ class Mixture(Thought):
         return log_p.gather(-1, action["drawn"].unsqueeze(-1)).squeeze(-1), entropy_of(log_p)
 
     def embed(self, action, embed):
-        return torch.einsum("nk,nkh->nh", action["weights"], embed(action["ids"]).float())
+        return embed.mix(action["weights"], action["ids"])
 
     def weights(self, action):
         return action["weights"]

@@ -8,7 +8,9 @@
 The shadow token is the first draw, which is also the one that can end the thinking; the step then becomes its one-hot
 and the other draws are discarded, so its score is log softmax(z/T)_{v_1}.
 
-The paper's code clips one ratio for each of the K draws; TRL clips one for each position, which here is their product.
+A policy ratio can be taken for the whole step (`ratio="step"`: the product over the draws, one clipping range a thought)
+or for each draw (`ratio="draw"`: K ratios a thought, each clipped by itself and their losses summed, as the paper's code
+does it).
 """
 
 import torch
@@ -18,6 +20,7 @@ from .hard import inverse_cdf
 
 
 WEIGHTS = ("mean", "probability")
+RATIOS = ("step", "draw")
 
 
 class Multiplex(Thought):
@@ -25,14 +28,16 @@ class Multiplex(Thought):
     Args:
         temperature (`float`): T. width (`int`): K, at least 1.
         weighting (`str`): `mean` or `probability`.
+        ratio (`str`): `step` or `draw`.
 
     Action: `ids` (N, K) in the order drawn, `weights` (N, K), `closed` (N,) bool.
     """
 
     name = "multiplex"
 
-    def __init__(self, temperature: float = 1.0, width: int = 3, weighting: str = "mean"):
+    def __init__(self, temperature: float = 1.0, width: int = 3, weighting: str = "mean", ratio: str = "step"):
         self.temperature, self.width, self.weighting = temperature, width, weighting
+        self.draws = width if ratio == "draw" else 1
 
     def sample(self, logits, noise):
         p = torch.softmax(logits.dense() / self.temperature, dim=-1)
@@ -53,12 +58,26 @@ class Multiplex(Thought):
         return self.score(logits, action)[1]
 
     def score(self, logits, action):
+        log_p, entropy = self._log_p(logits, action)
+        return log_p.sum(-1), entropy
+
+    def score_draws(self, logits, action):
+        log_p, entropy = self._log_p(logits, action)
+        return (log_p if self.draws > 1 else log_p.sum(-1, keepdim=True)), entropy
+
+    def draw_mask(self, action):
+        first = torch.arange(self.draws, device=action["closed"].device) == 0
+        return first | ~action["closed"].unsqueeze(-1)
+
+    def _log_p(self, logits, action):
+        """log p of every draw (N, K), zero at those that a closing step discarded; and the entropy (N,)."""
         log_normalizer, entropy = logits.normalizer(self.temperature)
         log_p = logits.at(action["ids"]) / self.temperature - log_normalizer.unsqueeze(-1)
-        return torch.where(action["closed"], log_p[:, 0], log_p.sum(-1)), entropy
+        first = torch.arange(self.width, device=log_p.device) == 0
+        return torch.where(first | ~action["closed"].unsqueeze(-1), log_p, 0.0), entropy
 
     def embed(self, action, embed):
-        return torch.einsum("nk,nkh->nh", action["weights"], embed(action["ids"]).float())
+        return embed.mix(action["weights"], action["ids"])
 
     def weights(self, action):
         return action["weights"]

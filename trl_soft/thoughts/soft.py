@@ -38,7 +38,7 @@ class Soft(Thought):
         return entropy_of(action["log_weights"])
 
     def embed(self, action, embed):
-        return torch.einsum("nk,nkh->nh", self.weights(action), embed(action["ids"]).float())
+        return embed.mix(self.weights(action), action["ids"])
 
     def weights(self, action):
         return action["log_weights"].exp()

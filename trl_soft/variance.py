@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How noisy a policy's score is: the mean of `||d log pi / d z||^2`, z the next-token logits.
+
+A score has mean zero, so this is the trace of its covariance, and what a step of policy gradient has to average out. A
+hard token's is at most 2/T^2; one of a Gaussian thought can be thousands.
+"""
+
+import torch
+
+from .scoring import DenseLogits, HeadLogits, gathered, whole
+from .thoughts import Action, Thought
+
+
+_POSITIONS = 32  # a sample, spread over the batch: a metric should not cost a pass over the vocabulary at every token
+
+
+def score_variance(thought: Thought, logits: HeadLogits, action: Action) -> torch.Tensor:
+    """
+    Sum over a sample of positions, and their number: (2,) float32.
+
+    Args:
+        thought (`Thought`): any kind scored from logits; one scored from hidden states gives zero positions.
+        logits (`HeadLogits`, N positions), action (N rows).
+    """
+    if thought.needs_hidden:
+        return logits.hidden.new_zeros(2, dtype=torch.float32)
+    n = len(logits)
+    rows = torch.linspace(0, max(n - 1, 0), min(n, _POSITIONS), device=logits.hidden.device).long()
+    action = {name: value[rows] for name, value in action.items()}
+    with torch.autocast(logits.hidden.device.type, enabled=False):
+        with torch.no_grad():
+            z = HeadLogits(
+                logits.hidden[rows], logits.head, logits.embedding, logits.scale, logits.softcap, logits.table_scale
+            ).dense()
+        table = logits.embedding.weight
+        with torch.enable_grad(), gathered(*([table] if thought.mixes_vocabulary else [])):
+            z.requires_grad_()
+            mixed = whole(table).detach() if thought.mixes_vocabulary else None
+            log_prob = thought.log_prob(DenseLogits(z, mixed, logits.table_scale), action)
+            (score,) = torch.autograd.grad(log_prob.sum(), z)
+    return torch.stack((score.square().sum(), torch.tensor(float(len(rows)), device=z.device)))
