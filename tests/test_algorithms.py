@@ -122,7 +122,9 @@ def test_score_variance_is_what_it_says(tmp_path):
     total, count = score_variance(Hard(0.7), logits, {"ids": x})
     assert count == 20
     torch.testing.assert_close(total, expected.detach())
-    assert score_variance(Hard(), HeadLogits(hidden[:0], head, torch.nn.Embedding(12, 8)), {"ids": x[:0]}).tolist() == [0, 0]
+    assert score_variance(
+        Hard(), HeadLogits(hidden[:0], head, torch.nn.Embedding(12, 8)), {"ids": x[:0]}
+    ).tolist() == [0, 0]
 
 
 class RLOO(SoftRLOOTrainer):
@@ -192,7 +194,7 @@ def test_rloo_is_the_objective_of_soft_tokens(tmp_path):
     norm = torch.stack([p.grad.norm() for p in model.parameters()]).norm()
     assert norm > 1e-3
     for name, parameter in model.named_parameters():
-        assert (gradients[name] - parameter.grad).norm() <= 2e-6 * norm, name
+        assert (gradients[name] - parameter.grad).norm() <= 1e-6 * norm, name
 
 
 @pytest.mark.parametrize("thought", [{"thought": "hard"}, *THOUGHTS], ids=ids)

@@ -132,22 +132,87 @@ def test_gaussian_is_the_normal_density_up_to_its_constant():
     torch.testing.assert_close(thought.log_prob(view, action) + constant, full, rtol=1e-5, atol=1e-5)
 
 
-def test_one_dimensional_density_integrates_to_one():
-    """K = 2 `concrete` has one free dimension, u = log(y_1/y_2); quadrature over it."""
-    thought = Gumbel(top_k=2, top_p=1.0, gumbel_temperature=0.5, density="concrete")
-    u = torch.linspace(-60, 60, 24_001, dtype=torch.float64)
-    n = len(u)
+LOG_ODDS = torch.linspace(-60, 60, 24_001, dtype=torch.float64)
+
+
+def on_the_simplex(name: str) -> torch.Tensor:
+    """Density of a K = 2 mixture in its one free dimension, the log-odds u = log(y_1/y_2), over LOG_ODDS."""
+    u, n = LOG_ODDS, len(LOG_ODDS)
     z = torch.tensor([[1.0, 0.3]], dtype=torch.float64).expand(n, 2)
     log_y = torch.stack((-torch.nn.functional.softplus(-u), -torch.nn.functional.softplus(u)), -1)
-    action = {
-        "ids": torch.tensor([[0, 1]]).expand(n, 2),
-        "perturbed": 0.5 * log_y,
-        "kept": torch.ones(n, 2, dtype=torch.bool),
-        "closed": torch.zeros(n, dtype=torch.bool),
-    }
-    # Maddison's density of y times prod_k y_k is the density in the K-1 log-odds, since dy_1 = y_1 y_2 du at K = 2.
+    action = {"ids": torch.tensor([[0, 1]]).expand(n, 2), "kept": torch.ones(n, 2, dtype=torch.bool)}
+    action["closed"] = torch.zeros(n, dtype=torch.bool)
+    if name == "dirichlet":
+        thought = Dirichlet(1.0, top_k=2, top_p=1.0, concentration=1.5)
+        action["log_weights"] = log_y
+    else:
+        thought = Gumbel(top_k=2, top_p=1.0, gumbel_temperature=0.5, noise_scale=0.7, density="concrete")
+        action["perturbed"] = 0.5 * log_y
+    # The density of y times prod_k y_k is that of the K-1 log-odds, since dy_1 = y_1 y_2 du at K = 2.
+    return thought.log_prob(Float64(z), action).exp()
+
+
+@pytest.mark.parametrize("name", ["concrete", "dirichlet"])
+def test_densities_on_the_simplex_integrate_to_one(name):
+    assert torch.trapezoid(on_the_simplex(name), LOG_ODDS).item() == pytest.approx(1.0, abs=1e-6)
+
+
+def test_the_density_of_the_perturbed_integrates_to_one_and_so_does_the_mixed_measure():
+    """K = 2 `gumbel` over the plane of g'; where token 0 ends the thought, its half of the plane is one point mass."""
+    axis = torch.linspace(-8, 32, 2_001, dtype=torch.float64)
+    plane = torch.cartesian_prod(axis, axis)
+    n = len(plane)
+    z = torch.tensor([[1.0, 0.3]], dtype=torch.float64).expand(n, 2)
+    thought = Gumbel(top_k=2, top_p=1.0, noise_scale=0.7)
+    action = {"ids": torch.tensor([[0, 1]]).expand(n, 2), "kept": torch.ones(n, 2, dtype=torch.bool)}
+    action |= {"perturbed": plane, "closed": torch.zeros(n, dtype=torch.bool)}
     density = thought.log_prob(Float64(z), action).exp()
-    assert torch.trapezoid(density, u).item() == pytest.approx(1.0, abs=1e-6)
+    cell = (axis[1] - axis[0]).item() ** 2
+    assert (density.sum() * cell).item() == pytest.approx(1.0, abs=1e-5)
+    one = {name: value[:1] for name, value in action.items()}
+    closed = thought.close(one, torch.tensor([True]), torch.tensor([0]))
+    atom = thought.log_prob(Float64(z[:1]), closed).exp().item()
+    # The diagonal belongs to neither half; counting half of it halves the error of the grid.
+    weight = (plane[:, 1] > plane[:, 0]).double() + 0.5 * (plane[:, 1] == plane[:, 0])
+    assert (density * weight).sum().item() * cell + atom == pytest.approx(1.0, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["hard", "mixture", "multiplex", "multiplex-draw"])
+def test_discrete_thoughts_sum_to_one(kind):
+    z = logits(1)[:, :4]
+    tuples = torch.cartesian_prod(torch.arange(4), torch.arange(4))
+    n = 16 if kind.startswith("multiplex") else 4
+    view = Float64(z.expand(n, 4))
+    if kind == "hard":
+        total = Hard(0.7).log_prob(view, {"ids": torch.arange(4)}).exp().sum()
+    elif kind == "mixture":
+        action = {"ids": torch.arange(4).expand(4, 4), "kept": torch.ones(4, 4, dtype=torch.bool)}
+        total = Mixture(0.7, top_k=4).log_prob(view, {**action, "drawn": torch.arange(4)}).exp().sum()
+    else:
+        thought = Multiplex(0.7, width=2, ratio="draw" if kind.endswith("draw") else "step")
+        action = {"ids": tuples, "closed": torch.zeros(16, dtype=torch.bool)}
+        log_probs, _ = thought.score_draws(view, action)
+        assert log_probs.shape == (16, thought.draws)
+        torch.testing.assert_close(log_probs.sum(-1), thought.log_prob(view, action))
+        total = log_probs.sum(-1).exp().sum()
+    assert total.item() == pytest.approx(1.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_likelihood_ratios_have_mean_one(name):
+    """E_old[new/old] = 1 for distributions of one support, mixed measures among them: five standard errors."""
+    n, thought = 40_000, EXACT[name]()
+    old = (logits(1) / 2).expand(n, V)
+    new = old + 0.1 * logits(1, seed=1)
+    action, token = thought.sample(DenseLogits(old, table().float()), noise(n))
+    if thought.closes_one_hot and name != "dirichlet":
+        action = thought.close(action, token == old[0].argmax(), token)
+    action = to_double(action)
+    new, old = (Float64(z, table() / 4 if name == "gaussian" else table()) for z in (new, old))
+    if name == "gaussian":  # sigma is wide against a quarter of the table, so that the ratio has a variance
+        action = to_double(thought.sample(DenseLogits(old.logits, old.table.float()), noise(n))[0])
+    ratio = (thought.log_prob(new, action) - thought.log_prob(old, action)).exp()
+    assert abs(ratio.mean() - 1) < 5 * ratio.std() / math.sqrt(n) + 1e-6 and ratio.std() > 1e-3
 
 
 def test_gumbel_max_frequencies():
@@ -513,7 +578,9 @@ def test_noise_on_the_hidden_state():
     thought.log_prob(HeadLogits(leaf, head, embedding), action).sum().backward()
     assert (leaf.grad.mean(0).abs() < 5 * leaf.grad.std(0) / math.sqrt(n)).all()
     again = torch.softmax(head(action["hidden"][:3]) / 0.5, -1) @ embedding.weight
-    torch.testing.assert_close(thought.embed(action, Lookup(embedding))[:3].double(), again.detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        thought.embed(action, Lookup(embedding))[:3].double(), again.detach(), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_latent_feeds_the_hidden_state():

@@ -172,7 +172,8 @@ def test_entropy_is_filled_at_thoughts(tmp_path, settings):
 
 
 def test_thoughts_never_meet_the_whole_head(tmp_path, monkeypatch):
-    """TRL's head is given the answers' rows alone, and a gumbel thought asks for its candidates alone."""
+    """TRL's head is given the answers' rows alone, and a gumbel thought asks for its candidates alone (a sample of 32
+    positions aside, for a metric)."""
     from trl.trainer import utils
 
     rows = []
@@ -188,13 +189,15 @@ def test_thoughts_never_meet_the_whole_head(tmp_path, monkeypatch):
         raise AssertionError("a gumbel thought multiplied by the whole LM head")
 
     monkeypatch.setattr(utils, "_ChunkedLogProbFunction", Counting)
-    monkeypatch.setattr(HeadLogits, "dense", refused)
-    monkeypatch.setattr(HeadLogits, "mixture", refused)
+    dense = HeadLogits.dense
+    monkeypatch.setattr(HeadLogits, "dense", lambda self: dense(self) if len(self) <= 32 else refused(self))
+    for name in ("mixture", "normalizer"):
+        monkeypatch.setattr(HeadLogits, name, refused)
     trainer = tiny.trainer(tmp_path, max_steps=1)
     trainer.train()
     batch = trainer.last_batch
     answers = batch["completion_mask"].bool() & ~batch["soft_thinking_mask"]
-    assert rows == [answers.sum().item()]
+    assert rows == [answers.sum().item()] and batch["soft_thinking_mask"].sum() > 32
 
 
 def test_the_mixture_is_what_is_fed(tmp_path):

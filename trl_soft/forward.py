@@ -169,7 +169,9 @@ def _score(model, fused_forward, record: SoftTokens, temperature: float, *args, 
         record.score_variance = torch.stack(
             [
                 score_variance(record.thought, logits_of(backbone.hidden_states[thoughts]), action),
-                score_variance(Hard(temperature), logits_of(backbone.hidden_states[answers]), {"ids": labels[answers]}),
+                score_variance(
+                    Hard(temperature), logits_of(backbone.hidden_states[answers]), {"ids": labels[answers]}
+                ),
             ]
         )
 

@@ -359,9 +359,7 @@ class _Replay:
             # The rollout's positions: TRL counts the padding on the left, which learned positions do not forgive.
             kwargs["position_ids"] = positions(attention_mask)
         self.records.append(self.record[rows])
-        return self.model(
-            input_ids=input_ids, attention_mask=attention_mask, soft_tokens=self.records[-1], **kwargs
-        )
+        return self.model(input_ids=input_ids, attention_mask=attention_mask, soft_tokens=self.records[-1], **kwargs)
 
     def score_variance(self) -> torch.Tensor | None:
         """Sum and number over the positions looked at, of thoughts and of answers: (2, 2)."""

@@ -71,7 +71,9 @@ class Thought:
 
     def draw_mask(self, action: Action) -> torch.Tensor:
         """Where there was a draw, (N, D) bool."""
-        return torch.ones(len(next(iter(action.values()))), 1, dtype=torch.bool, device=next(iter(action.values())).device)
+        return torch.ones(
+            len(next(iter(action.values()))), 1, dtype=torch.bool, device=next(iter(action.values())).device
+        )
 
     def embed(self, action: Action, embed: Lookup) -> torch.Tensor:
         """What is fed back, (N, H); `embed` looks up or mixes rows of the model's own table."""
