@@ -20,7 +20,7 @@ def generate(**settings):
     net = tiny.model(seed=0)
     settings = ThinkingSettings(**{"max_thinking_length": 16, "thinking_top_k": 12} | settings)
     out = soft_generate(
-        net, tiny.tokenizer(), PROMPTS, settings, max_completion_length=C, progress=False, batch_size=len(PROMPTS)
+        net, tiny.tokenizer(), PROMPTS, settings, max_completion_length=C, progress=False, slots=len(PROMPTS)
     )
     ended = [i for i, n in enumerate(out.thinking_lengths) if out.completion_ids[i][n - 1] == END]
     assert ended and len(ended) < len(PROMPTS)
@@ -29,7 +29,7 @@ def generate(**settings):
 
 def steps(net, out, rows):
     """The record, and the logits that the closing steps of some rows were drawn from."""
-    record = out.records[0]
+    record = out.record
     ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in out.completion_ids], batch_first=True)
     prompt = torch.tensor(tiny.tokenizer()(PROMPTS)["input_ids"])
     with soft_tokens_added(net), torch.no_grad():
@@ -93,7 +93,7 @@ def test_lock_multiplex_ends_with_its_first_draw_and_scores_that_alone():
 
 def test_lock_length_counts_the_closing_step_and_a_cap_counts_thoughts():
     _, out, rows = generate(max_thinking_length=4, answer_prefill=["=a", "=b"])
-    record = out.records[0]
+    record = out.record
     thoughts = record.thinking_mask.sum(-1).tolist()
     assert thoughts == out.thinking_lengths and max(thoughts) == 4
     for row in rows:
@@ -109,7 +109,7 @@ def test_lock_what_a_cut_forces_is_neither_scored_nor_the_policys():
     """SofT-GRPO's Cold Stop would give the forced `</think>` an ordinary log-prob; here it has none."""
     for settings in ({"max_thinking_length": 3}, {"cold_stop_entropy": 10.0, "cold_stop_length": 2}):
         _, out, _ = generate(**settings)
-        record = out.records[0]
+        record = out.record
         for row in torch.tensor(out.thinking_cut).nonzero().squeeze(-1).tolist():
             n = out.thinking_lengths[row]
             assert out.completion_ids[row][n] == END and record.forced_mask[row, n]

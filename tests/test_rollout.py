@@ -29,10 +29,10 @@ def generate(settings=None, prompts=PROMPTS, net=None, **options):
 def test_batches_change_nothing(kind):
     """One row at a time, three at a time or all at once: the same completions; log-probs to float32's rounding."""
     settings = ThinkingSettings(thought=kind, max_thinking_length=8)
-    all_at_once = generate(settings, batch_size=16)
+    all_at_once = generate(settings, slots=16)
     assert len(set(map(len, all_at_once.completion_ids))) > 1
     for batch_size in (1, 3):
-        other = generate(settings, batch_size=batch_size)
+        other = generate(settings, slots=batch_size)
         assert other.completion_ids == all_at_once.completion_ids
         assert other.thinking_lengths == all_at_once.thinking_lengths
         # A gaussian score multiplies the rounding of the mixture by 1/sigma^2.
@@ -53,7 +53,7 @@ def test_the_loop_equals_one_forward(kind):
     net, tokenizer = tiny.model(), tiny.tokenizer()
     settings = ThinkingSettings(thought=kind, max_thinking_length=8, gumbel_temperature=1.0)
     out = generate(settings, prompts=["3+44="], net=net)
-    record = out.records[0]
+    record = out.record
     prompt = torch.tensor(tokenizer("3+44=")["input_ids"]).expand(4, -1)
     ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in out.completion_ids], batch_first=True)
     with soft_tokens_added(net), torch.no_grad():
@@ -181,7 +181,7 @@ def test_a_record_of_another_shape_is_refused():
 
 
 def test_a_record_survives_the_batch():
-    record = generate(batch_size=16).records[0]
+    record = generate(slots=16).record
     again = SoftTokens.from_batch(record.to_batch(), record.thought)
     assert again.action.keys() == record.action.keys() and torch.equal(again.thinking_mask, record.thinking_mask)
     longer = record.to_length(record.shape[1] + 3)
@@ -195,7 +195,7 @@ def test_settings_beside_the_weights_are_found(tmp_path):
     ThinkingSettings(thought="hard", max_thinking_length=4).save_thinking(tmp_path)
     loaded = type(net).from_pretrained(tmp_path)
     out = soft_generate(loaded, tiny.tokenizer(), PROMPTS, max_completion_length=8, progress=False)
-    assert out.records[0].thought.name == "hard" and max(out.thinking_lengths) <= 4
+    assert out.record.thought.name == "hard" and max(out.thinking_lengths) <= 4
     with pytest.raises(ValueError, match="Pass `settings"):
         soft_generate(net, tiny.tokenizer(), PROMPTS)
 

@@ -3,19 +3,48 @@
 
 import difflib
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import yaml
 from trl import GRPOConfig, RLOOConfig, TrlParser
 
+from .rollout import ENGINES, EngineOptions
 from .settings import ThinkingSettings, check_range
 from .thoughts import THOUGHTS
 
 
 @dataclass
-class SoftGRPOConfig(ThinkingSettings, GRPOConfig):
+class RolloutSettings:
     """
-    Configuration of [`SoftGRPOTrainer`]: every field of [`~trl.GRPOConfig`], and those of [`ThinkingSettings`].
+    > Parameters that control how rollouts run; none of them changes a completion
+
+    Args:
+        rollout_engine (`str`, *optional*, defaults to `"slots"`):
+            `slots`: each completion as long as it is, refilled and shrinking. `simple`: one padded batch, for models
+            whose layers keep more than keys and values.
+        rollout_slots (`int`, *optional*):
+            Completions in flight at once on each device. `None`: all of them.
+        rollout_cache_gb (`float`, *optional*):
+            Most gigabytes of keys and values on each device. `None`: half of the memory that is free.
+        rollout_cuda_graphs (`bool`, *optional*, defaults to `True`):
+            Replay a captured step on CUDA; False runs every step eagerly.
+    """
+
+    rollout_engine: str = field(default="slots", metadata={"help": "Rollout engine: slots or simple."})
+    rollout_slots: int | None = field(default=None, metadata={"help": "Completions in flight on each device."})
+    rollout_cache_gb: float | None = field(default=None, metadata={"help": "Gigabytes of keys and values on each device."})
+    rollout_cuda_graphs: bool = field(default=True, metadata={"help": "Replay a captured step on CUDA."})
+
+    def engine_options(self, rows: int) -> EngineOptions:
+        """For a rollout of `rows` completions on this device."""
+        return EngineOptions(self.rollout_slots or rows, self.rollout_cache_gb, cuda_graphs=self.rollout_cuda_graphs)
+
+
+@dataclass
+class SoftGRPOConfig(ThinkingSettings, RolloutSettings, GRPOConfig):
+    """
+    Configuration of [`SoftGRPOTrainer`]: every field of [`~trl.GRPOConfig`], and those of [`ThinkingSettings`] and
+    [`RolloutSettings`].
 
     `temperature`, `top_p`, `top_k`, `min_p` and `repetition_penalty` shape the answer; the `thinking_*` fields shape
     the thought. A setting that cannot be soft raises a `ValueError` here or when the trainer is built, before anything
@@ -29,9 +58,10 @@ class SoftGRPOConfig(ThinkingSettings, GRPOConfig):
 
 
 @dataclass
-class SoftRLOOConfig(ThinkingSettings, RLOOConfig):
+class SoftRLOOConfig(ThinkingSettings, RolloutSettings, RLOOConfig):
     """
-    Configuration of [`SoftRLOOTrainer`]: every field of [`~trl.RLOOConfig`], and those of [`ThinkingSettings`].
+    Configuration of [`SoftRLOOTrainer`]: every field of [`~trl.RLOOConfig`], and those of [`ThinkingSettings`] and
+    [`RolloutSettings`].
     """
 
     def __post_init__(self):
@@ -47,6 +77,12 @@ def refuse(args) -> None:
     check_range(args, "min_p", 0, 1)
     check_range(args, "repetition_penalty", 0, None, open_low=True)
     check_range(args, "temperature", None, None)
+    check_range(args, "rollout_cache_gb", 0, None, open_low=True)
+    slots = args.rollout_slots
+    if slots is not None and (isinstance(slots, bool) or not isinstance(slots, int) or slots < 1):
+        raise ValueError(f"`rollout_slots` is {slots!r}, but it counts completions and must be a whole number above 0.")
+    if args.rollout_engine not in ENGINES:
+        raise ValueError(f"`rollout_engine` is {args.rollout_engine!r}. Choose one of {', '.join(ENGINES)}.")
     if args.temperature <= 0:
         raise ValueError(
             f"`temperature` is {args.temperature}, but answers are sampled and scored at it, so it must be above 0."
@@ -73,8 +109,8 @@ def refuse(args) -> None:
         )
     if args.cache_implementation not in (None, "dynamic"):
         raise ValueError(
-            f"`cache_implementation` is {args.cache_implementation!r}, but soft rollouts use the dynamic cache. "
-            "Leave it unset."
+            f"`cache_implementation` is {args.cache_implementation!r}, but soft rollouts bring their own cache. Leave it "
+            "unset; `rollout_cache_gb` says how large it may be."
         )
     if args.generation_kwargs:
         raise ValueError(

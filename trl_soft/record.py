@@ -52,14 +52,32 @@ class SoftTokens:
         """(B, C)."""
         return self.thinking_mask.shape
 
-    def _map(self, function) -> "SoftTokens":
+    def map(self, function) -> "SoftTokens":
+        """The record with `function` applied to each of its tensors."""
         action = {name: function(value) for name, value in self.action.items()}
         masks = function(self.thinking_mask), function(self.forced_mask)
         return SoftTokens(self.thought, masks[0], action, function(self.log_probs), masks[1])
 
     def __getitem__(self, rows) -> "SoftTokens":
         """Some of the B rows."""
-        return self._map(lambda value: value[rows])
+        return self.map(lambda value: value[rows])
+
+    def columns(self, part: slice) -> "SoftTokens":
+        """Some of the C positions."""
+        return self.map(lambda value: value[:, part])
+
+    @classmethod
+    def cat(cls, records: list["SoftTokens"]) -> "SoftTokens":
+        """Records of one thought below each other, padded to the longest."""
+        length = max(record.shape[1] for record in records)
+        records = [record.to_length(length) for record in records]
+
+        def joined(read):
+            return torch.cat([read(record) for record in records])
+
+        action = {name: joined(lambda r, name=name: r.action[name]) for name in records[0].action}
+        masks = joined(lambda r: r.thinking_mask), joined(lambda r: r.forced_mask)
+        return cls(records[0].thought, masks[0], action, joined(lambda r: r.log_probs), masks[1])
 
     def to_length(self, length: int) -> "SoftTokens":
         """Cut or padded (with non-thoughts) on the right to C = `length`."""
@@ -68,7 +86,7 @@ class SoftTokens:
             missing = max(length - value.size(1), 0)
             return F.pad(value, (0, 0) * (value.dim() - 2) + (0, missing))[:, :length]
 
-        return self._map(fit)
+        return self.map(fit)
 
     def to_batch(self) -> dict[str, torch.Tensor]:
         """The record as `soft_*` entries of a trainer's batch."""
@@ -103,6 +121,10 @@ class SoftTokens:
                 f"The model was called with input_ids of shape {tuple(input_ids.shape)} and a record of shape "
                 f"{tuple(self.shape)}. A record covers the last C columns of the same B rows; slice them together."
             )
+        if input_ids.shape == self.shape and input_ids.size(1) == 1:
+            # One step of a rollout: every row is mixed and some are taken, so that no count leaves the device.
+            mixed = self.thought.embed({name: value[:, 0] for name, value in self.action.items()}, embed)
+            return torch.where(self.thinking_mask.unsqueeze(-1), mixed.unsqueeze(1).to(embeddings.dtype), embeddings)
         mixed = self.thought.embed(self.flat_action(self.thinking_mask), embed)
         mixed = mixed.detach() if self.thought.detach_inputs else mixed
         positions = F.pad(self.thinking_mask, (input_ids.size(1) - self.shape[1], 0)).unsqueeze(-1)

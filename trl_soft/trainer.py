@@ -12,7 +12,7 @@ Rewards, advantages, every loss type, the reference model, logging and saving ar
 
 import functools
 import inspect
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -25,9 +25,9 @@ from .draws import gather, spread
 from .forward import add_soft_tokens
 from .metrics import rollout_metrics, update_metrics
 from .record import SoftTokens
-from .rollout import rollout
+from .rollout import ENGINES, Key, assemble
+from .rollout.base import positions
 from .rollout.plan import make_plan, table_rms
-from .rollout.transformers import positions
 from .thoughts import Hard
 
 
@@ -166,7 +166,10 @@ class SoftTokensMixin(_Host):
             self._eval_samples += rows * self.accelerator.num_processes
         sample = torch.arange(first, first + rows, device=input_ids.device)
         plan = self._plans[self._mode]
-        self._rollout = rollout(model, input_ids, attention_mask, plan, self.args.seed, generation, sample)
+        prompts = [row[mask.bool()].tolist() for row, mask in zip(input_ids, attention_mask, strict=True)]
+        key, options = Key(self.args.seed, generation, sample), self.args.engine_options(rows)
+        with closing(ENGINES[self.args.rollout_engine](model, prompts, plan, key, options)) as parts:
+            self._rollout = assemble(parts, plan.pad_token_id)
         return torch.cat([input_ids, self._rollout.completion_ids], dim=1)
 
     def _generate(self, prompts: list):

@@ -1,9 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rollouts: from prompts to shadow text and a record of the thoughts behind it."""
 
+from .base import Engine, EngineOptions, Key, Plan, Rollout, assemble
+from .engines import ENGINES
 from .generate import SoftCompletions, soft_generate
 from .stop import EndOfThinking, StopRule
-from .transformers import Plan, Rollout, rollout
 
 
-__all__ = ["EndOfThinking", "Plan", "Rollout", "SoftCompletions", "StopRule", "rollout", "soft_generate"]
+__all__ = [
+    "ENGINES",
+    "EndOfThinking",
+    "Engine",
+    "EngineOptions",
+    "Key",
+    "Plan",
+    "Rollout",
+    "SoftCompletions",
+    "StopRule",
+    "assemble",
+    "soft_generate",
+]

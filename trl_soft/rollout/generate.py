@@ -2,6 +2,7 @@
 """`soft_generate`: thoughts and answers from any causal LM, without a trainer."""
 
 import os
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
@@ -11,8 +12,9 @@ from ..forward import soft_tokens_added
 from ..record import SoftTokens
 from ..settings import FILE_NAME, ThinkingSettings
 from ..thoughts import Hard
+from .base import EngineOptions, Key
+from .engines import ENGINES
 from .plan import make_plan, table_rms
-from .transformers import rollout
 
 
 @dataclass
@@ -23,7 +25,7 @@ class SoftCompletions:
     Args:
         texts (`list[str]`, n): the completions, decoded from the shadow text.
         completion_ids (`list[list[int]]`, n): the shadow text, up to and including the end of sequence.
-        records (`list[SoftTokens]`): one a batch of rows, in order; shapes (B, C).
+        records (`list[SoftTokens]`, n): the thoughts of each completion, shape (1, its length), in the host's memory.
         log_probs, entropies (`list[list[float]]`, n): per token, as drawn, in nats.
         thinking_lengths (`list[int]`, n): thoughts in each completion.
         thinking_cut (`list[bool]`, n): whether the thought reached a cap.
@@ -36,6 +38,11 @@ class SoftCompletions:
     entropies: list[list[float]]
     thinking_lengths: list[int]
     thinking_cut: list[bool]
+
+    @property
+    def record(self) -> SoftTokens:
+        """All records below each other, (n, C)."""
+        return SoftTokens.cat(self.records)
 
 
 def soft_generate(
@@ -53,7 +60,11 @@ def soft_generate(
     repetition_penalty: float = 1.0,
     seed: int = 0,
     generation: int = 0,
-    batch_size: int = 64,
+    engine: str = "slots",
+    slots: int = 64,
+    cache_gb: float | None = None,
+    cuda_graphs: bool = True,
+    lengths: list[int] | None = None,
     progress: bool = True,
     evaluation: bool = False,
 ) -> SoftCompletions:
@@ -70,16 +81,19 @@ def soft_generate(
         max_completion_length (`int`): cap of thought and answer together, in tokens.
         temperature, top_k, top_p, min_p, repetition_penalty: sampling of the answer; temperature 0 is greedy.
         seed, generation (`int`): key of the noise, with the completion's number and the position.
-        batch_size (`int`): rows at once; it changes nothing but speed and memory.
+        engine (`str`): `slots`, or `simple` for models whose layers keep more than keys and values.
+        slots, cache_gb, cuda_graphs: speed and memory, see `EngineOptions`; they change no completion.
+        lengths (`list[int]`, *optional*): cap of each completion, prompts x num_generations, below the common one.
         progress (`bool`): show a bar over completions.
         evaluation (`bool`): think with `settings.eval_thought` where it is set.
     """
     if isinstance(prompts, str):
         raise TypeError("`prompts` is one text, which would be read as a list of letters. Pass a list: `[prompt]`.")
-    if batch_size < 1 or num_generations < 1:
-        raise ValueError(
-            f"`batch_size` is {batch_size} and `num_generations` {num_generations}, but both must be at least 1."
-        )
+    if num_generations < 1:
+        raise ValueError(f"`num_generations` is {num_generations}, but it must be at least 1.")
+    if engine not in ENGINES:
+        raise ValueError(f"`engine` is {engine!r}. Choose one of {', '.join(ENGINES)}.")
+    options = EngineOptions(slots, cache_gb, cuda_graphs=cuda_graphs, lengths=lengths)
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
         raise ValueError(
             "The tokenizer has neither a padding nor an end token to pad with. Set `tokenizer.pad_token`."
@@ -111,30 +125,26 @@ def soft_generate(
         raise ValueError(
             "A prompt has no tokens, so there is nothing to continue. Remove it, or begin it with a token."
         )
-    out = SoftCompletions([], [], [], [], [], [], [])
+    key = Key(seed, generation, torch.arange(len(ids), device=base.device))
+    parts: list = [None] * len(ids)
     with soft_tokens_added(base), tqdm(total=len(ids), disable=not progress, desc="Generating", unit="sample") as bar:
-        for start in range(0, len(ids), batch_size):
-            rows = ids[start : start + batch_size]
-            input_ids, attention_mask = _left_pad(rows, plan.pad_token_id, base.device)
-            sample = torch.arange(start, start + len(rows), device=base.device)
-            finished = 0
-
-            def on_step(done: int):
-                nonlocal finished
-                bar.update(done - finished)
-                finished = done
-
-            result = rollout(model, input_ids, attention_mask, plan, seed, generation, sample, on_step)
-            bar.update(len(rows) - finished)
-            for row, length in enumerate(result.completion_mask.sum(-1).tolist()):
-                out.completion_ids.append(result.completion_ids[row, :length].tolist())
-                out.log_probs.append(result.record.log_probs[row, :length].tolist())
-                out.entropies.append(result.entropies[row, :length].tolist())
-            out.records.append(result.record)
-            out.thinking_lengths += result.thinking_length.tolist()
-            out.thinking_cut += result.thinking_cut.tolist()
-    out.texts = tokenizer.batch_decode(out.completion_ids, skip_special_tokens=True)
-    return out
+        with closing(ENGINES[engine](model, ids, plan, key, options)) as finished:
+            for numbers, rollout in finished:
+                rollout = rollout.to("cpu")
+                lengths_drawn = rollout.completion_mask.sum(-1).tolist()
+                for row, (number, length) in enumerate(zip(numbers, lengths_drawn, strict=True)):
+                    parts[number] = rollout[row : row + 1].columns(slice(0, length))
+                bar.update(len(numbers))
+    completion_ids = [part.completion_ids[0].tolist() for part in parts]
+    return SoftCompletions(
+        texts=tokenizer.batch_decode(completion_ids, skip_special_tokens=True),
+        completion_ids=completion_ids,
+        records=[part.record for part in parts],
+        log_probs=[part.record.log_probs[0].tolist() for part in parts],
+        entropies=[part.entropies[0].tolist() for part in parts],
+        thinking_lengths=[part.thinking_length.item() for part in parts],
+        thinking_cut=[part.thinking_cut.item() for part in parts],
+    )
 
 
 def _folder(model) -> str:
@@ -145,10 +155,3 @@ def _folder(model) -> str:
         f"`settings` was not passed and no {FILE_NAME} lies beside the model's weights, so how to think is unknown. "
         "Pass `settings=ThinkingSettings(...)`."
     )
-
-
-def _left_pad(rows: list[list[int]], pad_token_id: int, device) -> tuple[torch.Tensor, torch.Tensor]:
-    width = max(map(len, rows))
-    ids = torch.tensor([[pad_token_id] * (width - len(row)) + row for row in rows], device=device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
-    return ids, mask

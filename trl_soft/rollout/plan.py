@@ -7,8 +7,8 @@ from ..lookup import embedding_scale
 from ..scoring import gathered, whole
 from ..settings import ThinkingSettings
 from ..thoughts import Hard
+from .base import Plan
 from .stop import EndOfThinking, StopRule, encode
-from .transformers import Plan
 
 
 def table_rms(model) -> float:

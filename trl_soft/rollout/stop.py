@@ -60,13 +60,13 @@ class StopRule:
     cold_length: int = 256
     temperature: float = 1.0
 
-    def cut(self, thoughts: int, logits, calm: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def cut(self, thoughts: torch.Tensor, logits, calm: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        Whether a cap is reached after `thoughts` thoughts, the latest drawn from `logits` with N rows.
+        Whether a cap is reached after `thoughts` (N,) thoughts, the latest drawn from `logits` with N rows.
 
         `calm` (N,) counts the cold steps in a row before this one; returns the cut (N,) bool and `calm` brought up.
         """
-        cut = torch.full_like(calm, self.cap is not None and thoughts >= self.cap, dtype=torch.bool)
+        cut = torch.zeros_like(calm, dtype=torch.bool) if self.cap is None else thoughts >= self.cap
         if self.cold_entropy is not None:
             low = entropy_of(torch.log_softmax(logits.dense() / self.temperature, -1)) < self.cold_entropy
             calm = torch.where(low, calm + 1, 0)

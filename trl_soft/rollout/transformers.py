@@ -1,277 +1,345 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rollout on a plain Hugging Face model: one cached loop a batch, a row at a time leaving its thought.
+"""The engine on a plain Hugging Face model: slots that are refilled, and a step that never asks the device a question.
 
-Each row thinks until its stop rule, is then fed the forced tokens if there are any, and answers in hard tokens until an
-end-of-sequence token. Mixtures enter through the same patched embedding that the update uses.
+    queue -> slot     prompt read once for all completions of it, longest prompts first
+    step              mixture -> model -> head -> candidates -> thought -> record, for all slots at once, written in place
+    slot -> result    what has finished leaves every few steps, and the next sample takes its place
+
+A slot is as long as its own tokens (`cache.py`). When the cache's budget is too small for what the slots have grown to,
+the youngest samples go back to the queue and are read again later, thoughts and all, from their records. Noise is keyed,
+so none of this changes a completion.
 """
 
 import inspect
-from collections.abc import Callable, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 
 import torch
-from transformers import RepetitionPenaltyLogitsProcessor
 
 from ..lookup import embedding_scale
-from ..noise import KeyedNoise
 from ..record import SoftTokens
 from ..scoring import DenseLogits, logit_transform, transformed, whole
-from ..thoughts import Hard, Thought
-from .stop import StopRule
+from .base import EngineOptions, Key, Plan, Rollout
+from .cache import SlotCache, probe, slots_attended
+from .state import Slots
 
 
-@dataclass
-class Plan:
-    """
-    Everything a rollout needs to know besides the model and the prompts.
-
-    Args:
-        thought, answer: what a thinking and what an answering step do.
-        stop (`StopRule`): when a thought ends.
-        max_completion_length (`int`): C.
-        eos_token_ids (`list[int]`), pad_token_id (`int`).
-        forced (`tuple` of two `list[int]`): ids forced after a thought that ended itself, and after one that was cut.
-        repetition_penalty (`float`): on tokens, hard thoughts and the answer's, as in `generate`.
-    """
-
-    thought: Thought
-    answer: Hard
-    stop: StopRule
-    max_completion_length: int
-    eos_token_ids: list[int]
-    pad_token_id: int
-    forced: tuple[Sequence[int], Sequence[int]] = ((), ())
-    repetition_penalty: float = 1.0
-
-
-@dataclass
-class Rollout:
-    """
-    What came of it.
-
-    Args:
-        completion_ids (`torch.Tensor` of shape `(B, C)`): the shadow text, padded on the right.
-        completion_mask (`torch.Tensor` of shape `(B, C)`, bool): True up to and including the end of sequence.
-        record (`SoftTokens`): the thoughts, and the log-probabilities as drawn.
-        entropies (`torch.Tensor` of shape `(B, C)`): in nats, of the distribution each step was made from.
-        thinking_length (`torch.Tensor` of shape `(B,)`): thoughts, the closing step among them.
-        thinking_cut (`torch.Tensor` of shape `(B,)`, bool): True where the thought reached a cap.
-    """
-
-    completion_ids: torch.Tensor
-    completion_mask: torch.Tensor
-    record: SoftTokens
-    entropies: torch.Tensor
-    thinking_length: torch.Tensor
-    thinking_cut: torch.Tensor
+_GROWTH = 1.5
+_ROUND = 64
 
 
 @torch.no_grad()
-def rollout(
-    model,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
-    plan: Plan,
-    seed: int,
-    generation: int,
-    sample: torch.Tensor,
-    on_step: Callable[[int], None] | None = None,
-) -> Rollout:
-    """
-    Complete B prompts.
-
-    Args:
-        model: a causal LM (or a PEFT model around one) with `add_soft_tokens`.
-        input_ids, attention_mask (`torch.Tensor` of shape `(B, P)`): prompts, padded on the left.
-        plan (`Plan`).
-        seed, generation (`int`), sample (`torch.Tensor` of shape `(B,)`): the noise's key; see `KeyedNoise`.
-        on_step: called after every step with the number of rows that have finished.
-    """
-    steps = _Steps(model, input_ids, attention_mask, plan.thought.needs_hidden)
-    batch, length, device = input_ids.size(0), plan.max_completion_length, input_ids.device
-    table, eos = _table(model, plan.thought), torch.tensor(plan.eos_token_ids, device=device)
-    script, script_length = _script(plan.forced, device)
-    penalise = RepetitionPenaltyLogitsProcessor(plan.repetition_penalty) if plan.repetition_penalty != 1.0 else None
-
-    ids = torch.full((batch, length), plan.pad_token_id, device=device)
-    thinking_mask, forced_mask, completion_mask = (
-        torch.zeros(batch, length, dtype=torch.bool, device=device) for _ in "123"
-    )
-    log_probs, entropies = (torch.zeros(batch, length, device=device) for _ in "12")
-    actions: dict[str, torch.Tensor] = {}
-
-    thinking = torch.ones(batch, dtype=torch.bool, device=device)
-    done, cut = torch.zeros_like(thinking), torch.zeros_like(thinking)
-    cursor = script_length.new_zeros(batch)  # how many forced tokens a row has been fed
-    calm = cursor.clone()  # cold steps in a row
-    thinking_length = cursor.clone()
-    step_record = None
-
-    for t in range(length):
-        z = steps(ids[:, t - 1 : t] if t else None, step_record)
-        logits = DenseLogits(z, *table, hidden=steps.hidden, project=steps.project)
-        step = torch.full((batch,), plan.pad_token_id, device=device)
-        thinks = thinking & ~done
-        scripted = ~thinking & ~done & (cursor < script_length[cut.long()])
-        answers = ~thinking & ~done & ~scripted
-        completion_mask[:, t] = ~done
-
-        if thinks.any():
-            rows = thinks.nonzero().squeeze(-1)
-            view, noise = logits[rows], _noise(seed, generation, sample[rows], t)
-            drawn_from = view
-            if plan.thought.is_token and penalise is not None:
-                drawn_from = _penalised(penalise, view, input_ids[rows], ids[rows, :t])
-            action, token = plan.thought.sample(drawn_from, noise)
-            step[rows] = token
-            ids[rows, t] = token
-            ends_all = torch.isin(token, eos)
-            ended = plan.stop.end(ids[rows, : t + 1]) & ~ends_all
-            closed = ended | ends_all
-            if plan.thought.closes_one_hot:
-                action = plan.thought.close(action, closed, token)
-            log_probs[rows, t], entropies[rows, t] = plan.thought.score(view, action)
-            is_thought = torch.ones_like(closed)
-            if plan.thought.closes_one_hot and not plan.thought.scores_closing:
-                # The closing step is a token then, in the record as in the update.
-                is_thought = ~closed
-                as_token = plan.answer.score(view, {"ids": token})
-                log_probs[rows, t] = torch.where(is_thought, log_probs[rows, t], as_token[0])
-                entropies[rows, t] = torch.where(is_thought, entropies[rows, t], as_token[1])
-            thinking_mask[rows, t] = is_thought
-            thinking_length[rows] += 1
-            _remember(actions, action, rows, t, (batch, length))
-
-            too_long, calm[rows] = plan.stop.cut(t + 1, view, calm[rows])
-            too_long &= ~closed
-            cut[rows] = too_long
-            thinking[rows] = ~(ended | too_long)
-            done[rows] = ends_all
-
-        if scripted.any():
-            rows = scripted.nonzero().squeeze(-1)
-            step[rows] = script[cut[rows].long(), cursor[rows]]
-            forced_mask[rows, t] = True
-            cursor[rows] += 1
-
-        if answers.any():
-            rows = answers.nonzero().squeeze(-1)
-            view = logits[rows]
-            if penalise is not None:
-                view = _penalised(penalise, view, input_ids[rows], ids[rows, :t])
-            action, step[rows] = plan.answer.sample(view, _noise(seed, generation, sample[rows], t))
-            log_probs[rows, t], entropies[rows, t] = plan.answer.score(logits[rows], action)
-            done[rows] = torch.isin(step[rows], eos)
-
-        ids[:, t] = step
-        if on_step is not None:
-            on_step(int(done.sum()))
-        if done.all():
-            break
-        step_record = None
-        if not plan.thought.is_token and actions:
-            now = slice(t, t + 1)
-            step_record = SoftTokens(
-                plan.thought, thinking_mask[:, now], {k: v[:, now] for k, v in actions.items()}, log_probs[:, now]
-            )
-
-    used = int(completion_mask.sum(-1).max())
-    record = SoftTokens(plan.thought, thinking_mask, actions, log_probs, forced_mask).to_length(used)
-    return Rollout(
-        ids[:, :used], completion_mask[:, :used], record, entropies[:, :used], thinking_length,
-        cut | thinking & ~done,
-    )  # fmt: skip
+def slots(
+    model, prompts: Sequence[Sequence[int]], plan: Plan, key: Key, options: EngineOptions
+) -> Iterator[tuple[list[int], Rollout]]:
+    """An engine; see `trl_soft.rollout.base`."""
+    run = _Run(model, [list(prompt) for prompt in prompts], plan, key, options)
+    while run.queue or run.busy:
+        # While a generator waits for its consumer the model must be the consumer's: nothing is yielded from within.
+        with run.attached():
+            run.admit()
+            run.make_room()
+            for _ in range(run.check_every):
+                run.step()
+            finished = run.collect()
+        if finished is not None:
+            yield finished
 
 
-def positions(attention_mask: torch.Tensor) -> torch.Tensor:
-    """Position of each token among the row's own, padding on the left not counted: (B, S) -> (B, S)."""
-    return (attention_mask.cumsum(-1) - 1).clamp(min=0)
+class _Run:
+    """One rollout: the queue, the slots, and what the host knows of them."""
 
+    def __init__(self, model, prompts, plan: Plan, key: Key, options: EngineOptions):
+        self.model, self.prompts, self.plan, self.key, self.options = model, prompts, plan, key, options
+        self.base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.device = self.base.device
+        self.limits = options.limits(len(prompts), plan)
+        self.check_every = options.check_every or (8 if self.device.type == "cuda" else 1)
+        self.captures = options.cuda_graphs and self.device.type == "cuda"
+        # Equal prompts next to each other, longest first.
+        ids: dict[tuple, int] = {}
+        self.prompt_of = [ids.setdefault(tuple(prompt), len(ids)) for prompt in prompts]
+        order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), self.prompt_of[i]))
+        self.queue = deque((number, None) for number in order)  # and the record of one that was sent back
 
-class _Steps:
-    """The model, one token further at each call: (B, V) float32 next-token logits."""
+        shapes, dtype = probe(model, prompts[0][-1])
+        longest = max(len(prompt) + limit for prompt, limit in zip(prompts, self.limits, strict=True))
+        count, length = self._sizes(shapes, dtype, min(options.slots, len(prompts)), longest)
+        self.longest = longest
+        self.cache = SlotCache(shapes, count, length, dtype, self.device)
+        self.slots = Slots(count, plan, key, self.base.config.get_text_config().vocab_size, self.device)
+        self.owner: list[int | None] = [None] * count  # number of the prompt in each slot
+        self.resident: list[int | None] = [None] * count  # which prompt's keys and values a slot begins with
+        self.reached = [0] * count  # at most this many tokens are in a slot's cache
+        self.size = count  # slots that take part in a step
+        self.keeps_logits = "logits_to_keep" in inspect.signature(self.base.forward).parameters
+        self.head = _Head(self.base, plan.thought, self.device)
+        self.graphs: dict[int, torch.cuda.CUDAGraph | None] = {}
 
-    def __init__(self, model, input_ids, attention_mask, needs_hidden: bool = False):
-        self.model, self.input_ids, self.attention_mask = model, input_ids, attention_mask
-        self.cache = self.hidden = None
-        self.needs_hidden = needs_hidden
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self.accepts = inspect.signature(base.forward).parameters
-
-    def __call__(self, token: torch.Tensor | None, record: SoftTokens | None) -> torch.Tensor:
-        if token is None:
-            token = self.input_ids
-        else:
-            self.attention_mask = torch.cat([self.attention_mask, self.attention_mask.new_ones(len(token), 1)], dim=1)
-        inputs = {"input_ids": token, "attention_mask": self.attention_mask, "use_cache": True}
-        if "position_ids" in self.accepts:
-            inputs["position_ids"] = positions(self.attention_mask)[:, -token.size(1) :]
-        if "logits_to_keep" in self.accepts:
-            inputs["logits_to_keep"] = 1
-        if record is not None:
-            inputs["soft_tokens"] = record
-        with self._watching_the_head():
-            output = self.model(**inputs, past_key_values=self.cache)
-        self.cache = getattr(output, "past_key_values", None)
-        if self.cache is None:
+    def _sizes(self, shapes, dtype, count: int, longest: int) -> tuple[int, int]:
+        """Number and length of the slots that the budget pays for."""
+        per_token = sum(a * b + c * d for a, b, c, d in shapes) * dtype.itemsize
+        gb = self.options.cache_gb
+        budget = int(gb * 1e9) if gb is not None else free_memory(self.device) // 2
+        self.affordable = budget // per_token  # tokens, over all slots
+        if longest > self.affordable:
             raise ValueError(
-                f"{type(self.model).__name__} returned no key-value cache, and a rollout cannot think without one. If "
-                "gradient checkpointing is on in training mode, call `model.eval()` or "
-                "`model.gradient_checkpointing_disable()` first."
+                f"The longest prompt and its completion take {longest} tokens of {per_token} bytes, "
+                f"{longest * per_token / 1e9:.3g} GB of keys and values, and the rollout's cache may have "
+                f"{budget / 1e9:.3g} GB. Raise `rollout_cache_gb` (`cache_gb` in `soft_generate`), or shorten the prompt "
+                "or `max_completion_length`."
             )
-        return output.logits[:, -1].float()
+        if count * longest <= self.affordable:
+            return count, longest
+        # Slots as long as the budget allows them all to be, but with the longest prompt and some of its completion.
+        shortest = min(max(map(len, self.prompts)) + _ROUND, longest)
+        length = max(self.affordable // count, shortest)
+        return min(count, self.affordable // length), min(length, longest)
 
-    @contextmanager
-    def _watching_the_head(self):
-        """Keep what the LM head is given, for thoughts made of it."""
-        if not self.needs_hidden:
-            yield
+    def attached(self) -> ExitStack:
+        """The model attends to the slots, and watches its head if a thought asks for hidden states."""
+        stack = ExitStack()
+        stack.enter_context(slots_attended(self.base, self.cache))
+        stack.enter_context(self.head.watched())
+        return stack
+
+    @property
+    def busy(self) -> bool:
+        return any(owner is not None for owner in self.owner)
+
+    # From the queue into slots
+
+    def admit(self) -> None:
+        """Fill free slots, reading each prompt once."""
+        free = [slot for slot, owner in enumerate(self.owner) if owner is None]
+        if not free or not self.queue:
             return
+        placed = []
+        for number, kept in [self.queue.popleft() for _ in range(min(len(free), len(self.queue)))]:
+            # A slot that begins with this prompt already needs nothing read.
+            same = (slot for slot in free if self.resident[slot] == self.prompt_of[number])
+            slot = next(same, free[0])
+            free.remove(slot)
+            placed.append((slot, number, kept))
+        self._read_prompts([(slot, number) for slot, number, _ in placed])
+        for slot, number, kept in placed:
+            drawn = 0 if kept is None else int(kept["tensors"]["t"])
+            self.owner[slot], self.reached[slot] = number, len(self.prompts[number]) - 1 + drawn
+        self.slots.admit(
+            [slot for slot, _, _ in placed],
+            [number for _, number, _ in placed],
+            [self.prompts[number] for _, number, _ in placed],
+            [self.limits[number] for _, number, _ in placed],
+        )
+        for slot, number, kept in placed:
+            if kept is not None:
+                self.slots.restore(slot, kept)
+                self._read_again(slot, number)
+        self.size = self._bucket(1 + max(slot for slot, owner in enumerate(self.owner) if owner is not None))
 
-        def keep(module, args):
-            self.hidden = args[0][:, -1]  # (B, H)
+    def _read_prompts(self, placed: list[tuple[int, int]]) -> None:
+        """Keys and values of all but the last token of each prompt, which the first step feeds."""
+        sources = {prompt: slot for slot, prompt in enumerate(self.resident) if prompt is not None}
+        copies, unread = [], {}
+        for slot, number in placed:
+            prompt = self.prompt_of[number]
+            if not self.options.share_prompts:
+                unread[slot] = [(slot, number)]
+            elif self.resident[slot] == prompt:
+                continue
+            elif prompt in sources:
+                copies.append((sources[prompt], slot, number))
+            else:
+                unread.setdefault(prompt, []).append((slot, number))
+        # Copies before anything is read, and the last first: a slot is only copied from by those placed after it was
+        # itself given away, or they would have been given that slot.
+        for source, slot, number in reversed(copies):
+            self.cache.copy(source, torch.tensor([slot], device=self.device), len(self.prompts[number]) - 1)
+        for slot, number in placed:
+            self.resident[slot] = self.prompt_of[number]
+        readers = sorted((group[0] for group in unread.values()), key=lambda reader: -len(self.prompts[reader[1]]))
+        while readers:
+            width = max(len(self.prompts[readers[0][1]]) - 1, 1)
+            count = max(1, self.options.prefill_tokens // width)
+            self._prefill([slot for slot, _ in readers[:count]], [self.prompts[n][:-1] for _, n in readers[:count]])
+            readers = readers[count:]
+        for (source, number), *others in unread.values():
+            if others:
+                targets = torch.tensor([slot for slot, _ in others], device=self.device)
+                self.cache.copy(source, targets, len(self.prompts[number]) - 1)
 
-        hook = self.model.get_output_embeddings().register_forward_pre_hook(keep)
-        try:
-            yield
-        finally:
-            hook.remove()
+    def _prefill(self, rows: list[int], prompts: list[list[int]], start: int = 0, record: SoftTokens | None = None):
+        """Read `prompts` into the caches of `rows`, from column `start` on, in pieces of `prefill_tokens`."""
+        width = max(map(len, prompts))
+        if width == 0:
+            return
+        ids = torch.zeros(len(rows), width, dtype=torch.long)
+        for row, prompt in enumerate(prompts):
+            ids[row, : len(prompt)] = torch.tensor(prompt)
+        ids = ids.to(self.device)
+        index = torch.tensor(rows, device=self.device)
+        piece = max(1, self.options.prefill_tokens // len(rows))
+        for first in range(0, width, piece):
+            part = ids[:, first : first + piece]
+            columns = slice(start + first, start + first + part.size(1))
+            self.cache.prefill(index, columns)
+            soft: dict = {}
+            if record is not None and columns.stop > start + 1:
+                # The first column is the prompt's last token; the record begins after it.
+                tokens = slice(max(first - 1, 0), first - 1 + part.size(1))
+                soft = {"soft_tokens": record.columns(tokens)}
+            position = torch.arange(columns.start, columns.stop, device=self.device).expand(len(rows), -1)
+            soft |= {"logits_to_keep": 1} if self.keeps_logits else {}
+            self.model(input_ids=part, position_ids=position, past_key_values=self.cache, use_cache=True, **soft)
 
-    def project(self, hidden: torch.Tensor) -> torch.Tensor:
+    def _read_again(self, slot: int, number: int) -> None:
+        """The completion so far but for its last token, thoughts as they were fed."""
+        drawn = self.reached[slot] - len(self.prompts[number]) + 1
+        if drawn == 0:
+            return
+        record = None
+        if drawn > 1 and not self.plan.thought.is_token:
+            record = self.slots.record(torch.tensor([slot], device=self.device), drawn - 1)
+        shadow = self.slots.tensors["ids"][slot, : drawn - 1].tolist()
+        self._prefill([slot], [self.prompts[number][-1:] + shadow], len(self.prompts[number]) - 1, record)
+
+    # Steps
+
+    def make_room(self) -> None:
+        """Slots long enough for the next steps; fewer of them if the budget demands it."""
+        needed = max((r for r, owner in zip(self.reached, self.owner, strict=True) if owner is not None), default=0)
+        needed = min(needed + self.check_every, self.longest)
+        while needed > self.cache.length:
+            length = min(max(int(self.cache.length * _GROWTH), needed), self.longest)
+            count = min(self.cache.slots, self.affordable // length)
+            occupied = [slot for slot, owner in enumerate(self.owner) if owner is not None]
+            # The youngest lose least; what they have drawn is kept, and nothing is drawn again.
+            occupied.sort(key=lambda slot: -self.reached[slot] + len(self.prompts[self.owner[slot]]))
+            for slot in reversed(occupied[count:]):
+                self.queue.appendleft((self.owner[slot], self.slots.save(slot)))
+                self.owner[slot] = self.resident[slot] = None
+            keep = occupied[:count] + [s for s in range(self.cache.slots) if s not in occupied][: count - len(occupied)]
+            self._rearrange(keep, length)
+            needed = max((self.reached[s] for s, owner in enumerate(self.owner) if owner is not None), default=0)
+            needed = min(needed + self.check_every, self.longest)
+
+    def _rearrange(self, keep: list[int], length: int) -> None:
+        index = torch.tensor(keep, device=self.device)
+        self.cache.resize(index, length)
+        self.slots.keep(index)
+        self.owner, self.resident, self.reached = (
+            [values[slot] for slot in keep] for values in (self.owner, self.resident, self.reached)
+        )
+        self.size = len(keep)
+        self.graphs.clear()  # they read the old memory
+
+    def step(self) -> None:
+        """One token for every slot."""
+        occupied = [r for r, owner in zip(self.reached, self.owner, strict=True) if owner is not None]
+        reach = min(max(occupied) + 1, self.cache.length)
+        self.reached = [min(reached + 1, self.cache.length) for reached in self.reached]
+        if not self.captures:
+            self._step(reach)
+        elif self.size not in self.graphs:
+            self._step(self.cache.length)  # a step like any other, which also warms up
+            torch.cuda.synchronize()
+            self.graphs[self.size] = graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                self._step(self.cache.length)
+        else:
+            self.graphs[self.size].replay()
+
+    def _step(self, reach: int) -> None:
+        ids, record = self.slots.fed(self.size)
+        position = self.slots.position(self.size).clamp(max=self.cache.length - 1)
+        self.cache.decode(self.size, position, reach)
+        inputs = {"soft_tokens": record} if record is not None else {}
+        output = self.model(
+            input_ids=ids, position_ids=position.unsqueeze(-1), past_key_values=self.cache, use_cache=True, **inputs
+        )
+        self.slots.advance(self.size, self.head.logits(output.logits[:, -1]), every_row=self.captures)
+
+    # Out of the slots
+
+    def collect(self) -> tuple[list[int], Rollout] | None:
+        """What has finished, if anything has; where nothing is left to take its place, the slots close ranks."""
+        if not self.plan.stop.end.is_token:
+            begun = {slot: self.prompts[number] for slot, number in enumerate(self.owner) if number is not None}
+            self.slots.close_matched(begun, self.check_every)
+        active = self.slots.tensors["active"][: self.size].tolist()
+        finished = [
+            (slot, owner) for slot, owner in enumerate(self.owner[: self.size]) if owner is not None and not active[slot]
+        ]
+        if not finished:
+            return None
+        part = self.slots.result(torch.tensor([slot for slot, _ in finished], device=self.device))
+        for slot, _ in finished:
+            self.owner[slot] = None
+        if not self.queue and self.busy:
+            self._close_ranks()
+        return [number for _, number in finished], part
+
+    def _bucket(self, count: int) -> int:
+        """Rows of a step for `count` slots: halves of all slots on CUDA, where each size is a graph."""
+        if not self.captures:
+            return count
+        size = self.cache.slots
+        while size % 2 == 0 and size // 2 >= count:
+            size //= 2
+        return size
+
+    def _close_ranks(self) -> None:
+        """Occupied slots first, so that a step is as small as what is left."""
+        occupied = [slot for slot, owner in enumerate(self.owner) if owner is not None]
+        size = self._bucket(len(occupied))
+        holes = [slot for slot in range(size) if self.owner[slot] is None]
+        tail = [slot for slot in occupied if slot >= size]
+        if tail:
+            holes = holes[: len(tail)]
+            sources, targets = (torch.tensor(x, device=self.device) for x in (tail, holes))
+            self.cache.move(sources, targets, max(self.reached[slot] for slot in tail))
+            self.slots.move(sources, targets)
+            for source, target in zip(tail, holes, strict=True):
+                for values in (self.owner, self.resident, self.reached):
+                    values[target] = values[source]  # type: ignore[index]
+                self.owner[source] = None
+        self.size = size
+
+
+class _Head:
+    """What turns the model's output into the logits a thought sees."""
+
+    def __init__(self, model, thought, device):
+        self.model, self.thought, self.hidden = model, thought, None
+        embedding = model.get_input_embeddings()
+        # Cast once a rollout, and only if the thought mixes the whole vocabulary.
+        table = whole(embedding.weight).float() if thought.mixes_vocabulary else None
+        self.table = table, embedding_scale(embedding), embedding.weight.dtype
+
+    def watched(self) -> ExitStack:
+        """Keep what the LM head is given, for thoughts made of it."""
+        stack = ExitStack()
+        if self.thought.needs_hidden:
+
+            def keep(module, args):
+                self.hidden = args[0][:, -1]  # (B, H)
+
+            stack.callback(self.model.get_output_embeddings().register_forward_pre_hook(keep).remove)
+        return stack
+
+    def logits(self, z: torch.Tensor) -> DenseLogits:
+        return DenseLogits(z, *self.table, hidden=self.hidden, project=self._project)
+
+    def _project(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits of other hidden states (N, H), through the model's own head."""
-        config = self.model.config
-        return transformed(self.model.get_output_embeddings()(hidden).float(), *logit_transform(config))
+        return transformed(self.model.get_output_embeddings()(hidden).float(), *logit_transform(self.model.config))
 
 
-def _table(model, thought: Thought) -> tuple[torch.Tensor | None, float, torch.dtype]:
-    """What `DenseLogits` needs to mix the whole vocabulary: cast to float32 once a rollout, and only if it is used."""
-    embedding = model.get_input_embeddings()
-    table = whole(embedding.weight).float() if thought.mixes_vocabulary else None
-    return table, embedding_scale(embedding), embedding.weight.dtype
-
-
-def _penalised(penalise, view: DenseLogits, prompt: torch.Tensor, shadow: torch.Tensor) -> DenseLogits:
-    """Logits less likely to repeat prompt and shadow, as `generate` has it; for sampling, not for scoring."""
-    return DenseLogits(penalise(torch.cat([prompt, shadow], dim=1), view.dense().clone()))
-
-
-def _noise(seed: int, generation: int, sample: torch.Tensor, position: int) -> KeyedNoise:
-    return KeyedNoise(seed, generation, sample, torch.full_like(sample, position))
-
-
-def _script(forced, device) -> tuple[torch.Tensor, torch.Tensor]:
-    """The two forced texts as a (2, F) table and their lengths (2,)."""
-    lengths = torch.tensor([len(ids) for ids in forced], device=device)
-    table = torch.zeros(2, max(1, int(lengths.max())), dtype=torch.long, device=device)
-    for row, ids in enumerate(forced):
-        table[row, : len(ids)] = torch.tensor(ids, dtype=torch.long, device=device)
-    return table, lengths
-
-
-def _remember(actions: dict, action: dict, rows: torch.Tensor, t: int, shape: tuple[int, int]) -> None:
-    """Write the action of some rows at position t, making the (B, C, ...) tensors at the first call."""
-    for name, value in action.items():
-        if name not in actions:
-            actions[name] = value.new_zeros(*shape, *value.shape[1:])
-        actions[name][rows, t] = value
+def free_memory(device: torch.device) -> int:
+    """Bytes that a rollout could have, on the device or in the host's memory."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The slot engine against the simple loop: the same tokens, records and log-probabilities, however it is arranged."""
+
+import pytest
+import torch
+
+from tests import tiny
+from trl_soft import ThinkingSettings
+from trl_soft.forward import soft_tokens_added
+from trl_soft.rollout import ENGINES, EngineOptions, Key, assemble
+from trl_soft.rollout import transformers as engine_module
+from trl_soft.rollout.plan import make_plan, table_rms
+from trl_soft.thoughts import Hard
+
+
+C = 20
+WORDS = ["1+2=", "3+44=", "5-6=", "7777-8=", "9", "12345678+87654321-1111="]
+PROMPTS = [word for word in WORDS for _ in range(3)]
+THOUGHTS = [
+    {"thought": "hard"},
+    {"thought": "soft"},
+    {"thought": "gumbel", "gumbel_temperature": 0.5},
+    {"thought": "gumbel", "gumbel_density": "softgrpo"},
+    {"thought": "gaussian"},
+    {"thought": "gaussian", "noise_placement": "hidden"},
+    {"thought": "gaussian", "noise_placement": "logits", "noise_scale": 1.0, "thinking_top_k": 8},
+    {"thought": "dirichlet"},
+    {"thought": "mixture", "thinking_top_k": 8},
+    {"thought": "multiplex"},
+    {"thought": "latent"},
+]
+
+
+def name(settings: dict) -> str:
+    return "-".join(str(value) for value in settings.values())
+
+
+def plan(net, settings: dict, answer=None, **changes):
+    settings = ThinkingSettings(**{"max_thinking_length": 12} | settings)
+    options = {"vocab_size": net.config.vocab_size, "max_completion_length": C, "eos_token_ids": [1]}
+    return make_plan(settings, tiny.tokenizer(), answer or Hard(), rms=table_rms(net), **{**options, **changes})
+
+
+def run(net, made, engine="slots", prompts=PROMPTS, samples=None, **options):
+    ids = [tiny.tokenizer()(prompt)["input_ids"] for prompt in prompts]
+    sample = torch.arange(len(ids)) if samples is None else torch.tensor(samples)
+    with soft_tokens_added(net):
+        options = EngineOptions(**{"slots": len(ids)} | options)
+        return assemble(ENGINES[engine](net, ids, made, Key(3, 0, sample), options), made.pad_token_id)
+
+
+def assert_same(ours, theirs, gaussian=False):
+    """Ids and masks exactly; floats to 1e-5, or the rounding of the mixture over sigma squared."""
+    assert torch.equal(ours.completion_ids, theirs.completion_ids)
+    assert torch.equal(ours.completion_mask, theirs.completion_mask)
+    for mask in ("thinking_mask", "forced_mask"):
+        assert torch.equal(getattr(ours.record, mask), getattr(theirs.record, mask))
+    assert torch.equal(ours.thinking_length, theirs.thinking_length)
+    assert torch.equal(ours.thinking_cut, theirs.thinking_cut)
+    tolerance = {"rtol": 1e-4, "atol": 5e-5} if gaussian else {"rtol": 0, "atol": 1e-5}
+    torch.testing.assert_close(ours.record.log_probs, theirs.record.log_probs, **tolerance)
+    torch.testing.assert_close(ours.entropies, theirs.entropies, rtol=0, atol=1e-5)
+    assert ours.record.action.keys() == theirs.record.action.keys()
+    thoughts = theirs.record.thinking_mask
+    for key, value in theirs.record.flat_action(thoughts).items():
+        torch.testing.assert_close(ours.record.flat_action(thoughts)[key], value, rtol=1e-4, atol=5e-5)
+
+
+ARRANGEMENTS = {
+    "all at once": {},
+    "one slot": {"slots": 1},
+    "refilled": {"slots": 5},
+    "more slots than samples": {"slots": 64},
+    "prompts in pieces": {"slots": 7, "prefill_tokens": 5},
+    "every prompt by itself": {"slots": 7, "share_prompts": False},
+    "seldom looked at": {"slots": 5, "check_every": 7},
+}
+
+
+@pytest.mark.parametrize("settings", THOUGHTS, ids=name)
+def test_slots_are_the_simple_loop(settings):
+    net = tiny.model()
+    made = plan(net, settings)
+    theirs = run(net, made, "simple")
+    assert len(set(theirs.completion_mask.sum(-1).tolist())) > 1 or settings["thought"] in ("soft", "latent")
+    for options in ARRANGEMENTS.values():
+        assert_same(run(net, made, **options), theirs, settings["thought"] == "gaussian")
+
+
+@pytest.mark.parametrize("arrangement", ARRANGEMENTS)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"answer_prefill": ["=a", "b+"], "max_thinking_length": 5},
+        {"end_of_thinking": "1;", "thinking_top_k": 20, "thinking_top_p": 1.0},
+        {"cold_stop_entropy": 2.0, "cold_stop_length": 2, "thinking_temperature": 1.0},
+    ],
+    ids=["prefill", "text", "cold"],
+)
+def test_every_way_to_stop(settings, arrangement):
+    net = tiny.model()
+    made = plan(net, settings)
+    theirs = run(net, made, "simple", prompts=PROMPTS * 3)
+    assert theirs.thinking_cut.any() and not theirs.thinking_cut.all()
+    assert_same(run(net, made, prompts=PROMPTS * 3, **ARRANGEMENTS[arrangement]), theirs)
+
+
+@pytest.mark.parametrize("thought", ["hard", "gumbel"])
+def test_a_repetition_penalty(thought):
+    net = tiny.model()
+    for settings in ({}, {"end_of_thinking": "1;", "thinking_top_k": None if thought == "hard" else 20}):
+        made = plan(net, {"thought": thought} | settings, repetition_penalty=1.7)
+        theirs = run(net, made, "simple", prompts=PROMPTS * 2)
+        for options in ARRANGEMENTS.values():
+            assert_same(run(net, made, prompts=PROMPTS * 2, **options), theirs)
+
+
+@pytest.mark.parametrize("settings", THOUGHTS[:6], ids=name)
+def test_a_cache_too_small_sends_the_youngest_back(settings, monkeypatch):
+    """Read again from their records they go on as if they had never left; their shadow text would not do."""
+    net = tiny.model()
+    made = plan(net, settings)
+    theirs = run(net, made, "simple")
+    again = []
+    read_again = engine_module._Run._read_again
+    monkeypatch.setattr(
+        engine_module._Run, "_read_again", lambda self, slot, number: (again.append(number), read_again(self, slot, number))
+    )
+    monkeypatch.setattr(engine_module, "_ROUND", 2)
+    token = 2 * 2 * 2 * 8 * 4  # layers, keys and values, heads, size, bytes
+    longest = max(map(len, PROMPTS)) + C
+    for prefill_tokens in (4096, 3):
+        again.clear()
+        ours = run(net, made, slots=6, cache_gb=longest * 4 * token / 1e9, prefill_tokens=prefill_tokens)
+        assert_same(ours, theirs, settings["thought"] == "gaussian")
+        assert again
+    # A control: the same with the records of what was sent back left out.
+    if settings["thought"] == "gumbel":
+        prefill = engine_module._Run._prefill
+        monkeypatch.setattr(
+            engine_module._Run, "_prefill", lambda self, rows, prompts, start=0, record=None: prefill(self, rows, prompts, start)
+        )
+        other = run(net, made, slots=6, cache_gb=longest * 4 * token / 1e9)
+        assert not torch.equal(other.completion_ids, theirs.completion_ids) or (
+            (other.record.log_probs - theirs.record.log_probs).abs().max() > 1e-3
+        )
+
+
+def test_a_prompt_that_cannot_fit_is_told_the_numbers():
+    net = tiny.model()
+    with pytest.raises(ValueError, match=r"take 43 tokens of 256 bytes, 1.1e-05 GB.*may have 1e-05 GB"):
+        run(net, plan(net, {}), cache_gb=1e-5)
+
+
+def test_alone_and_in_company():
+    net = tiny.model()
+    made = plan(net, {})
+    together = run(net, made, slots=4)
+    for number in (0, 7, 17):
+        alone = run(net, made, prompts=[PROMPTS[number]], samples=[number])
+        length = alone.completion_ids.size(1)
+        assert torch.equal(alone.completion_ids[0], together.completion_ids[number, :length])
+        torch.testing.assert_close(alone.record.log_probs[0], together.record.log_probs[number, :length], rtol=0, atol=1e-5)
+
+
+def test_a_length_of_its_own_for_each():
+    net = tiny.model()
+    made = plan(net, {}, eos_token_ids=[])
+    lengths = [1 + (7 * i) % C for i in range(len(PROMPTS))]
+    theirs, ours = (run(net, made, engine, lengths=lengths, slots=4) for engine in ("simple", "slots"))
+    assert ours.completion_mask.sum(-1).tolist() == lengths
+    assert_same(ours, theirs)
+    with pytest.raises(ValueError, match="each of which must be from 1 to"):
+        run(net, made, lengths=[0] * len(PROMPTS))
+
+
+def test_greedy_hard_tokens_are_those_of_generate():
+    """Token by token, with prompts of unequal lengths padded on the left there and not here."""
+    net, tokenizer = tiny.model(), tiny.tokenizer()
+    ours = run(net, plan(net, {"thought": "hard", "max_thinking_length": None}, Hard(0.0)), prompts=WORDS, slots=2)
+    batch = tokenizer(WORDS, return_tensors="pt", padding=True)
+    theirs = net.generate(**batch, do_sample=False, max_new_tokens=C)[:, batch["input_ids"].size(1) :]
+    for row, length in enumerate(ours.completion_mask.sum(-1).tolist()):
+        assert ours.completion_ids[row, :length].tolist() == theirs[row, :length].tolist()
+
+
+def test_prompts_are_read_once(monkeypatch):
+    net = tiny.model()
+    read = []
+    prefill = engine_module._Run._prefill
+    monkeypatch.setattr(
+        engine_module._Run, "_prefill", lambda self, rows, prompts, *rest: (read.extend(map(tuple, prompts)), prefill(self, rows, prompts, *rest))
+    )
+    run(net, plan(net, {}), slots=4)
+    assert len(read) == len(set(read)) == len(WORDS)
+    read.clear()
+    run(net, plan(net, {}), slots=4, share_prompts=False)
+    assert len(read) == len(PROMPTS)
+
+
+def test_the_tail_shrinks(monkeypatch):
+    net, sizes = tiny.model(), []
+    step = engine_module._Run._step
+    monkeypatch.setattr(engine_module._Run, "_step", lambda self, reach: (sizes.append(self.size), step(self, reach)))
+    run(net, plan(net, {}, eos_token_ids=[]), lengths=[1 + i for i in range(len(PROMPTS))])
+    assert sizes == list(range(len(PROMPTS), 0, -1))
+
+
+def test_every_row_is_some_rows():
+    """The step that a graph captures computes every row and asks the device nothing; it draws the same."""
+    net = tiny.model()
+    for settings in ({}, {"thought": "hard"}, {"gumbel_density": "softgrpo"}, {"end_of_thinking": "1;"}):
+        made = plan(net, settings)
+        theirs = run(net, made, slots=5)
+        advance = engine_module.Slots.advance
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(engine_module.Slots, "advance", lambda self, size, logits, every_row: advance(self, size, logits, True))
+            assert_same(run(net, made, slots=5), theirs)
+
+
+@pytest.mark.parametrize("engine", ["slots", "simple"])
+def test_an_interrupted_rollout_leaves_the_model_as_it_was(engine, monkeypatch):
+    net = tiny.model()
+    before, implementation = dict(vars(net)), net.config._attn_implementation
+    hooks = len(net.lm_head._forward_pre_hooks)
+    state, calls = torch.get_rng_state(), []
+
+    def interrupted(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 9:
+            raise KeyboardInterrupt
+        return forward(*args, **kwargs)
+
+    forward = net.model.forward
+    monkeypatch.setattr(net.model, "forward", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(net, plan(net, {"thought": "gaussian", "noise_placement": "hidden"}), engine, slots=4)
+    monkeypatch.undo()
+    assert len(calls) == 9 and torch.equal(torch.get_rng_state(), state)
+    assert vars(net) == before and net.config._attn_implementation == implementation
+    assert len(net.lm_head._forward_pre_hooks) == hooks
+
+
+def test_between_two_parts_the_model_is_the_callers():
+    net = tiny.model()
+    made = plan(net, {})
+    ids = [tiny.tokenizer()(prompt)["input_ids"] for prompt in PROMPTS]
+    with soft_tokens_added(net):
+        parts = ENGINES["slots"](net, ids, made, Key(3, 0, torch.arange(len(ids))), EngineOptions(slots=2))
+        next(parts)
+        assert net.config._attn_implementation == tiny.model().config._attn_implementation and torch.is_grad_enabled()
+        net(input_ids=torch.tensor([[4, 5]])).logits.sum().backward()
+        parts.close()

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every engine is given, and what it gives back.
+
+An engine completes n prompts, and yields the completions in parts as they finish:
+
+    engine(model, prompts, plan, key, options) -> iterator of (numbers of the prompts, Rollout of those)
+
+`model` is a causal LM (or a PEFT model around one) with `add_soft_tokens`, and is left as it was found.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from ..noise import KeyedNoise
+from ..record import SoftTokens
+from ..thoughts import Hard, Thought
+from .stop import StopRule
+
+
+@dataclass
+class Plan:
+    """
+    Everything a rollout needs to know besides the model and the prompts.
+
+    Args:
+        thought, answer: what a thinking and what an answering step do.
+        stop (`StopRule`): when a thought ends.
+        max_completion_length (`int`): C.
+        eos_token_ids (`list[int]`), pad_token_id (`int`).
+        forced (`tuple` of two `list[int]`): ids forced after a thought that ended itself, and after one that was cut.
+        repetition_penalty (`float`): on tokens, hard thoughts and the answer's, as in `generate`.
+    """
+
+    thought: Thought
+    answer: Hard
+    stop: StopRule
+    max_completion_length: int
+    eos_token_ids: list[int]
+    pad_token_id: int
+    forced: tuple[Sequence[int], Sequence[int]] = ((), ())
+    repetition_penalty: float = 1.0
+
+    def script(self, device) -> tuple[torch.Tensor, torch.Tensor]:
+        """The two forced texts as a (2, F) table and their lengths (2,)."""
+        lengths = torch.tensor([len(ids) for ids in self.forced], device=device)
+        table = torch.zeros(2, max(1, *map(len, self.forced)), dtype=torch.long, device=device)
+        for row, ids in enumerate(self.forced):
+            table[row, : len(ids)] = torch.tensor(ids, dtype=torch.long, device=device)
+        return table, lengths
+
+
+@dataclass
+class Key:
+    """
+    Whose noise: see `KeyedNoise`.
+
+    Args:
+        seed, generation (`int`).
+        sample (`torch.Tensor` of shape `(n,)`, int64): number of each completion within the rollout.
+    """
+
+    seed: int
+    generation: int
+    sample: torch.Tensor
+
+    def noise(self, rows: torch.Tensor, position: torch.Tensor) -> KeyedNoise:
+        """Noise of some completions at some positions, both (N,)."""
+        return KeyedNoise(self.seed, self.generation, self.sample[rows], position)
+
+
+@dataclass
+class EngineOptions:
+    """
+    How an engine goes about it. Nothing here changes a completion, but for float rounding.
+
+    Args:
+        slots (`int`): completions in flight at once.
+        cache_gb (`float`, *optional*):
+            Most gigabytes (10**9 bytes) of keys and values. `None`: half of the memory that is free.
+        prefill_tokens (`int`): most tokens of prompts in one forward; longer prompts go in pieces.
+        cuda_graphs (`bool`): replay a captured step on CUDA. False runs it eagerly.
+        check_every (`int`, *optional*): steps between looks at what has finished; `None`: 8 on CUDA, 1 elsewhere.
+        lengths (`list[int]`, *optional*): longest completion of each prompt, where not `plan.max_completion_length`.
+        share_prompts (`bool`): compute equal prompts once.
+    """
+
+    slots: int = 64
+    cache_gb: float | None = None
+    prefill_tokens: int = 4096
+    cuda_graphs: bool = True
+    check_every: int | None = None
+    lengths: Sequence[int] | None = None
+    share_prompts: bool = True
+
+    def __post_init__(self):
+        for name in ("slots", "prefill_tokens", "check_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` is {value}, but it counts and must be at least 1.")
+        if self.cache_gb is not None and self.cache_gb <= 0:
+            raise ValueError(f"`cache_gb` is {self.cache_gb}, but a rollout needs keys and values. Set it above 0.")
+
+    def limits(self, n: int, plan: Plan) -> list[int]:
+        """Longest completion of each of n prompts."""
+        if self.lengths is None:
+            return [plan.max_completion_length] * n
+        if len(self.lengths) != n or not all(1 <= x <= plan.max_completion_length for x in self.lengths):
+            raise ValueError(
+                f"`lengths` holds {len(self.lengths)} numbers for {n} prompts, each of which must be from 1 to "
+                f"`max_completion_length`, {plan.max_completion_length}."
+            )
+        return list(self.lengths)
+
+
+@dataclass
+class Rollout:
+    """
+    What came of it, for B prompts.
+
+    Args:
+        completion_ids (`torch.Tensor` of shape `(B, C)`): the shadow text, padded on the right.
+        completion_mask (`torch.Tensor` of shape `(B, C)`, bool): True up to and including the end of sequence.
+        record (`SoftTokens`): the thoughts, and the log-probabilities as drawn.
+        entropies (`torch.Tensor` of shape `(B, C)`): in nats, of the distribution each step was made from.
+        thinking_length (`torch.Tensor` of shape `(B,)`): thoughts, the closing step among them.
+        thinking_cut (`torch.Tensor` of shape `(B,)`, bool): True where the thought reached a cap.
+    """
+
+    completion_ids: torch.Tensor
+    completion_mask: torch.Tensor
+    record: SoftTokens
+    entropies: torch.Tensor
+    thinking_length: torch.Tensor
+    thinking_cut: torch.Tensor
+
+    def __getitem__(self, rows) -> "Rollout":
+        """Some of the B rows, copied, so that the others can be forgotten."""
+        return self._map(lambda x: x[rows].clone())
+
+    def columns(self, part: slice) -> "Rollout":
+        """Some of the C positions."""
+        return self._map(lambda x: x if x.dim() == 1 else x[:, part])
+
+    def to(self, device) -> "Rollout":
+        return self._map(lambda x: x.to(device))
+
+    def _map(self, of) -> "Rollout":
+        return Rollout(
+            of(self.completion_ids), of(self.completion_mask), self.record.map(of),
+            of(self.entropies), of(self.thinking_length), of(self.thinking_cut),
+        )  # fmt: skip
+
+
+Engine = Callable[..., Iterator[tuple[list[int], Rollout]]]
+
+
+def assemble(parts: Iterator[tuple[list[int], Rollout]], pad_token_id: int) -> Rollout:
+    """All the parts an engine yields as one `Rollout`, in the order of the prompts, as long as the longest."""
+    numbers, rollouts = zip(*parts, strict=True)
+    length = max(part.completion_ids.size(1) for part in rollouts)
+    order = torch.tensor([number for part in numbers for number in part]).argsort()
+
+    def joined(name: str, value=0):
+        tensors = [getattr(part, name) for part in rollouts]
+        if tensors[0].dim() > 1:
+            tensors = [F.pad(x, (0, length - x.size(1)), value=value) for x in tensors]
+        return torch.cat(tensors)[order.to(tensors[0].device)]
+
+    record = SoftTokens.cat([part.record for part in rollouts])[order.to(rollouts[0].completion_ids.device)]
+    return Rollout(
+        joined("completion_ids", pad_token_id), joined("completion_mask", False), record,
+        joined("entropies"), joined("thinking_length"), joined("thinking_cut"),
+    )  # fmt: skip
+
+
+def positions(attention_mask: torch.Tensor) -> torch.Tensor:
+    """Position of each token among the row's own, padding on the left not counted: (B, S) -> (B, S)."""
+    return (attention_mask.cumsum(-1) - 1).clamp(min=0)
+
+
+def left_padded(rows: Sequence[Sequence[int]], pad_token_id: int, device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and mask (B, P) of prompts of unequal lengths."""
+    width = max(map(len, rows))
+    ids = torch.tensor([[pad_token_id] * (width - len(row)) + list(row) for row in rows], device=device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
+    return ids, mask

@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keys and values of S slots, each as long as it is: preallocated, written in place, read up to each slot's length.
+
+transformers looks a model's attention function up by name at every call, and asks the cache for what to attend to. Both
+are ours for the length of a rollout: `SlotCache` writes each slot's key at the slot's own position, and `slot_attention`
+looks no further than that, so that no prompt is padded on the left and no mask is built by the model.
+"""
+
+import inspect
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from transformers import AttentionInterface, DynamicCache
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+
+NAME = "trl_soft_slots"
+_BLOCK = 64  # what is attended to is cut to a multiple of this, so that shapes repeat
+
+
+class SlotCache(Cache):
+    """
+    Args:
+        shapes: `(key heads, key size, value heads, value size)` of each layer.
+        slots (`int`): S. length (`int`): T, tokens a slot holds.
+        dtype, device: of the keys and values.
+
+    Attributes:
+        rows (`slice` or `torch.Tensor`): the slots that are written and read.
+        position (`torch.Tensor` of shape `(rows,)`): where each slot's one token goes; `None` while prompts are read.
+        columns (`slice`): where the tokens of prompts go, the same for all rows.
+        reach (`int`): tokens that are looked at, at most; a longer view costs time and changes nothing.
+    """
+
+    def __init__(self, shapes, slots: int, length: int, dtype, device):
+        super().__init__(layers=[_SlotLayer(self, *shape) for shape in shapes])
+        self.slots, self.length = slots, length
+        for layer in self.layers:
+            layer.keys, layer.values = (
+                torch.zeros(slots, length, heads, size, dtype=dtype, device=device)
+                for heads, size in (layer.shape[:2], layer.shape[2:])
+            )
+        self.rows, self.position, self.columns, self.reach = slice(0, slots), None, slice(0, 0), 0
+        self.starts = torch.arange(slots + 1, device=device, dtype=torch.int32)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return 0  # positions are always passed
+
+    def decode(self, size: int, position: torch.Tensor, reach: int) -> None:
+        """The next call feeds one token to each of the first `size` slots."""
+        self.rows, self.position = slice(0, size), position
+        self.reach = min(-(-reach // _BLOCK) * _BLOCK, self.length)
+        self._masks: dict = {}
+
+    def prefill(self, rows: torch.Tensor, columns: slice) -> None:
+        """The next call feeds the tokens of some columns to some slots."""
+        self.rows, self.position, self.columns, self.reach = rows, None, columns, columns.stop
+        self._masks = {}
+
+    def copy(self, source: int, targets: torch.Tensor, length: int) -> None:
+        """The first `length` tokens of one slot, in others as well."""
+        for layer in self.layers:
+            for tensor in (layer.keys, layer.values):
+                tensor[targets, :length] = tensor[source, :length].clone()
+
+    def move(self, sources: torch.Tensor, targets: torch.Tensor, length: int) -> None:
+        """Slots in the place of others."""
+        for layer in self.layers:
+            for tensor in (layer.keys, layer.values):
+                tensor[targets, :length] = tensor[sources, :length]
+
+    def resize(self, keep: torch.Tensor, length: int) -> None:
+        """Some slots alone, with room for `length` tokens; one layer at a time, so that little is held twice."""
+        self.slots, used = len(keep), min(self.length, length)
+        self.length = length
+        for layer in self.layers:
+            for name in ("keys", "values"):
+                old = getattr(layer, name)
+                new = old.new_zeros(len(keep), length, *old.shape[2:])
+                new[:, :used] = old[keep, :used]
+                setattr(layer, name, new)
+
+    def mask(self, window: int | None) -> torch.Tensor:
+        """What each token may look at: (rows or 1, 1, tokens, reach) bool; one a call for all layers of a window."""
+        if window not in self._masks:
+            device = self.starts.device
+            past = torch.arange(self.reach, device=device)
+            if self.position is not None:
+                now = self.position.view(-1, 1, 1, 1)
+            else:
+                now = torch.arange(self.columns.start, self.columns.stop, device=device).view(1, 1, -1, 1)
+            seen = past <= now
+            self._masks[window] = seen if window is None else seen & (past > now - window)
+        return self._masks[window]
+
+
+class _SlotLayer(CacheLayerMixin):
+    """Keys and values of one layer, (S, T, heads, size) each; given to attention as (rows, heads, reach, size)."""
+
+    def __init__(self, cache: SlotCache, *shape: int):
+        super().__init__()
+        self.cache, self.shape = cache, shape
+
+    def lazy_initialization(self, key_states, value_states):
+        pass
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        cache = self.cache
+        for tensor, states in ((self.keys, key_states), (self.values, value_states)):
+            if cache.position is not None:
+                index = torch.arange(states.size(0), device=states.device)
+                tensor[index, cache.position] = states[:, :, 0].to(tensor.dtype)
+            else:
+                tensor[cache.rows, cache.columns] = states.transpose(1, 2).to(tensor.dtype)
+        return tuple(tensor[cache.rows, : cache.reach].transpose(1, 2) for tensor in (self.keys, self.values))
+
+    def get_mask_sizes(self, query_length):
+        return self.cache.reach, 0
+
+    def get_seq_length(self):
+        return 0
+
+    def get_max_length(self):
+        return self.cache.length
+
+
+_active: list[SlotCache] = []
+
+
+def slot_attention(
+    module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask=None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    **kwargs,
+) -> tuple[torch.Tensor, None]:
+    """
+    Attention of `query` (rows, query heads, tokens, size) to the slots' `key` and `value` (rows, heads, reach, size).
+
+    Heads that share keys are stacked as if they were tokens, so that a step never repeats keys and values.
+    """
+    cache = _active[-1]
+    rows, heads, tokens, size = query.shape
+    group = heads // key.size(1)
+    if sliding_window is None and _is_sliding(module):
+        sliding_window = module.config.sliding_window
+    if query.is_cuda and cache.position is not None and softcap is None and s_aux is None and not dropout:
+        return _varlen(query, cache, module.layer_idx, scaling, sliding_window), None
+    mask = cache.mask(sliding_window)
+    q = query.reshape(rows, key.size(1), group * tokens, size)
+    if group > 1 and tokens > 1:
+        mask = mask.repeat(1, 1, group, 1)
+    if softcap is None and s_aux is None:
+        out = F.scaled_dot_product_attention(q, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling)
+    else:
+        z = q @ key.transpose(-1, -2) * (scaling if scaling is not None else size**-0.5)
+        z = z if softcap is None else softcap * torch.tanh(z / softcap)
+        z = z.float().masked_fill(~mask, torch.finfo(torch.float32).min)
+        if s_aux is not None:
+            sink = s_aux.float().view(1, key.size(1), group, 1, 1).expand(rows, -1, -1, tokens, 1)
+            z = torch.cat([z, sink.reshape(rows, key.size(1), group * tokens, 1)], dim=-1)
+        p = F.dropout(torch.softmax(z, dim=-1)[..., : key.size(2)].to(query.dtype), dropout)
+        out = p @ value
+    return out.reshape(rows, heads, tokens, -1).transpose(1, 2), None
+
+
+def _is_sliding(module) -> bool:
+    kinds = getattr(module.config, "layer_types", None)
+    return kinds is not None and kinds[module.layer_idx] == "sliding_attention"
+
+
+def _varlen(query, cache: SlotCache, layer: int, scaling, window: int | None) -> torch.Tensor:
+    """One token a slot through flash attention, which reads each slot's own length and no more."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    rows, length = query.size(0), cache.length
+    keys, values = (tensor[:rows].flatten(0, 1) for tensor in (cache.layers[layer].keys, cache.layers[layer].values))
+    starts = cache.starts[: rows + 1]
+    out = varlen_attn(
+        query[:, :, 0].contiguous(), keys, values, starts, starts * length, 1, length,
+        scale=scaling, window_size=(-1, -1) if window is None else (window - 1, 0), enable_gqa=True,
+        seqused_k=(cache.position + 1).int(),
+    )  # fmt: skip
+    return out.unsqueeze(1)  # (rows, 1, heads, size)
+
+
+AttentionInterface.register(NAME, slot_attention)
+
+
+@contextmanager
+def slots_attended(model, cache: SlotCache):
+    """`slot_attention` as the model's attention, for the length of a `with` block."""
+    configs = {id(config): config for config in (model.config, model.config.get_text_config())}.values()
+    before = [(config, config._attn_implementation) for config in configs]
+    _active.append(cache)
+    try:
+        for config, _ in before:
+            config._attn_implementation = NAME
+        yield
+    finally:
+        _active.pop()
+        for config, name in before:
+            config._attn_implementation = name
+
+
+@torch.no_grad()
+def probe(model, token: int) -> tuple[list[tuple[int, int, int, int]], torch.dtype]:
+    """
+    Heads and sizes of the keys and values of each layer, and their precision, as one token through the model shows them.
+
+    Raises:
+        ValueError: if a layer keeps anything else, or attention does not go through transformers' interface.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    name, cache = type(base).__name__, DynamicCache(config=base.config)
+    others = {type(layer).__name__ for layer in cache.layers} - {"DynamicLayer", "DynamicSlidingWindowLayer"}
+    kinds = getattr(base.config.get_text_config(), "layer_types", None) or ()
+    others |= set(kinds) - {"full_attention", "sliding_attention"}
+    reason = None
+    if others:
+        reason = f"has layers that keep more than keys and values ({', '.join(sorted(others))})"
+    elif not base._supports_attention_backend or "position_ids" not in inspect.signature(base.forward).parameters:
+        reason = "does not attend through transformers' attention interface at positions it is given"
+    else:
+        ids = torch.tensor([[token]], device=base.device)
+        model(input_ids=ids, position_ids=torch.zeros_like(ids), past_key_values=cache, use_cache=True)
+        if all(layer.keys is None for layer in cache.layers):
+            raise ValueError(
+                f"{name} filled no key-value cache, and a rollout cannot think without one. If gradient checkpointing is "
+                "on in training mode, call `model.eval()` or `model.gradient_checkpointing_disable()` first."
+            )
+        if any(layer.keys is None for layer in cache.layers):
+            reason = "shares keys and values between layers"
+    if reason is not None:
+        raise ValueError(
+            f"{name} {reason}, which the slots of a rollout cannot hold. Set `rollout_engine: simple` "
+            '(`engine="simple"` in `soft_generate`): padded batches, slower, the same completions.'
+        )
+    layers: list = cache.layers
+    shapes = [(x.keys.size(1), x.keys.size(3), x.values.size(1), x.values.size(3)) for x in layers]
+    return shapes, layers[0].keys.dtype
