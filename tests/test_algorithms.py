@@ -252,3 +252,34 @@ def test_stale_gaussian_thoughts_stay_finite(tmp_path):
         assert all(torch.tensor(row["loss"]).isfinite() for row in rows)
         assert max(row["thinking/log_ratio/max"] for row in rows) > 100
         assert max(row["thinking/clamped_ratio"] for row in rows) > 0
+
+
+def test_a_completion_far_from_the_old_policy_is_seen(tmp_path):
+    """RLOO bounds whole completions, answers and all; the metrics say so."""
+    trainer = rloo(tmp_path, thought="gumbel", num_iterations=4, max_steps=4, learning_rate=0.1)
+    trainer.train()
+    rows = losses(trainer)
+    assert rows[0]["answer/clamped_ratio"] == rows[0]["thinking/clamped_ratio"] == 0
+    assert rows[-1]["answer/clamped_ratio"] > 0 and rows[-1]["thinking/clamped_ratio"] > 0
+
+
+@pytest.mark.parametrize("corrected", [False, True])
+@pytest.mark.parametrize("loss", ["cispo", "vespo"])
+def test_kl_does_not_multiply_what_a_detached_weight_keeps(tmp_path, loss, corrected):
+    """A far thought keeps the gradient of its log-probability, but not times exp(10): KL adds what it adds to DAPO."""
+    tiny.model().save_pretrained(tmp_path / "model")  # the reference is loaded from there
+    added = {}
+    for kind in ("dapo", loss):
+        norms = []
+        for beta in (1e-8, 0.1):
+            options = {"use_bias_correction_kl": corrected, "loss_type": kind, "beta": beta, "max_grad_norm": 0.0}
+            options |= {"thought": "gaussian", "noise_scale": 0.05, "learning_rate": 0.01}
+            net = type(tiny.model()).from_pretrained(tmp_path / "model")
+            trainer = tiny.trainer(tmp_path, net, num_iterations=2, max_steps=2, **options)
+            trainer.train()
+            row = losses(trainer)[1]
+            assert row["thinking/clamped_ratio"] > 0.1
+            norms.append(row["grad_norm"])
+        added[kind] = norms[1] - norms[0]
+    print(added)
+    assert added[loss] < 10 * abs(added["dapo"]) + 10

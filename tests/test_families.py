@@ -2,6 +2,7 @@
 """Every model family feeds and scores a thought as it does a token: drawn equals re-scored, LoRA trains."""
 
 import copy
+import functools
 import gc
 
 import pytest
@@ -12,8 +13,9 @@ from torch import nn
 from trl import GRPOTrainer
 
 from tests import tiny
-from trl_soft import SoftGRPOTrainer
-from trl_soft.forward import add_soft_tokens, embedding_scale
+from trl_soft import SoftGRPOTrainer, ThinkingSettings, soft_generate
+from trl_soft.forward import add_soft_tokens
+from trl_soft.lookup import embedding_scale
 from trl_soft.scoring import HeadLogits, logit_transform
 
 
@@ -49,6 +51,7 @@ FAMILIES = {
 SCALED = {"Gemma", "Gemma2", "Gemma3"}  # embeddings
 TRANSFORMED = {"Gemma2", "Gemma3", "Granite", "Cohere"}  # logits
 THOUGHTS = ["hard", "gumbel", "gaussian"]
+ENGINE = {family: "simple" if family == "Qwen3_5" else "slots" for family in FAMILIES}  # the one hybrid
 
 families = pytest.mark.parametrize("family", FAMILIES)
 
@@ -110,7 +113,8 @@ def first_log(trainer) -> dict:
 @pytest.mark.parametrize("adapter", [False, True], ids=["full", "lora"])
 def test_drawn_is_rescored_and_trains(tmp_path, family, thought, adapter, batches):
     lora = LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.0) if adapter else None
-    trainer = tiny.trainer(tmp_path, build(family), thought=thought, num_iterations=2, max_steps=1, peft_config=lora)
+    options = {"thought": thought, "num_iterations": 2, "max_steps": 1, "peft_config": lora}
+    trainer = tiny.trainer(tmp_path, build(family), rollout_engine=ENGINE[family], **options)
     before = {n: p.detach().clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
     log = first_log(trainer)
     drawn = batches[0]["soft_log_probs"][batches[0]["soft_thinking_mask"]]
@@ -174,6 +178,58 @@ def test_the_auxiliary_loss_is_kept(tmp_path, thought):
     without = run(SoftGRPOTrainer, 0.0)
     assert "aux_loss" not in without
     assert log["loss"] == pytest.approx(without["loss"] + 0.5 * log["aux_loss"], abs=1e-5)
+
+
+def gpt2():
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(vocab_size=len(tiny.TOKENS), n_embd=32, n_layer=2, n_head=4, n_positions=128)
+    config.pad_token_id, config.eos_token_id = 0, 1
+    net = transformers.GPT2LMHeadModel(config).eval()
+    with torch.no_grad():
+        net.transformer.wte.weight.mul_(20.0)
+    return net
+
+
+def gpt_oss():
+    sizes = {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8}
+    sizes["layer_types"] = ["sliding_attention", "full_attention"]
+    torch.manual_seed(0)
+    config = transformers.GptOssConfig(
+        vocab_size=len(tiny.TOKENS), hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, pad_token_id=0, eos_token_id=1, sliding_window=8, rope_parameters={"rope_type": "default",
+        "rope_theta": 1e4}, **sizes,
+    )  # fmt: skip
+    net = transformers.GptOssForCausalLM(config).eval()
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            parameter.normal_(0, 1.0 if "sinks" in name else 0.3)
+    return net
+
+
+SLOTS = {family: functools.partial(build, family) for family in FAMILIES if ENGINE[family] == "slots"}
+SLOTS |= {"GPT2": gpt2, "GptOss": gpt_oss}
+
+
+@pytest.mark.parametrize("family", SLOTS)
+@pytest.mark.parametrize("thought", ["hard", "gumbel"])
+def test_slots_draw_what_the_simple_loop_draws(family, thought):
+    """Windows shorter than a completion, capped scores, sinks, scaled embeddings: attention is the model's own."""
+    settings = ThinkingSettings(thought=thought, max_thinking_length=16)
+    net = SLOTS[family]()
+    options = {"num_generations": 3, "max_completion_length": 24, "progress": False}
+    prompts = ["1+2=", "12345678-87654321=", "9"]
+    ours, theirs = (
+        soft_generate(net, tiny.tokenizer(), prompts, settings, engine=engine, slots=4, **options)
+        for engine in ("slots", "simple")
+    )
+    assert ours.completion_ids == theirs.completion_ids
+    for have, want in zip(ours.log_probs, theirs.log_probs, strict=True):
+        torch.testing.assert_close(torch.tensor(have), torch.tensor(want), rtol=0, atol=1e-5)
+
+
+def test_a_hybrid_is_told_which_engine_runs_it(tmp_path):
+    with pytest.raises(ValueError, match="Qwen3_5ForCausalLM has layers that keep more.*Set `rollout_engine: simple`"):
+        tiny.trainer(tmp_path, build("Qwen3_5"))
 
 
 def test_per_layer_embeddings_are_refused_by_name(tmp_path):

@@ -38,7 +38,7 @@ from trl_soft.config import SoftParser
         ({"thought": "gaussian", "thinking_top_k": 5}, "mixes the whole vocabulary"),
         ({"thought": "hard", "thinking_temperature": 0.7}, "Set `temperature` instead"),
         ({"ds3_gather_for_generation": False}, "wait forever"),
-        ({"cache_implementation": "static"}, "dynamic cache"),
+        ({"cache_implementation": "static"}, "their own cache"),
         ({"generation_kwargs": {"num_beams": 2}}, "would ignore it"),
         ({"thought": "latent"}, "eval_thought: latent"),
         ({"thinking_temperature": float("nan")}, "finite number"),
@@ -52,6 +52,21 @@ from trl_soft.config import SoftParser
         ({"thought": "multiplex", "thinking_top_p": 0.9}, "draws from the whole vocabulary"),
         ({"multiplex_width": 0}, "at least 1"),
         ({"dirichlet_concentration": 0.0}, "above 0"),
+        ({"thought": "dirichlet", "noise_scale": 0.0}, "gumbel and gaussian thoughts do"),
+        ({"noise_placement": "hidden"}, "gaussian thoughts do"),
+        ({"thought": "gaussian", "noise_placement": "logits", "thinking_top_p": 0.5}, "`thinking_top_p` is set"),
+        ({"importance_sampling_level": "sequence", "eval_thought": "multiplex", "multiplex_ratio": "draw"}, "ratio: step"),
+        ({"temperature": None}, "`temperature` is None"),
+        ({"top_p": None}, "`top_p` is None"),
+        ({"repetition_penalty": None}, "`repetition_penalty` is None"),
+        ({"gumbel_temperature": None}, "`gumbel_temperature` is None"),
+        ({"thought": "multiplex", "multiplex_width": None}, "`multiplex_width` is None"),
+        ({"cold_stop_entropy": 0.1, "cold_stop_length": None}, "`cold_stop_length` is None"),
+        ({"answer_prefill": [None, None]}, "two texts"),
+        ({"seed": 2**33}, "`seed` is 8589934592"),
+        ({"rollout_engine": "vllm"}, "slots, simple"),
+        ({"rollout_slots": 0}, "`rollout_slots` is 0"),
+        ({"rollout_cache_gb": 0.0}, "above 0"),
     ],
 )
 def test_configs_that_cannot_be_soft(tmp_path, settings, sentence):
@@ -87,7 +102,7 @@ def image_rows():
     ],
 )
 def test_trainers_that_cannot_be_soft(tmp_path, monkeypatch, options, sentence):
-    monkeypatch.setattr("trl_soft.trainer.rollout", lambda *a, **k: pytest.fail("something was generated"))
+    monkeypatch.setattr("trl_soft.trainer.assemble", lambda *a, **k: pytest.fail("something was generated"))
     with pytest.raises(ValueError, match=sentence):
         tiny.trainer(tmp_path / "out", **options)
     assert not os.path.exists(tmp_path / "out") or not os.listdir(tmp_path / "out")
@@ -199,10 +214,45 @@ def test_generation_is_asked_sensibly():
     with pytest.raises(TypeError, match="list of letters"):
         soft_generate(net, tokenizer, "1+2=", settings)
     with pytest.raises(ValueError, match="at least 1"):
-        soft_generate(net, tokenizer, ["1+2="], settings, batch_size=0)
+        soft_generate(net, tokenizer, ["1+2="], settings, slots=0)
+    for name, value in (("temperature", -1.0), ("top_p", 0.0), ("min_p", 2.0), ("top_k", 0.5), ("engine", "vllm")):
+        with pytest.raises(ValueError, match=f"`{name}` is"):
+            soft_generate(net, tokenizer, ["1+2="], settings, **{name: value})
     with pytest.raises(ValueError, match="has no tokens"):
         soft_generate(net, tokenizer, [[]], settings)
     net.train()
     net.gradient_checkpointing_enable()
     with pytest.raises(ValueError, match="gradient_checkpointing_disable"):
         soft_generate(net, tokenizer, ["1+2="], settings, progress=False)
+
+
+def test_another_kind_of_thought_leaves_the_saved_kinds_options_behind(tmp_path):
+    ThinkingSettings(thinking_top_k=7, gumbel_density="concrete", max_thinking_length=9).save_thinking(tmp_path)
+    hard = ThinkingSettings.load_thinking(tmp_path, thought="hard")
+    assert (hard.thinking_top_k, hard.gumbel_density, hard.max_thinking_length) == (None, "gumbel", 9)
+    assert ThinkingSettings.load_thinking(tmp_path, thinking_min_p=0.1).thinking_top_k == 7
+
+
+def test_a_model_with_accelerates_hooks_thinks(tmp_path):
+    from accelerate.hooks import ModelHook, add_hook_to_module
+
+    from trl_soft import soft_generate
+
+    net, tokenizer = tiny.model(), tiny.tokenizer()
+    plain = soft_generate(net, tokenizer, ["1+2="], ThinkingSettings(max_thinking_length=4), progress=False)
+    add_hook_to_module(net.get_input_embeddings(), ModelHook())
+    add_hook_to_module(net, ModelHook())
+    hooked = soft_generate(net, tokenizer, ["1+2="], ThinkingSettings(max_thinking_length=4), progress=False)
+    assert hooked.completion_ids == plain.completion_ids
+    assert net(input_ids=torch.tensor([[4]])).logits.shape == (1, 1, 26)
+
+
+def test_a_vocabulary_smaller_than_a_default_is_all_of_it():
+    from trl_soft.rollout.plan import make_plan
+    from trl_soft.thoughts import Hard
+
+    thought = make_plan(
+        ThinkingSettings(thought="gaussian", noise_placement="logits"), tiny.tokenizer(), Hard(), vocab_size=26,
+        max_completion_length=16, eos_token_ids=[1],
+    ).thought  # fmt: skip
+    assert thought.top_k == 26 and thought.sigma == 1.0

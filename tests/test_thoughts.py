@@ -15,6 +15,7 @@ from trl_soft.lookup import Lookup
 from trl_soft.scoring import DenseLogits, HeadLogits
 from trl_soft.thoughts import Dirichlet, Gaussian, Gumbel, Hard, Latent, Mixture, Multiplex, Soft
 from trl_soft.thoughts.candidates import candidates
+from trl_soft.thoughts.hard import inverse_cdf
 from trl_soft.thoughts.gaussian import HiddenGaussian, LogitsGaussian, ProbabilitiesGaussian
 
 
@@ -559,6 +560,51 @@ def test_multiplex_by_hand():
         weights = torch.full((2,), 0.5) if weighting == "mean" else drawn / drawn.sum()
         torch.testing.assert_close(thought.weights(action)[0], weights)
         assert token.item() == action["ids"][0, 0]
+
+
+def test_one_draw_is_a_multiplex_thought_too():
+    thought, z = Multiplex(1.0, width=1), logits(4)
+    action, token = thought.sample(DenseLogits(z), noise(4))
+    expected = torch.log_softmax(z, -1).gather(-1, token.unsqueeze(-1)).squeeze(-1)
+    torch.testing.assert_close(thought.log_prob(DenseLogits(z), action).double(), expected, rtol=0, atol=1e-5)
+
+
+def test_bfloat16_normalisers_round_as_their_candidates_do():
+    """The log-probabilities of all tokens sum to one: the normaliser sees the logits that the numerator sees."""
+    torch.manual_seed(0)
+    n, size, vocabulary = 32, 64, 300
+    head, embedding = torch.nn.Linear(size, vocabulary, bias=False), torch.nn.Embedding(vocabulary, size)
+    hidden = 4 * torch.randn(n, size)
+    view = HeadLogits(hidden.bfloat16(), head.bfloat16(), embedding.bfloat16())
+    log_p = view.at(torch.arange(vocabulary).expand(n, -1)) - view.normalizer(1.0)[0].unsqueeze(-1)
+    torch.testing.assert_close(torch.logsumexp(log_p, -1), torch.zeros(n), rtol=0, atol=1e-5)
+
+
+def test_dirichlet_candidates_too_unlikely_for_a_gamma_function():
+    """Kept by top_p = 1 though their probability underflows: finite, and without a gradient."""
+    z = torch.full((500, 6), -95.0)
+    z[:, :3] = logits(500)[:, :3].float()
+    z.requires_grad_()
+    for alpha in (1.0, 1e-3):
+        thought = Dirichlet(temperature=1.0, top_k=5, top_p=1.0, concentration=alpha)
+        action, _ = thought.sample(DenseLogits(z.detach()), noise(500))
+        value = thought.log_prob(DenseLogits(z), action)
+        value.sum().backward()
+        assert value.isfinite().all() and z.grad.isfinite().all() and action["kept"][:, 3:].any()
+
+
+def test_inverse_cdf_in_two_levels():
+    """Every token of a vocabulary of several blocks is drawn in proportion: chi-squared at 99.99 %, and never at p = 0."""
+    p = torch.rand(700, generator=torch.Generator().manual_seed(0))
+    p[100:400] = 0
+    p /= p.sum()
+    n = 200_000
+    u = (torch.arange(n, dtype=torch.float64) + 0.5) / n
+    drawn = inverse_cdf(p.expand(1, -1), u.unsqueeze(0))[0]
+    count = torch.bincount(drawn, minlength=700)
+    assert (count[100:400] == 0).all() and (drawn.diff() >= 0).all()
+    # An even grid of u gives every token its share but for one grid point at either end.
+    assert ((count - n * p).abs() <= 1.5).all()
 
 
 def test_noise_on_the_hidden_state():

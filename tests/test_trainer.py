@@ -236,7 +236,7 @@ def test_everything_is_left_as_found(tmp_path):
 
 def test_an_error_in_the_rollout_leaves_the_model_as_found(tmp_path, monkeypatch):
     trainer = tiny.trainer(tmp_path)
-    monkeypatch.setattr("trl_soft.trainer.rollout", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("trl_soft.trainer.assemble", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
     assert "generate" not in vars(trainer.model) and trainer.model.training

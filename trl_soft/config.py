@@ -77,10 +77,9 @@ def refuse(args) -> None:
     check_range(args, "min_p", 0, 1)
     check_range(args, "repetition_penalty", 0, None, open_low=True)
     check_range(args, "temperature", None, None)
+    check_range(args, "seed", 0, 2**32 - 1)
     check_range(args, "rollout_cache_gb", 0, None, open_low=True)
-    slots = args.rollout_slots
-    if slots is not None and (isinstance(slots, bool) or not isinstance(slots, int) or slots < 1):
-        raise ValueError(f"`rollout_slots` is {slots!r}, but it counts completions and must be a whole number above 0.")
+    check_range(args, "rollout_slots", 1, None)
     if args.rollout_engine not in ENGINES:
         raise ValueError(f"`rollout_engine` is {args.rollout_engine!r}. Choose one of {', '.join(ENGINES)}.")
     if args.temperature <= 0:
@@ -133,7 +132,7 @@ def refuse(args) -> None:
             "`noise_scale` is 0, so a thought draws nothing: it has no density and so no policy gradient. Set it "
             "above 0 for training."
         )
-    if args.thought == "multiplex" and args.multiplex_ratio == "draw":
+    if "multiplex" in (args.thought, args.eval_thought) and args.multiplex_ratio == "draw":
         if isinstance(args, RLOOConfig) or args.importance_sampling_level == "sequence":
             raise ValueError(
                 "`multiplex_ratio` is draw, but RLOO and `importance_sampling_level: sequence` take one ratio for the "

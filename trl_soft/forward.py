@@ -31,6 +31,11 @@ def check_soft(model) -> None:
             "its rows is not what the module would return. Take adapters off the input embeddings (remove them from "
             "`target_modules` and `modules_to_save`), or use a model with a plain embedding table."
         )
+    if embedding.weight.is_meta:
+        raise ValueError(
+            f"The input embedding of {name} is offloaded, and its table is here only while a hook of its own runs. Load "
+            "the model without offloading the embedding (`device_map` with it on a device)."
+        )
     if type(embedding).forward is not nn.Embedding.forward and not hasattr(embedding, "embed_scale"):
         raise ValueError(
             f"The input embedding of {name} is a {type(embedding).__name__}, which does more to a row than scale it "
@@ -57,6 +62,11 @@ def check_soft(model) -> None:
         )
 
 
+def _function(method):
+    """What a bound method calls; a patched `forward` can be any callable."""
+    return getattr(method, "__func__", method)
+
+
 def add_soft_tokens(model, temperature: float = 1.0) -> None:
     """
     Let `model` take `soft_tokens=`. Call it on the bare causal LM, before PEFT, DDP, DeepSpeed or FSDP wrap it, and
@@ -73,19 +83,19 @@ def add_soft_tokens(model, temperature: float = 1.0) -> None:
     lookup = Lookup(embedding, embed)
     record_in_flight: list[SoftTokens] = []
 
-    @functools.wraps(embed.__func__)
+    @functools.wraps(_function(embed))
     def soft_embed(self, input_ids):
         embeddings = embed(input_ids)
         return record_in_flight[-1].feed(input_ids, embeddings, lookup) if record_in_flight else embeddings
 
-    @functools.wraps(forward.__func__)
+    @functools.wraps(_function(forward))
     def soft_forward(self, *args, soft_tokens: SoftTokens | None = None, **kwargs):
         if soft_tokens is None:
             return forward(*args, **kwargs)
         record_in_flight.append(soft_tokens)
         try:
             if kwargs.pop("fused_lm_head", False):
-                return _score(self, forward.__func__, soft_tokens, temperature, *args, **kwargs)
+                return _score(self, _function(forward), soft_tokens, temperature, *args, **kwargs)
             return forward(*args, **kwargs)
         finally:
             record_in_flight.pop()
@@ -94,7 +104,7 @@ def add_soft_tokens(model, temperature: float = 1.0) -> None:
         embedding.forward, model.forward = embed, forward
         for module in (embedding, model):
             # Bound methods of the class are found again by themselves; an instance attribute would shadow them.
-            if getattr(type(module), "forward", None) is module.forward.__func__:
+            if getattr(type(module), "forward", None) is _function(module.forward):
                 del module.forward
         del model._soft_tokens_undo
 

@@ -8,8 +8,9 @@
     thinking/effective_support exp of the mixture weights' entropy: how many tokens a thought is made of
     thinking/log_ratio/mean    mean |log pi - log pi_old|; /max the largest, before any bound
     thinking/clip_ratio        share outside the clipping range
-    thinking/clamped_ratio     share whose log-ratio was bounded before `exp`
-    thinking/score_variance    mean ||d log pi / d logits||^2 over a sample of positions: the noise of the gradient
+    thinking/clamped_ratio     share whose log-ratio was bounded before `exp`; RLOO bounds that of a completion
+    thinking/score_variance    mean ||d log pi / d logits||^2 over a sample of positions: the noise of the gradient; not
+                               for noise on the hidden state, whose score is not in logits
     thinking/kl                k3 estimate against the reference
     thinking/logp_difference   |drawn - re-scored|, mean and max: the smoke alarm
     answer/...                 the same over the answer's tokens
@@ -68,9 +69,8 @@ def update_metrics(record: SoftTokens, inputs: dict, epsilon: tuple[float, float
         if "ref_per_token_logps" in inputs:
             delta = (inputs["ref_per_token_logps"] - seen)[part]
             sums[f"{name}/kl"] = ((delta.exp() - delta - 1).sum(), count)
-    if not record.thought.is_token:
-        part = mask & thinking
-        sums["thinking/clamped_ratio"] = ((inputs["bounded_per_token"] & part).sum(), part.sum())
+        if not record.thought.is_token:
+            sums[f"{name}/clamped_ratio"] = ((inputs["bounded_per_token"] & part).sum(), count)
     if inputs.get("score_variance") is not None:
         sums["thinking/score_variance"], sums["answer/score_variance"] = inputs["score_variance"]
     return _means(sums, accelerator) | _maxima(maxima, accelerator)

@@ -19,6 +19,7 @@ from .rows import dot_rows
 
 # Logits held at once: 2**22 float32 numbers are 16 MiB.
 _TILE_ELEMENTS = 2**22
+_LOWEST = torch.finfo(torch.float32).min / 4
 
 
 def logit_transform(config) -> tuple[float, float | None]:
@@ -100,8 +101,11 @@ class DenseLogits:
 
     def normalizer(self, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
         """`log sum_v exp(z_v/T)` and the entropy of softmax(z/T), both (N,) float32."""
-        z = self.logits / temperature
-        return torch.logsumexp(z, dim=-1), entropy_of(torch.log_softmax(z, dim=-1))
+        # A suppressed token's -inf would make 0 * inf of its share in the entropy; a finite stand-in makes it 0.
+        z = (self.logits if temperature == 1.0 else self.logits / temperature).clamp(min=_LOWEST)
+        normalizer = torch.logsumexp(z, dim=-1)
+        p = torch.exp(z - normalizer.unsqueeze(-1))
+        return normalizer, normalizer - (p * z).sum(-1)
 
     def mixture(self, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
         """`h = sum_v softmax(z/T)_v e_v` (N, H) and the entropy of softmax(z/T) (N,), both float32."""
@@ -172,6 +176,15 @@ class HeadLogits:
             )
 
 
+def _product(hidden: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """`hidden` (N, H) times `rows` (n, H) -> (N, n) float32, not rounded to bf16 between: a candidate's logit is not."""
+    if rows.dtype == torch.float32 or rows.dtype == torch.float64:
+        return F.linear(hidden.to(rows.dtype), rows).float()
+    if rows.is_cuda:
+        return torch.mm(hidden.to(rows.dtype), rows.T, out_dtype=torch.float32)
+    return F.linear(hidden.float(), rows.float())
+
+
 def transformed(z: torch.Tensor, scale: float, softcap: float | None) -> torch.Tensor:
     """Logits of `h W^T`: scaled, then capped."""
     return _transform(z, scale, softcap)[0]
@@ -200,12 +213,10 @@ class _OverVocabulary(torch.autograd.Function):
     @staticmethod
     def _tile(hidden, weight, bias, columns, temperature, scale, softcap):
         """z/T of some columns (N, tile) float32, and the tanh of the cap."""
-        if bias is None:
-            z = F.linear(hidden.to(weight.dtype), weight[columns]).float()
-        else:
+        z = _product(hidden, weight[columns])
+        if bias is not None:
             # A bias of -inf suppresses a token; a finite stand-in keeps 0 * inf out of the sums.
-            z = F.linear(hidden.to(weight.dtype), weight[columns], bias[columns]).float()
-            z = z.clamp_(min=torch.finfo(torch.float32).min / 4)
+            z = z.add_(bias[columns].float()).clamp_(min=_LOWEST)
         t = None
         if scale != 1.0 or softcap is not None:
             z, t = _transform(z, scale, softcap)

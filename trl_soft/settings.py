@@ -27,11 +27,14 @@ from .thoughts import (
 FILE_NAME = "thinking_config.json"
 
 # What `None` means for each thought. gumbel: SofT-GRPO's scripts; soft: Soft Thinking's defaults (its n = 10 largest of
-# the top 30); gaussian: 2509.19170's "soft". A hard thought takes the answer's sampling.
+# the top 30); gaussian: 2509.19170's "soft", and on probabilities SofT-GRPO's ablation. A hard thought takes the answer's
+# sampling.
 _DEFAULTS = {
     "gumbel": {"thinking_temperature": 1.0, "thinking_top_k": 5, "thinking_top_p": 0.95, "noise_scale": 1.0},
     "soft": {"thinking_temperature": 0.6, "thinking_top_k": 10, "thinking_top_p": 0.95},
-    "gaussian": {"thinking_temperature": 0.5, "noise_scale": 0.33, "thinking_top_k": 50, "thinking_top_p": 0.95},
+    "gaussian": {"thinking_temperature": 0.5, "noise_scale": 0.33},
+    "gaussian-logits": {"thinking_temperature": 0.5, "noise_scale": 1.0, "thinking_top_k": 50},
+    "gaussian-probabilities": {"noise_scale": 0.05, "thinking_temperature": 1.0, "thinking_top_k": 5, "thinking_top_p": 0.95},
     "dirichlet": {"thinking_temperature": 0.6, "thinking_top_k": 5, "thinking_top_p": 0.95},
     "mixture": {"thinking_temperature": 1.0, "thinking_top_k": 20, "thinking_top_p": 1.0},
     "multiplex": {"thinking_temperature": 1.0},
@@ -40,10 +43,25 @@ _DEFAULTS = {
 
 # Thoughts of the whole vocabulary: a truncation would be ignored, so it is refused.
 _UNTRUNCATED = {
-    "gaussian": "mixes the whole vocabulary (arXiv 2509.19170, Eq. 6). Set `noise_placement: logits` or "
-    "`probabilities` to truncate",
+    "gaussian": "mixes the whole vocabulary (arXiv 2509.19170, Eq. 6), or with `noise_placement: logits` its "
+    "`thinking_top_k` candidates; `noise_placement: probabilities` truncates every way",
     "multiplex": "draws from the whole vocabulary (arXiv 2601.08808)",
     "latent": "feeds the hidden state back and mixes nothing (arXiv 2412.06769)",
+}
+
+
+_TRUNCATIONS = ("thinking_temperature", "thinking_top_k", "thinking_top_p", "thinking_min_p")
+# Which thoughts read an option of one kind; set for another it would be ignored, so it is refused.
+_READERS = {
+    "gumbel_temperature": ("gumbel",),
+    "gumbel_density": ("gumbel",),
+    "noise_scale": ("gumbel", "gaussian"),
+    "noise_placement": ("gaussian",),
+    "dirichlet_concentration": ("dirichlet",),
+    "mixture_beta": ("mixture",),
+    "multiplex_width": ("multiplex",),
+    "multiplex_weights": ("multiplex",),
+    "multiplex_ratio": ("multiplex",),
 }
 
 
@@ -71,11 +89,11 @@ class ThinkingSettings:
 
     Args:
         thinking_temperature (`float`, *optional*):
-            Above 0. `None`: 1.0 for gumbel, mixture and multiplex, 0.5 for gaussian, 0.6 for soft and dirichlet, the
+            Above 0. `None`: 1.0 for gumbel, mixture and multiplex, 0.5 for gaussian (1.0 on probabilities), 0.6 for soft and dirichlet, the
             answer's for hard.
         thinking_top_k (`int`, *optional*):
-            Number of candidates K, in `[1, V]`. `None`: 5 for gumbel and dirichlet, 10 for soft, 20 for mixture, the
-            answer's for hard. gaussian (on embeddings), multiplex and latent use the whole vocabulary.
+            Number of candidates K, in `[1, V]`. `None`: 5 for gumbel and dirichlet, 10 for soft, 20 for mixture, 50 for
+            gaussian on logits and 5 on probabilities, V if that is less, the answer's for hard. gaussian (on embeddings), multiplex and latent use the whole vocabulary.
         thinking_top_p (`float`, *optional*):
             In `(0, 1]`, applied to the renormalised top-k. `None`: 0.95 for gumbel, soft and dirichlet, 1 for mixture,
             the answer's for hard.
@@ -90,12 +108,12 @@ class ThinkingSettings:
         end_of_thinking (`str`, *optional*, defaults to `"</think>"`):
             A token, or a text the shadow must end with.
         answer_prefill (`list[str]`, *optional*):
-            Two texts forced after the thought: when it ended itself, and when it was cut at `max_thinking_length`
+            Two texts forced after the thought: when it ended itself, and when it was cut, by its cap or Cold Stop
             (2509.19170: `["\\\\boxed{", "The final answer is: \\\\boxed{"]`). Forced tokens are fed but neither scored
             nor counted as the policy's. `None`: nothing, and `end_of_thinking`.
         cold_stop_entropy (`float`, *optional*):
             Soft Thinking's Cold Stop: below this entropy in nats (whole vocabulary, at `thinking_temperature`) for
-            `cold_stop_length` steps in a row, `end_of_thinking` is forced. `None` is off.
+            `cold_stop_length` steps in a row the thought is cut, as by its cap. `None` is off.
         cold_stop_length (`int`, *optional*, defaults to `256`).
 
     > Parameters of one kind of thought
@@ -106,11 +124,11 @@ class ThinkingSettings:
         gumbel_density (`str`, *optional*, defaults to `"gumbel"`):
             `gumbel` (the paper's sum), `concrete` (exact density of the mixture) or `softgrpo` (the released code).
         noise_scale (`float`, *optional*):
-            gaussian: sigma over the per-element RMS of the embedding table, `None` is 0.33. gumbel: factor on the
-            noise, `None` is 1.0. At 0 nothing is drawn: greedy evaluation, refused in training.
+            gaussian: sigma over the per-element RMS of the embedding table, `None` is 0.33; on logits and probabilities
+            sigma itself, `None` is 1.0 (ours) and 0.05 (SofT-GRPO's ablation). gumbel: factor on the noise, `None` is
+            1.0. At 0 nothing is drawn: greedy evaluation, refused in training.
         noise_placement (`str`, *optional*, defaults to `"embedding"`):
-            gaussian: what the noise is added to, `embedding`, `hidden`, `logits` or `probabilities`. On logits and
-            probabilities `noise_scale` is sigma itself.
+            gaussian: what the noise is added to, `embedding`, `hidden`, `logits` or `probabilities`.
         dirichlet_concentration (`float`, *optional*, defaults to `1.0`):
             alpha of dirichlet, above 0.
         mixture_beta (`float`, *optional*, defaults to `1.0`):
@@ -183,24 +201,37 @@ class ThinkingSettings:
         check_range(self, "dirichlet_concentration", 0, None, open_low=True)
         check_range(self, "mixture_beta", 0, None, open_low=True)
         check_range(self, "multiplex_width", 1, None)
-        if self.answer_prefill is not None and (isinstance(self.answer_prefill, str) or len(self.answer_prefill) != 2):
+        texts = self.answer_prefill
+        if texts is not None and (
+            isinstance(texts, str) or len(texts) != 2 or not all(isinstance(text, str) for text in texts)
+        ):
             raise ValueError(
                 f"`answer_prefill` is {self.answer_prefill!r}. It takes two texts: the one forced after a thought that "
                 "ended itself, and the one forced after a thought that was cut. An empty text forces nothing."
             )
-        truncates = self.noise_placement in ("logits", "probabilities")
-        if self.thought in _UNTRUNCATED and not (self.thought == "gaussian" and truncates):
-            for option in ("thinking_top_k", "thinking_top_p", "thinking_min_p"):
-                if getattr(self, option) is not None:
-                    raise ValueError(
-                        f"`{option}` is set with `thought: {self.thought}`, but a {self.thought} thought "
-                        f"{_UNTRUNCATED[self.thought]}. Leave `{option}` unset, or choose another thought."
-                    )
+        placed = {"logits": _TRUNCATIONS[2:], "probabilities": ()}.get(self.noise_placement, _TRUNCATIONS[1:])
+        ignored = {"multiplex": _TRUNCATIONS[1:], "latent": _TRUNCATIONS[1:], "gaussian": placed}
+        for option in ignored.get(self.thought, ()):
+            if getattr(self, option) is not None:
+                raise ValueError(
+                    f"`{option}` is set with `thought: {self.thought}`, but a {self.thought} thought "
+                    f"{_UNTRUNCATED[self.thought]}. Leave `{option}` unset, or choose another thought."
+                )
+        for option, readers in _READERS.items():
+            unread = not {self.thought, self.eval_thought} & set(readers)
+            if unread and getattr(self, option) != _FIELD_DEFAULTS[option]:
+                raise ValueError(
+                    f"`{option}` is {getattr(self, option)!r} with `thought: {self.thought}`, which does not read it; "
+                    f"{' and '.join(readers)} thoughts do. Leave it unset, or choose such a thought."
+                )
 
     def resolved(self, kind: str, name: str):
         """The value of a field for a kind of thought: its default where the field is unset or meant for another."""
         value = getattr(self, name) if kind == self.thought else None
-        return _DEFAULTS.get(kind, {}).get(name) if value is None else value
+        if value is not None:
+            return value
+        placed = f"{kind}-{self.noise_placement}"
+        return _DEFAULTS.get(placed if placed in _DEFAULTS else kind, {}).get(name)
 
     def make_thought(self, answer: Hard, table_rms: float | None = None, evaluation: bool = False) -> Thought:
         """
@@ -264,7 +295,10 @@ class ThinkingSettings:
 
     @classmethod
     def load_thinking(cls, directory: str | os.PathLike, **changes) -> "ThinkingSettings":
-        """Read `thinking_config.json` from a model's folder, with some fields changed."""
+        """
+        Read `thinking_config.json` from a model's folder, with some fields changed. Another kind of thought begins from its
+        own defaults: what shaped the saved kind (`thinking_*`, `noise_scale`, the options of one kind) is left behind.
+        """
         path = os.path.join(directory, FILE_NAME)
         if not os.path.isfile(path):
             raise FileNotFoundError(
@@ -278,14 +312,25 @@ class ThinkingSettings:
             raise ValueError(
                 f"{path} holds {unknown}, which this version does not know. Update trl_soft, or remove them."
             )
+        if changes.get("thought", saved.get("thought")) != saved.get("thought"):
+            saved = {name: value for name, value in saved.items() if name not in (*_TRUNCATIONS, *_READERS)}
         return ThinkingSettings(**{**saved, **changes})
 
 
+_FIELD_DEFAULTS = {f.name: f.default for f in fields(ThinkingSettings)}
+
+
 def check_range(settings, name: str, low, high, open_low: bool = False) -> None:
-    value = getattr(settings, name)
-    if value is None:
+    """Raise a `ValueError` for a field out of its range; `None` is in it where it is the field's default."""
+    optional = any(f.name == name and f.default is None for f in fields(settings))
+    whole = name.endswith(("top_k", "length", "width", "slots", "seed"))
+    check_number(name, getattr(settings, name), low, high, open_low, whole, optional)
+
+
+def check_number(name: str, value, low, high, open_low=False, whole=False, optional=False) -> None:
+    """Raise a `ValueError` that names `name` unless `value` is a number from `low` to `high`."""
+    if value is None and optional:
         return
-    whole = name.endswith(("top_k", "length", "width"))
     if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not math.isfinite(value):
         raise ValueError(f"`{name}` is {value!r}, but it must be a finite {'whole ' if whole else ''}number.")
     if low is None:

@@ -27,6 +27,7 @@ from .metrics import rollout_metrics, update_metrics
 from .record import SoftTokens
 from .rollout import ENGINES, Key, assemble
 from .rollout.base import positions
+from .rollout.cache import check_slots
 from .rollout.plan import make_plan, table_rms
 from .thoughts import Hard
 
@@ -106,6 +107,8 @@ class SoftTokensMixin(_Host):
 
     def _add_soft_tokens(self) -> None:
         base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        if self.args.rollout_engine == "slots":
+            check_slots(base)
         add_soft_tokens(base, self.temperature)
         self._takes_position_ids = "position_ids" in inspect.signature(base.forward).parameters
         if self.ref_model is not None:
@@ -240,7 +243,9 @@ class SoftTokensMixin(_Host):
             delta = ref - logps.detach()
             # A constant distance: the estimate exp(delta) - delta - 1 stays finite and has no gradient out there.
             near = logps + delta.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
-            inputs["ref_per_token_logps"] = torch.where(thoughts & (delta.abs() > LOG_RATIO_BOUND), near, ref)
+            ref = torch.where(thoughts & (delta.abs() > LOG_RATIO_BOUND), near, ref)
+            # A thought that keeps its gradient beyond the bound keeps it for the policy's loss, not for exp(10) of KL.
+            inputs["ref_per_token_logps"] = torch.where(inputs["bounded_per_token"], logps, ref)
         return logps
 
     def _compute_loss(self, model, inputs):
@@ -340,9 +345,12 @@ class SoftRLOOTrainer(SoftTokensMixin, RLOOTrainer):
 
     def _bound_sequences(self, logps: torch.Tensor, inputs: dict) -> torch.Tensor:
         """Keep a completion within `LOG_RATIO_BOUND` nats of the old policy, without a gradient where it was not."""
+        if self._record.thought.is_token:
+            return logps
         mask, old = inputs["completion_mask"], inputs["old_per_token_logps"]
         total = ((logps - old).detach() * mask).sum(1, keepdim=True)
         far = total.abs() > LOG_RATIO_BOUND
+        inputs["bounded_per_token"] = inputs["bounded_per_token"] | far
         scaled = old + (logps - old).detach() * (LOG_RATIO_BOUND / total.abs().clamp(min=LOG_RATIO_BOUND))
         return torch.where(far, scaled, logps)
 

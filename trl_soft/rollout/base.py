@@ -85,6 +85,7 @@ class EngineOptions:
         check_every (`int`, *optional*): steps between looks at what has finished; `None`: 8 on CUDA, 1 elsewhere.
         lengths (`list[int]`, *optional*): longest completion of each prompt, where not `plan.max_completion_length`.
         share_prompts (`bool`): compute equal prompts once.
+        static (`bool`): hold every slot until all have finished, as a padded batch does; to measure what that costs.
     """
 
     slots: int = 64
@@ -94,6 +95,7 @@ class EngineOptions:
     check_every: int | None = None
     lengths: Sequence[int] | None = None
     share_prompts: bool = True
+    static: bool = False
 
     def __post_init__(self):
         for name in ("slots", "prefill_tokens", "check_every"):

@@ -8,6 +8,7 @@ looks no further than that, so that no prompt is padded on the left and no mask 
 
 import inspect
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -210,39 +211,42 @@ def slots_attended(model, cache: SlotCache):
             config._attn_implementation = name
 
 
-@torch.no_grad()
-def probe(model, token: int) -> tuple[list[tuple[int, int, int, int]], torch.dtype]:
-    """
-    Heads and sizes of the keys and values of each layer, and their precision, as one token through the model shows them.
-
-    Raises:
-        ValueError: if a layer keeps anything else, or attention does not go through transformers' interface.
-    """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    name, cache = type(base).__name__, DynamicCache(config=base.config)
-    others = {type(layer).__name__ for layer in cache.layers} - {"DynamicLayer", "DynamicSlidingWindowLayer"}
-    kinds = getattr(base.config.get_text_config(), "layer_types", None) or ()
-    others |= set(kinds) - {"full_attention", "sliding_attention"}
+def check_slots(model) -> None:
+    """Raise a `ValueError` if a layer keeps more than keys and values, or attends past transformers' interface."""
+    name, others = type(model).__name__, set()
+    for layer in DynamicCache(config=model.config).layers:
+        others |= {type(layer).__name__} - {"DynamicLayer", "DynamicSlidingWindowLayer"}
+    config = model.config.get_text_config()
+    others |= set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     reason = None
-    if others:
+    if len({parameter.device for parameter in model.parameters()}) > 1:
+        reason = "lies on several devices"
+    elif others:
         reason = f"has layers that keep more than keys and values ({', '.join(sorted(others))})"
-    elif not base._supports_attention_backend or "position_ids" not in inspect.signature(base.forward).parameters:
+    elif getattr(config, "num_kv_shared_layers", 0):
+        reason = "shares keys and values between layers"
+    elif not model._supports_attention_backend or "position_ids" not in inspect.signature(model.forward).parameters:
         reason = "does not attend through transformers' attention interface at positions it is given"
-    else:
-        ids = torch.tensor([[token]], device=base.device)
-        model(input_ids=ids, position_ids=torch.zeros_like(ids), past_key_values=cache, use_cache=True)
-        if all(layer.keys is None for layer in cache.layers):
-            raise ValueError(
-                f"{name} filled no key-value cache, and a rollout cannot think without one. If gradient checkpointing is "
-                "on in training mode, call `model.eval()` or `model.gradient_checkpointing_disable()` first."
-            )
-        if any(layer.keys is None for layer in cache.layers):
-            reason = "shares keys and values between layers"
     if reason is not None:
         raise ValueError(
             f"{name} {reason}, which the slots of a rollout cannot hold. Set `rollout_engine: simple` "
             '(`engine="simple"` in `soft_generate`): padded batches, slower, the same completions.'
         )
-    layers: list = cache.layers
+
+
+@torch.no_grad()
+def probe(model, token: int) -> tuple[list[tuple[int, int, int, int]], torch.dtype]:
+    """Heads and sizes of the keys and values of each layer, and their precision, as one token through the model shows."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    check_slots(base)
+    layers: Any = DynamicCache(config=base.config)
+    ids = torch.tensor([[token]], device=base.device)
+    model(input_ids=ids, position_ids=torch.zeros_like(ids), past_key_values=layers, use_cache=True)
+    layers = layers.layers
+    if any(layer.keys is None for layer in layers):
+        raise ValueError(
+            f"{type(base).__name__} filled no key-value cache, and a rollout cannot think without one. If gradient "
+            "checkpointing is on in training mode, call `model.eval()` or `model.gradient_checkpointing_disable()` first."
+        )
     shapes = [(x.keys.size(1), x.keys.size(3), x.values.size(1), x.values.size(3)) for x in layers]
     return shapes, layers[0].keys.dtype

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from ..forward import soft_tokens_added
 from ..record import SoftTokens
-from ..settings import FILE_NAME, ThinkingSettings
+from ..settings import FILE_NAME, ThinkingSettings, check_number
 from ..thoughts import Hard
 from .base import EngineOptions, Key
 from .engines import ENGINES
@@ -93,6 +93,11 @@ def soft_generate(
         raise ValueError(f"`num_generations` is {num_generations}, but it must be at least 1.")
     if engine not in ENGINES:
         raise ValueError(f"`engine` is {engine!r}. Choose one of {', '.join(ENGINES)}.")
+    check_number("temperature", temperature, 0, None)
+    check_number("top_k", top_k, 0, None, whole=True)
+    check_number("top_p", top_p, 0, 1, open_low=True)
+    check_number("min_p", min_p, 0, 1, optional=True)
+    check_number("repetition_penalty", repetition_penalty, 0, None, open_low=True)
     options = EngineOptions(slots, cache_gb, cuda_graphs=cuda_graphs, lengths=lengths)
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
         raise ValueError(

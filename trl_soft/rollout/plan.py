@@ -49,7 +49,9 @@ def make_plan(
     end = EndOfThinking(tokenizer, settings.end_of_thinking)
     forced = forced_ids(settings, tokenizer, end)
     top_k = getattr(thought, "top_k", 0)
-    if top_k > vocab_size:
+    if top_k > vocab_size and settings.thinking_top_k is None and not isinstance(thought, Hard):
+        thought.top_k = vocab_size  # type: ignore[attr-defined]
+    elif top_k > vocab_size:
         raise ValueError(
             f"`thinking_top_k` is {top_k}, but the model has only {vocab_size} tokens. Set it to at most {vocab_size}."
         )

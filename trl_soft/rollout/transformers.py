@@ -114,7 +114,7 @@ class _Run:
     def admit(self) -> None:
         """Fill free slots, reading each prompt once."""
         free = [slot for slot, owner in enumerate(self.owner) if owner is None]
-        if not free or not self.queue:
+        if not free or not self.queue or (self.options.static and self.busy):
             return
         placed = []
         for number, kept in [self.queue.popleft() for _ in range(min(len(free), len(self.queue)))]:
@@ -277,7 +277,7 @@ class _Run:
         part = self.slots.result(torch.tensor([slot for slot, _ in finished], device=self.device))
         for slot, _ in finished:
             self.owner[slot] = None
-        if not self.queue and self.busy:
+        if not self.queue and self.busy and not self.options.static:
             self._close_ranks()
         return [number for _, number in finished], part
 

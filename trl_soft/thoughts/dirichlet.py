@@ -42,11 +42,15 @@ class Dirichlet(Thought):
     def sample(self, logits, noise):
         ids, log_p = candidates(logits.dense(), self.temperature, self.top_k, self.top_p, self.min_p)
         kept = ~log_p.isneginf()
-        alpha = self.concentration * log_p.exp().masked_fill(~kept, 1.0)
+        alpha = self._alpha(log_p, kept)
         log_gamma = noise.log_gamma(ids, alpha).masked_fill(~kept, -torch.inf)
         log_y = torch.log_softmax(log_gamma, dim=-1)  # y_i = g_i / sum_j g_j, g_i ~ Gamma(alpha p_i)
         token = ids.gather(-1, log_y.argmax(-1, keepdim=True)).squeeze(-1)
         return {"ids": ids, "log_weights": log_y, "kept": kept}, token
+
+    def _alpha(self, log_p, kept):
+        # A probability that underflowed has no gamma function; it is held at 1e-30, whose variates float32 can hold.
+        return (self.concentration * log_p.exp()).masked_fill(~kept, 1.0).clamp(min=1e-30)
 
     def log_prob(self, logits, action):
         return self.score(logits, action)[0]
@@ -57,8 +61,7 @@ class Dirichlet(Thought):
     def score(self, logits, action):
         kept = action["kept"]
         log_p = renormalised(logits.at(action["ids"]), kept, self.temperature)
-        # A probability that underflowed has no gamma function; it is held at the smallest that has.
-        alpha = (self.concentration * log_p.exp()).masked_fill(~kept, 1.0).clamp(min=1e-30)
+        alpha = self._alpha(log_p, kept)
         log_y = action["log_weights"].masked_fill(~kept, 0.0)
         density = ((alpha * log_y - torch.lgamma(alpha)) * kept).sum(-1)
         density = density + torch.lgamma(torch.tensor(self.concentration, dtype=alpha.dtype, device=alpha.device))

@@ -9,7 +9,7 @@
 
     embedding      h, the mixture of the whole vocabulary            sigma = noise_scale * RMS of the table's elements
     hidden         the last hidden state; its mixture is fed back    the same sigma (the paper states none; ours)
-    logits         z of the top-k candidates, y = softmax(z~/T)      sigma = noise_scale, in logits (none stated; ours)
+    logits         z of the top-k candidates, y = softmax(z~/T)      sigma = noise_scale, in logits (none stated; ours: 1)
     probabilities  p of the kept candidates, y = x / sum(x)          sigma = noise_scale (SofT-GRPO's ablation: 0.05)
 
 The constant -(n/2) log(2 pi sigma^2) is left out: sigma holds no parameter, and it would cost the ratio its last digits.

@@ -15,8 +15,10 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from ..scoring import entropy_of
 from .base import Thought
+
+
+_BLOCK = 256
 
 
 class Hard(Thought):
@@ -49,7 +51,7 @@ class Hard(Thought):
         else:
             no_ids = torch.empty(len(z), 0, dtype=torch.long, device=z.device)  # no warper here looks at them
             z = self.warpers(no_ids, z)  # type: ignore[arg-type]
-            token = inverse_cdf(torch.softmax(z, dim=-1), noise.uniform(1))
+            token = inverse_cdf(torch.softmax(z, dim=-1), noise.uniform(1)).squeeze(-1)
         return {"ids": token}, token
 
     def close(self, action, closed, token):
@@ -62,16 +64,34 @@ class Hard(Thought):
         return self.score(logits, action)[1]
 
     def score(self, logits, action):
-        log_p = torch.log_softmax(logits.dense() / (self.temperature or 1.0), dim=-1)
-        return log_p.gather(-1, action["ids"].unsqueeze(-1)).squeeze(-1), entropy_of(log_p)
+        temperature = self.temperature or 1.0
+        normalizer, entropy = logits.normalizer(temperature)
+        return logits.at(action["ids"].unsqueeze(-1)).squeeze(-1) / temperature - normalizer, entropy
 
     def embed(self, action, embed):
         return embed(action["ids"])
 
 
 def inverse_cdf(p: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
-    """The token whose slice of [0, 1) holds u: `p` (N, V), `u` (N, 1) float64 -> (N,) int64."""
-    cdf = p.double().cumsum(-1)
+    """
+    The tokens whose slices of [0, 1) hold u: `p` (N, V), `u` (N, n) float64 -> (N, n) int64.
+
+    Two levels, so that float64 sums are taken over blocks and within the one block that holds u, not over all of V.
+    """
+    vocabulary = p.size(-1)
+    blocks = torch.nn.functional.pad(p, (0, -vocabulary % _BLOCK)).unflatten(-1, (-1, _BLOCK))  # (N, V/256, 256)
+    block, u = _slice(blocks.sum(-1).double(), u)
+    inside = blocks.gather(1, block.unsqueeze(-1).expand(-1, -1, _BLOCK)).double()  # (N, n, 256)
+    token, _ = _slice(inside, u.unsqueeze(-1))
+    return block * _BLOCK + token.squeeze(-1)
+
+
+def _slice(p: torch.Tensor, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Index of the slice of `p` that u falls into, and where in that slice it falls, in [0, 1)."""
+    cdf = p.cumsum(-1)
+    total = cdf[..., -1:]
     # Strictly below the total, so that a slice of zero width at the end is never chosen.
-    u = torch.minimum(u * cdf[:, -1:], torch.nextafter(cdf[:, -1:], torch.zeros_like(u)))
-    return torch.searchsorted(cdf, u, right=True).squeeze(-1)
+    u = torch.minimum(u * total, torch.nextafter(total, torch.zeros_like(total)))
+    index = torch.searchsorted(cdf, u, right=True)
+    width = p.gather(-1, index)
+    return index, ((u - (cdf.gather(-1, index) - width)) / width).clamp(0, 1)

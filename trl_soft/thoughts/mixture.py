@@ -36,7 +36,7 @@ class Mixture(Thought):
     def sample(self, logits, noise):
         ids, log_p = candidates(logits.dense(), self.temperature, self.top_k, self.top_p, self.min_p)
         p, kept = log_p.exp(), ~log_p.isneginf()
-        drawn = inverse_cdf(p, noise.uniform(1))
+        drawn = inverse_cdf(p, noise.uniform(1)).squeeze(-1)
         h = entropy_of(log_p).unsqueeze(-1) / math.log(max(self.top_k, 2))
         one_hot = torch.nn.functional.one_hot(drawn, p.size(-1)).to(p.dtype)
         weights = (h * p + (self.beta + 1 - h) * one_hot) / (self.beta + 1)

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a soft rollout costs on the CPU, against a hard one, `generate`, and the engine with its parts taken out.
+
+    python benchmarks/rollout.py [--samples 48] [--slots 16] [--repeats 2]
+
+A random model of 50M parameters (V = 32,000, float32), completions of log-normal lengths that are forced, so that all
+rivals draw the same number of tokens. Prints one JSON object last, of ratios inside this run (medians of interleaved runs):
+
+    soft_vs_hard_tokens_per_second   gumbel thoughts all the way, against hard tokens, both in slots
+    engine_vs_generate               hard tokens in slots, against transformers' `generate` with as many rows in flight
+    refill_vs_static                 refilled slots against slots that wait for the longest
+    group_prefill_vs_plain           8 completions of prompts of 1,024 tokens, read once or eight times
+    record_us_per_token              taking records out of the slots, moving and cutting them: microseconds a token
+    full_vocabulary_mix_vs_topk      gaussian against gumbel thoughts, tokens a second
+    growth                           tokens a second at 1, 2, 4 and 8 times the samples over those at 1
+    memory_at_8x                     peak memory at 8 times the samples over that at 1
+    noise_share_of_a_step            the keyed Gumbel noise of all slots over a soft step
+"""
+
+import argparse
+import json
+import random
+import statistics
+import time
+from contextlib import contextmanager
+
+import torch
+from measure import interleaved, peak
+from transformers import Qwen2Config, Qwen2ForCausalLM, StoppingCriteria, StoppingCriteriaList
+
+from trl_soft import KeyedNoise
+from trl_soft.forward import soft_tokens_added
+from trl_soft.rollout import ENGINES, EngineOptions, Key, Plan, StopRule
+from trl_soft.rollout.base import left_padded
+from trl_soft.rollout.state import Slots
+from trl_soft.thoughts import Gaussian, Gumbel, Hard
+
+
+V, CAP = 32_000, 384
+
+
+class Never:
+    """A thought that does not end itself."""
+
+    is_token, ids = True, (-1,)
+
+
+def model(seed: int = 0) -> Qwen2ForCausalLM:
+    torch.manual_seed(seed)
+    config = Qwen2Config(
+        vocab_size=V, hidden_size=512, intermediate_size=2048, num_hidden_layers=8, num_attention_heads=8,
+        num_key_value_heads=8, tie_word_embeddings=True, max_position_embeddings=4096,
+    )  # fmt: skip
+    return Qwen2ForCausalLM(config).eval()
+
+
+def plan(thought, length: int) -> Plan:
+    return Plan(thought, Hard(), StopRule(Never()), length, eos_token_ids=[], pad_token_id=0)
+
+
+def log_normal(count: int, mean: float, sigma: float = 1.0) -> list[int]:
+    draw = random.Random(0)
+    mu = torch.tensor(mean).log().item() - sigma**2 / 2
+    return [min(max(int(draw.lognormvariate(mu, sigma)), 1), CAP) for _ in range(count)]
+
+
+def rollout(net, thought, prompts, lengths, **options) -> int:
+    """Tokens drawn; every part is forgotten as it comes."""
+    key = Key(0, 0, torch.arange(len(prompts)))
+    made = plan(thought, max(lengths))
+    parts = ENGINES["slots"](net, prompts, made, key, EngineOptions(lengths=lengths, **options))
+    return sum(int(part.completion_mask.sum()) for _, part in parts)
+
+
+class Lengths(StoppingCriteria):
+    def __init__(self, width: int, lengths: list[int]):
+        self.ends = width + torch.tensor(lengths)
+
+    def __call__(self, input_ids, scores, **kwargs):
+        return input_ids.size(1) >= self.ends
+
+
+@torch.no_grad()
+def generate(net, prompts, lengths, rows: int) -> None:
+    for start in range(0, len(prompts), rows):
+        ids, mask = left_padded(prompts[start : start + rows], 0, net.device)
+        stop = StoppingCriteriaList([Lengths(ids.size(1), lengths[start : start + rows])])
+        net.generate(
+            ids, attention_mask=mask, do_sample=True, top_k=0, max_new_tokens=CAP, stopping_criteria=stop,
+            pad_token_id=0, eos_token_id=None,
+        )  # fmt: skip
+
+
+@contextmanager
+def timed_results(seconds: list[float]):
+    """Time what takes records out of the slots."""
+    result = Slots.result
+
+    def timed(self, index):
+        start = time.perf_counter()
+        part = result(self, index).to("cpu")
+        for row, length in enumerate(part.completion_mask.sum(-1).tolist()):
+            part[row : row + 1].columns(slice(0, length))
+        seconds.append(time.perf_counter() - start)
+        return part
+
+    Slots.result = timed
+    try:
+        yield
+    finally:
+        Slots.result = result
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", type=int, default=48)
+    parser.add_argument("--slots", type=int, default=16)
+    parser.add_argument("--mean", type=float, default=40.0, help="mean length of a completion")
+    parser.add_argument("--repeats", type=int, default=2)
+    options = parser.parse_args()
+    net, slots = model(), options.slots
+    lengths = log_normal(8 * options.samples, options.mean)
+    draw = random.Random(1)
+    prompts = [[draw.randrange(3, V) for _ in range(draw.randrange(8, 48))] for _ in lengths]
+    some = prompts[: options.samples], lengths[: options.samples]
+    gumbel = Gumbel(top_k=10)
+    results: dict = {"threads": torch.get_num_threads(), "parameters": sum(p.numel() for p in net.parameters())}
+    results |= {"slots": slots, "samples": options.samples, "tokens": sum(some[1])}
+
+    with soft_tokens_added(net):
+        long = [[draw.randrange(3, V) for _ in range(1024)]] * 8
+        rivals = {
+            "hard": lambda: rollout(net, Hard(), *some, slots=slots),
+            "soft": lambda: rollout(net, gumbel, *some, slots=slots),
+            "static": lambda: rollout(net, Hard(), *some, slots=slots, static=True),
+            "full_mix": lambda: rollout(net, Gaussian(0.5, 0.01), *some, slots=slots),
+            "generate": lambda: generate(net, *some, rows=slots),
+            "group": lambda: rollout(net, gumbel, long, [16] * 8, slots=8),
+            "plain": lambda: rollout(net, gumbel, long, [16] * 8, slots=8, share_prompts=False),
+        }
+        seconds = interleaved(rivals, options.repeats)
+        print(json.dumps({name: round(value, 2) for name, value in seconds.items()}), flush=True)
+        results |= {
+            "soft_vs_hard_tokens_per_second": seconds["hard"] / seconds["soft"],
+            "engine_vs_generate": seconds["generate"] / seconds["hard"],
+            "refill_vs_static": seconds["static"] / seconds["hard"],
+            "group_prefill_vs_plain": seconds["plain"] / seconds["group"],
+            "full_vocabulary_mix_vs_topk": seconds["soft"] / seconds["full_mix"],
+            "soft_tokens_per_second": sum(some[1]) / seconds["soft"],
+        }
+        taken: list[float] = []
+        with timed_results(taken):
+            tokens = rollout(net, gumbel, *some, slots=slots)
+        results["record_us_per_token"] = 1e6 * sum(taken) / tokens
+
+        noise = KeyedNoise(0, 0, torch.arange(slots), torch.arange(slots))
+        ids = torch.randint(0, V, (slots, 10))
+        spent = []
+        for _ in range(200):
+            start = time.perf_counter()
+            noise.gumbel(ids)
+            spent.append(time.perf_counter() - start)
+        step = seconds["soft"] / (sum(some[1]) / slots)
+        results["noise_share_of_a_step"] = statistics.median(spent) / step
+
+        growth, peaks = {}, {}
+        for times in (1, 2, 4, 8):
+            count = times * options.samples
+            part = prompts[:count], lengths[:count]
+
+            def run(part=part):
+                start = time.perf_counter()
+                return rollout(net, gumbel, *part, slots=slots) / (time.perf_counter() - start)
+
+            speeds: list[float] = []
+            peaks[times] = peak(lambda run=run, speeds=speeds: speeds.append(run()))
+            growth[times] = speeds[0]
+        results["growth"] = {times: speed / growth[1] for times, speed in growth.items()}
+        results["memory_at_8x"] = peaks[8] / peaks[1]
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
