@@ -1,6 +1,7 @@
 # make quickstart   set up, train the embedded reasoner with soft thoughts, show before and after
 # make test         set up, run the tests
 # make bench-update   what scoring and feeding thoughts cost, as ratios
+# make bench-rollout  what a soft rollout costs on the CPU, as ratios       make bench-gpu   the same on a GPU
 # make quality      lint and type-check           make style   format
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ READY := $(VENV)/.ready
 SEED ?= 0
 SOURCES := trl_soft examples tests benchmarks
 
-.PHONY: install quickstart test bench-update quality style clean
+.PHONY: install quickstart test bench-update bench-rollout bench-gpu quality style clean
 
 install: $(READY)
 
@@ -30,6 +31,13 @@ test: $(READY)
 
 bench-update: $(READY)
 	$(BIN)/python benchmarks/update.py
+
+bench-rollout: $(READY)
+	$(BIN)/python benchmarks/rollout.py
+
+# Where torch and transformers are at hand for the device; no environment is made for it.
+bench-gpu:
+	PYTHONPATH=. $(PYTHON) benchmarks/gpu.py
 
 quality: $(READY)
 	$(BIN)/ruff check $(SOURCES)

@@ -46,7 +46,7 @@ def run(net, made, engine="slots", prompts=PROMPTS, samples=None, **options):
     sample = torch.arange(len(ids)) if samples is None else torch.tensor(samples)
     with soft_tokens_added(net):
         options = EngineOptions(**{"slots": len(ids)} | options)
-        return assemble(ENGINES[engine](net, ids, made, Key(3, 0, sample), options), made.pad_token_id)
+        return assemble(ENGINES[engine](net, ids, made, Key(3, 0, sample), options), len(ids), made)
 
 
 def assert_same(ours, theirs, gaussian=False):
@@ -124,7 +124,9 @@ def test_a_cache_too_small_sends_the_youngest_back(settings, monkeypatch):
     again = []
     read_again = engine_module._Run._read_again
     monkeypatch.setattr(
-        engine_module._Run, "_read_again", lambda self, slot, number: (again.append(number), read_again(self, slot, number))
+        engine_module._Run,
+        "_read_again",
+        lambda self, slot, number: (again.append(number), read_again(self, slot, number)),
     )
     monkeypatch.setattr(engine_module, "_ROUND", 2)
     token = 2 * 2 * 2 * 8 * 4  # layers, keys and values, heads, size, bytes
@@ -138,7 +140,9 @@ def test_a_cache_too_small_sends_the_youngest_back(settings, monkeypatch):
     if settings["thought"] == "gumbel":
         prefill = engine_module._Run._prefill
         monkeypatch.setattr(
-            engine_module._Run, "_prefill", lambda self, rows, prompts, start=0, record=None: prefill(self, rows, prompts, start)
+            engine_module._Run,
+            "_prefill",
+            lambda self, rows, prompts, start=0, record=None: prefill(self, rows, prompts, start),
         )
         other = run(net, made, slots=6, cache_gb=longest * 4 * token / 1e9)
         assert not torch.equal(other.completion_ids, theirs.completion_ids) or (
@@ -160,7 +164,9 @@ def test_alone_and_in_company():
         alone = run(net, made, prompts=[PROMPTS[number]], samples=[number])
         length = alone.completion_ids.size(1)
         assert torch.equal(alone.completion_ids[0], together.completion_ids[number, :length])
-        torch.testing.assert_close(alone.record.log_probs[0], together.record.log_probs[number, :length], rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            alone.record.log_probs[0], together.record.log_probs[number, :length], rtol=0, atol=1e-5
+        )
 
 
 def test_a_length_of_its_own_for_each():
@@ -189,7 +195,9 @@ def test_prompts_are_read_once(monkeypatch):
     read = []
     prefill = engine_module._Run._prefill
     monkeypatch.setattr(
-        engine_module._Run, "_prefill", lambda self, rows, prompts, *rest: (read.extend(map(tuple, prompts)), prefill(self, rows, prompts, *rest))
+        engine_module._Run,
+        "_prefill",
+        lambda self, rows, prompts, *rest: (read.extend(map(tuple, prompts)), prefill(self, rows, prompts, *rest)),
     )
     run(net, plan(net, {}), slots=4)
     assert len(read) == len(set(read)) == len(WORDS)
@@ -208,13 +216,14 @@ def test_the_tail_shrinks(monkeypatch):
 
 def test_every_row_is_some_rows():
     """The step that a graph captures computes every row and asks the device nothing; it draws the same."""
-    net = tiny.model()
+    net, advance = tiny.model(), engine_module.Slots.advance
     for settings in ({}, {"thought": "hard"}, {"gumbel_density": "softgrpo"}, {"end_of_thinking": "1;"}):
         made = plan(net, settings)
         theirs = run(net, made, slots=5)
-        advance = engine_module.Slots.advance
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(engine_module.Slots, "advance", lambda self, size, logits, every_row: advance(self, size, logits, True))
+            patch.setattr(
+                engine_module.Slots, "advance", lambda self, size, logits, every_row: advance(self, size, logits, True)
+            )
             assert_same(run(net, made, slots=5), theirs)
 
 

@@ -228,7 +228,9 @@ def test_slots_draw_what_the_simple_loop_draws(family, thought):
 
 
 def test_a_hybrid_is_told_which_engine_runs_it(tmp_path):
-    with pytest.raises(ValueError, match="Qwen3_5ForCausalLM has layers that keep more.*Set `rollout_engine: simple`"):
+    with pytest.raises(
+        ValueError, match=r"Qwen3_5ForCausalLM has layers that keep more.*Set `rollout_engine: simple`"
+    ):
         tiny.trainer(tmp_path, build("Qwen3_5"))
 
 

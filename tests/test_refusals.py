@@ -55,7 +55,10 @@ from trl_soft.config import SoftParser
         ({"thought": "dirichlet", "noise_scale": 0.0}, "gumbel and gaussian thoughts do"),
         ({"noise_placement": "hidden"}, "gaussian thoughts do"),
         ({"thought": "gaussian", "noise_placement": "logits", "thinking_top_p": 0.5}, "`thinking_top_p` is set"),
-        ({"importance_sampling_level": "sequence", "eval_thought": "multiplex", "multiplex_ratio": "draw"}, "ratio: step"),
+        (
+            {"importance_sampling_level": "sequence", "eval_thought": "multiplex", "multiplex_ratio": "draw"},
+            "ratio: step",
+        ),
         ({"temperature": None}, "`temperature` is None"),
         ({"top_p": None}, "`top_p` is None"),
         ({"repetition_penalty": None}, "`repetition_penalty` is None"),

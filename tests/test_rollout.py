@@ -51,7 +51,8 @@ def test_seed_and_generation_matter():
 def test_the_loop_equals_one_forward(kind):
     """Teacher forcing: the record fed to one uncached forward gives the log-probabilities that were drawn."""
     net, tokenizer = tiny.model(), tiny.tokenizer()
-    settings = ThinkingSettings(thought=kind, max_thinking_length=8, gumbel_temperature=1.0)
+    own = {"gumbel_temperature": 1.0} if kind == "gumbel" else {}
+    settings = ThinkingSettings(thought=kind, max_thinking_length=8, **own)
     out = generate(settings, prompts=["3+44="], net=net)
     record = out.record
     prompt = torch.tensor(tokenizer("3+44=")["input_ids"]).expand(4, -1)

@@ -15,8 +15,8 @@ from trl_soft.lookup import Lookup
 from trl_soft.scoring import DenseLogits, HeadLogits
 from trl_soft.thoughts import Dirichlet, Gaussian, Gumbel, Hard, Latent, Mixture, Multiplex, Soft
 from trl_soft.thoughts.candidates import candidates
-from trl_soft.thoughts.hard import inverse_cdf
 from trl_soft.thoughts.gaussian import HiddenGaussian, LogitsGaussian, ProbabilitiesGaussian
+from trl_soft.thoughts.hard import inverse_cdf
 
 
 V, H = 12, 6

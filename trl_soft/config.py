@@ -32,7 +32,9 @@ class RolloutSettings:
 
     rollout_engine: str = field(default="slots", metadata={"help": "Rollout engine: slots or simple."})
     rollout_slots: int | None = field(default=None, metadata={"help": "Completions in flight on each device."})
-    rollout_cache_gb: float | None = field(default=None, metadata={"help": "Gigabytes of keys and values on each device."})
+    rollout_cache_gb: float | None = field(
+        default=None, metadata={"help": "Gigabytes of keys and values on each device."}
+    )
     rollout_cuda_graphs: bool = field(default=True, metadata={"help": "Replay a captured step on CUDA."})
 
     def engine_options(self, rows: int) -> EngineOptions:

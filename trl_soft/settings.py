@@ -34,7 +34,12 @@ _DEFAULTS = {
     "soft": {"thinking_temperature": 0.6, "thinking_top_k": 10, "thinking_top_p": 0.95},
     "gaussian": {"thinking_temperature": 0.5, "noise_scale": 0.33},
     "gaussian-logits": {"thinking_temperature": 0.5, "noise_scale": 1.0, "thinking_top_k": 50},
-    "gaussian-probabilities": {"noise_scale": 0.05, "thinking_temperature": 1.0, "thinking_top_k": 5, "thinking_top_p": 0.95},
+    "gaussian-probabilities": {
+        "noise_scale": 0.05,
+        "thinking_temperature": 1.0,
+        "thinking_top_k": 5,
+        "thinking_top_p": 0.95,
+    },
     "dirichlet": {"thinking_temperature": 0.6, "thinking_top_k": 5, "thinking_top_p": 0.95},
     "mixture": {"thinking_temperature": 1.0, "thinking_top_k": 20, "thinking_top_p": 1.0},
     "multiplex": {"thinking_temperature": 1.0},

@@ -172,7 +172,7 @@ class SoftTokensMixin(_Host):
         prompts = [row[mask.bool()].tolist() for row, mask in zip(input_ids, attention_mask, strict=True)]
         key, options = Key(self.args.seed, generation, sample), self.args.engine_options(rows)
         with closing(ENGINES[self.args.rollout_engine](model, prompts, plan, key, options)) as parts:
-            self._rollout = assemble(parts, plan.pad_token_id)
+            self._rollout = assemble(parts, rows, plan)
         return torch.cat([input_ids, self._rollout.completion_ids], dim=1)
 
     def _generate(self, prompts: list):
@@ -244,8 +244,10 @@ class SoftTokensMixin(_Host):
             # A constant distance: the estimate exp(delta) - delta - 1 stays finite and has no gradient out there.
             near = logps + delta.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
             ref = torch.where(thoughts & (delta.abs() > LOG_RATIO_BOUND), near, ref)
-            # A thought that keeps its gradient beyond the bound keeps it for the policy's loss, not for exp(10) of KL.
-            inputs["ref_per_token_logps"] = torch.where(inputs["bounded_per_token"], logps, ref)
+            if getattr(self, "loss_type", None) in _DETACHED_WEIGHTS:
+                # A thought that keeps its gradient beyond the bound keeps it for the policy's loss, not for KL's exp(10).
+                ref = torch.where(inputs["bounded_per_token"], logps, ref)
+            inputs["ref_per_token_logps"] = ref
         return logps
 
     def _compute_loss(self, model, inputs):

@@ -5,14 +5,15 @@ An engine completes n prompts, and yields the completions in parts as they finis
 
     engine(model, prompts, plan, key, options) -> iterator of (numbers of the prompts, Rollout of those)
 
+A part may be a view of memory that the engine goes on writing to: it is read before the next one is asked for.
+
 `model` is a causal LM (or a PEFT model around one) with `add_soft_tokens`, and is left as it was found.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
 from ..noise import KeyedNoise
 from ..record import SoftTokens
@@ -149,6 +150,13 @@ class Rollout:
     def to(self, device) -> "Rollout":
         return self._map(lambda x: x.to(device))
 
+    def tensors(self) -> list[torch.Tensor]:
+        """All of it, in a fixed order."""
+        record = self.record
+        of_record = [record.thinking_mask, record.forced_mask, record.log_probs, *record.action.values()]
+        own = [self.completion_ids, self.completion_mask, self.entropies, self.thinking_length, self.thinking_cut]
+        return [*own, *of_record]
+
     def _map(self, of) -> "Rollout":
         return Rollout(
             of(self.completion_ids), of(self.completion_mask), self.record.map(of),
@@ -156,26 +164,33 @@ class Rollout:
         )  # fmt: skip
 
 
-Engine = Callable[..., Iterator[tuple[list[int], Rollout]]]
+Parts = Generator[tuple[list[int], Rollout], None, None]
+Engine = Callable[..., Parts]
 
 
-def assemble(parts: Iterator[tuple[list[int], Rollout]], pad_token_id: int) -> Rollout:
-    """All the parts an engine yields as one `Rollout`, in the order of the prompts, as long as the longest."""
-    numbers, rollouts = zip(*parts, strict=True)
-    length = max(part.completion_ids.size(1) for part in rollouts)
-    order = torch.tensor([number for part in numbers for number in part]).argsort()
+def assemble(parts: Iterable[tuple[list[int], Rollout]], count: int, plan: Plan) -> Rollout:
+    """The parts an engine yields for `count` prompts as one `Rollout` in their order, as long as the longest."""
+    out, used = None, 0
+    for numbers, part in parts:
+        if out is None:
+            out = _empty(part, count, plan)
+        rows = slice(numbers[0], numbers[0] + 1) if len(numbers) == 1 else numbers
+        for target, value in zip(out.tensors(), part.tensors(), strict=True):
+            target[(rows, slice(0, value.size(1))) if value.dim() > 1 else rows] = value
+        used = max(used, part.completion_ids.size(1))
+    assert out is not None  # there was a prompt
+    return out.columns(slice(0, used))
 
-    def joined(name: str, value=0):
-        tensors = [getattr(part, name) for part in rollouts]
-        if tensors[0].dim() > 1:
-            tensors = [F.pad(x, (0, length - x.size(1)), value=value) for x in tensors]
-        return torch.cat(tensors)[order.to(tensors[0].device)]
 
-    record = SoftTokens.cat([part.record for part in rollouts])[order.to(rollouts[0].completion_ids.device)]
-    return Rollout(
-        joined("completion_ids", pad_token_id), joined("completion_mask", False), record,
-        joined("entropies"), joined("thinking_length"), joined("thinking_cut"),
-    )  # fmt: skip
+def _empty(like: Rollout, count: int, plan: Plan) -> Rollout:
+    """Room for `count` completions."""
+
+    def room(part: torch.Tensor) -> torch.Tensor:
+        return part.new_zeros(count, *([plan.max_completion_length, *part.shape[2:]] if part.dim() > 1 else []))
+
+    out = like._map(room)
+    out.completion_ids.fill_(plan.pad_token_id)
+    return out
 
 
 def positions(attention_mask: torch.Tensor) -> torch.Tensor:

@@ -35,14 +35,18 @@ class SlotCache(Cache):
     """
 
     def __init__(self, shapes, slots: int, length: int, dtype, device):
-        super().__init__(layers=[_SlotLayer(self, *shape) for shape in shapes])
+        self.slot_layers = [_SlotLayer(self, *shape) for shape in shapes]
+        super().__init__(layers=list(self.slot_layers))
         self.slots, self.length = slots, length
-        for layer in self.layers:
+        for layer in self.slot_layers:
             layer.keys, layer.values = (
                 torch.zeros(slots, length, heads, size, dtype=dtype, device=device)
                 for heads, size in (layer.shape[:2], layer.shape[2:])
             )
-        self.rows, self.position, self.columns, self.reach = slice(0, slots), None, slice(0, 0), 0
+        self.rows: slice | torch.Tensor = slice(0, slots)
+        self.position: torch.Tensor | None = None
+        self.columns, self.reach = slice(0, 0), 0
+        self._masks: dict[int | None, torch.Tensor] = {}
         self.starts = torch.arange(slots + 1, device=device, dtype=torch.int32)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -52,7 +56,7 @@ class SlotCache(Cache):
         """The next call feeds one token to each of the first `size` slots."""
         self.rows, self.position = slice(0, size), position
         self.reach = min(-(-reach // _BLOCK) * _BLOCK, self.length)
-        self._masks: dict = {}
+        self._masks = {}
 
     def prefill(self, rows: torch.Tensor, columns: slice) -> None:
         """The next call feeds the tokens of some columns to some slots."""
@@ -61,13 +65,13 @@ class SlotCache(Cache):
 
     def copy(self, source: int, targets: torch.Tensor, length: int) -> None:
         """The first `length` tokens of one slot, in others as well."""
-        for layer in self.layers:
+        for layer in self.slot_layers:
             for tensor in (layer.keys, layer.values):
                 tensor[targets, :length] = tensor[source, :length].clone()
 
     def move(self, sources: torch.Tensor, targets: torch.Tensor, length: int) -> None:
         """Slots in the place of others."""
-        for layer in self.layers:
+        for layer in self.slot_layers:
             for tensor in (layer.keys, layer.values):
                 tensor[targets, :length] = tensor[sources, :length]
 
@@ -75,7 +79,7 @@ class SlotCache(Cache):
         """Some slots alone, with room for `length` tokens; one layer at a time, so that little is held twice."""
         self.slots, used = len(keep), min(self.length, length)
         self.length = length
-        for layer in self.layers:
+        for layer in self.slot_layers:
             for name in ("keys", "values"):
                 old = getattr(layer, name)
                 new = old.new_zeros(len(keep), length, *old.shape[2:])
@@ -98,6 +102,9 @@ class SlotCache(Cache):
 
 class _SlotLayer(CacheLayerMixin):
     """Keys and values of one layer, (S, T, heads, size) each; given to attention as (rows, heads, reach, size)."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
 
     def __init__(self, cache: SlotCache, *shape: int):
         super().__init__()
@@ -152,7 +159,8 @@ def slot_attention(
     group = heads // key.size(1)
     if sliding_window is None and _is_sliding(module):
         sliding_window = module.config.sliding_window
-    if query.is_cuda and cache.position is not None and softcap is None and s_aux is None and not dropout:
+    half = query.dtype in (torch.bfloat16, torch.float16)
+    if query.is_cuda and half and cache.position is not None and softcap is None and s_aux is None and not dropout:
         return _varlen(query, cache, module.layer_idx, scaling, sliding_window), None
     mask = cache.mask(sliding_window)
     q = query.reshape(rows, key.size(1), group * tokens, size)
@@ -182,9 +190,10 @@ def _varlen(query, cache: SlotCache, layer: int, scaling, window: int | None) ->
     from torch.nn.attention.varlen import varlen_attn
 
     rows, length = query.size(0), cache.length
-    keys, values = (tensor[:rows].flatten(0, 1) for tensor in (cache.layers[layer].keys, cache.layers[layer].values))
+    assert cache.position is not None
+    keys, values = (tensor[:rows].flatten(0, 1) for tensor in (cache.slot_layers[layer].keys, cache.slot_layers[layer].values))
     starts = cache.starts[: rows + 1]
-    out = varlen_attn(
+    out: Any = varlen_attn(
         query[:, :, 0].contiguous(), keys, values, starts, starts * length, 1, length,
         scale=scaling, window_size=(-1, -1) if window is None else (window - 1, 0), enable_gqa=True,
         seqused_k=(cache.position + 1).int(),

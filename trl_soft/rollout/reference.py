@@ -7,7 +7,7 @@ has a cache, hybrids with recurrent layers among them.
 """
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import contextmanager
 
 import torch
@@ -17,12 +17,10 @@ from ..lookup import embedding_scale
 from ..record import SoftTokens
 from ..scoring import DenseLogits, logit_transform, transformed, whole
 from ..thoughts import Thought
-from .base import EngineOptions, Key, Plan, Rollout, left_padded, positions
+from .base import EngineOptions, Key, Parts, Plan, Rollout, left_padded, positions
 
 
-def simple(
-    model, prompts: Sequence[Sequence[int]], plan: Plan, key: Key, options: EngineOptions
-) -> Iterator[tuple[list[int], Rollout]]:
+def simple(model, prompts: Sequence[Sequence[int]], plan: Plan, key: Key, options: EngineOptions) -> Parts:
     """An engine; see `trl_soft.rollout.base`. Of the options it knows `slots`, the rows of a batch, and `lengths`."""
     device, limits = model.device, options.limits(len(prompts), plan)
     for start in range(0, len(prompts), options.slots):

@@ -12,6 +12,8 @@ from ..scoring import DenseLogits
 from .base import Key, Plan, Rollout
 
 
+Kept = dict[str, dict[str, torch.Tensor]]
+
 # One entry a slot.
 _NUMBERS = (
     "sample",  # whose noise
@@ -44,15 +46,19 @@ class Slots:
     def __init__(self, count: int, plan: Plan, key: Key, vocab_size: int, device):
         self.plan, self.key, self.device = plan, key, device
         length = plan.max_completion_length
-        kinds: dict[str, tuple[tuple, torch.dtype]] = {name: ((count,), torch.long) for name in _NUMBERS}
-        kinds |= {name: ((count,), torch.bool) for name in _FLAGS}
-        kinds |= {name: ((count, length), torch.bool) for name in _MASKS}
-        kinds |= {name: ((count, length), torch.float32) for name in _VALUES}
-        kinds["ids"] = ((count, length), torch.long)
+        kinds: dict[str, tuple[tuple, torch.dtype]] = {
+            "numbers": ((count, len(_NUMBERS)), torch.long),
+            "flags": ((count, len(_FLAGS)), torch.bool),
+            "masks": ((count, length, len(_MASKS)), torch.bool),
+            "values": ((count, length, len(_VALUES)), torch.float32),
+            "ids": ((count, length), torch.long),
+        }
         if plan.repetition_penalty != 1.0:
             kinds["seen"] = ((count, vocab_size), torch.bool)  # which tokens prompt and shadow hold
-        self.tensors = {name: torch.zeros(shape, dtype=kind, device=device) for name, (shape, kind) in kinds.items()}
+        # A few blocks of memory and not twenty, because each is taken out by itself when a slot finishes.
+        self.blocks = {name: torch.zeros(shape, dtype=kind, device=device) for name, (shape, kind) in kinds.items()}
         self.action: dict[str, torch.Tensor] = {}
+        self._views: dict[int, Any] = {}
         self.script, self.script_length = plan.script(device)
         self.eos = torch.tensor(plan.eos_token_ids, dtype=torch.long, device=device)
         end = plan.stop.end
@@ -61,28 +67,36 @@ class Slots:
 
     def _of(self, size: int) -> Any:
         """Views of the first slots, by name."""
-        names = {name: value[:size] for name, value in self.tensors.items()}
-        return SimpleNamespace(**names, index=torch.arange(size, device=self.device))
+        if size not in self._views:
+            views = {name: block[:size] for name, block in self.blocks.items()}
+            names = ("numbers", _NUMBERS), ("flags", _FLAGS), ("masks", _MASKS), ("values", _VALUES)
+            for block, columns in names:
+                views |= zip(columns, views[block].unbind(-1), strict=True)
+            self._views[size] = SimpleNamespace(**views, index=torch.arange(size, device=self.device))
+        return self._views[size]
 
-    def _everything(self) -> tuple[torch.Tensor, ...]:
-        return *self.tensors.values(), *self.action.values()
+    @property
+    def all(self) -> Any:
+        """Views of all slots, by name."""
+        return self._of(len(self.blocks["ids"]))
 
     def keep(self, index: torch.Tensor) -> None:
         """Some slots alone."""
-        self.tensors = {name: value[index] for name, value in self.tensors.items()}
+        self.blocks = {name: block[index] for name, block in self.blocks.items()}
         self.action = {name: value[index] for name, value in self.action.items()}
+        self._views.clear()
 
     def move(self, sources: torch.Tensor, targets: torch.Tensor) -> None:
         """Slots in the place of others."""
-        for value in self._everything():
-            value[targets] = value[sources]
-        self.tensors["active"][sources] = False
+        for block in (*self.blocks.values(), *self.action.values()):
+            block[targets] = block[sources]
+        self.all.active[sources] = False
 
     def admit(self, slots: list[int], numbers: list[int], prompts: list[list[int]], limits: list[int]) -> None:
         """Begin completions in some slots."""
         index = torch.tensor(slots, device=self.device)
-        for value in self.tensors.values():
-            value[index] = 0
+        for block in self.blocks.values():
+            block[index] = 0
         values = {
             "sample": self.samples[torch.tensor(numbers, device=self.device)],
             "prompt": torch.tensor([prompt[-1] for prompt in prompts], device=self.device),
@@ -94,29 +108,35 @@ class Slots:
             "thinking": True,
         }
         for name, value in values.items():
-            self.tensors[name][index] = value
+            getattr(self.all, name)[index] = value
         for slot, prompt in zip(slots, prompts, strict=True):
             self._see(slot, prompt)
 
     def _see(self, slot: int, tokens: list[int]) -> None:
-        if "seen" in self.tensors:
-            self.tensors["seen"][slot] = False
-            self.tensors["seen"][slot, torch.tensor(tokens, device=self.device)] = True
+        if "seen" in self.blocks:
+            self.blocks["seen"][slot] = False
+            self.blocks["seen"][slot, torch.tensor(tokens, device=self.device)] = True
 
-    def save(self, slot: int) -> dict[str, dict[str, torch.Tensor]]:
+    def save(self, slot: int) -> Kept:
         """All that is known of a completion, to be continued in any slot."""
-        kinds = {"tensors": self.tensors, "action": self.action}
+        kinds = {"blocks": self.blocks, "action": self.action}
         return {kind: {name: value[slot].clone() for name, value in of.items()} for kind, of in kinds.items()}
 
-    def restore(self, slot: int, kept: dict[str, dict[str, torch.Tensor]]) -> None:
+    @staticmethod
+    def drawn(kept: Kept) -> int:
+        """How many tokens what `save` kept had drawn."""
+        return int(kept["blocks"]["numbers"][_NUMBERS.index("t")])
+
+    def restore(self, slot: int, kept: Kept) -> None:
         """Continue what `save` kept."""
-        for kind, of in (("tensors", self.tensors), ("action", self.action)):
+        for kind, of in (("blocks", self.blocks), ("action", self.action)):
             for name, value in kept[kind].items():
                 of[name][slot] = value
 
     def position(self, size: int) -> torch.Tensor:
         """Where the token that is fed next stands: the number of tokens before it."""
-        return (self.tensors["prompt_length"] - 1 + self.tensors["t"])[:size]
+        now = self._of(size)
+        return now.prompt_length - 1 + now.t
 
     def fed(self, size: int) -> tuple[torch.Tensor, SoftTokens | None]:
         """What the next step feeds: ids (size, 1), and the thoughts in their place."""
@@ -147,7 +167,7 @@ class Slots:
             if rows.any:
                 draw(now, rows, rows.of(logits), rows.of(noise))
         _Every(now.active, t).put_at(now.completion_mask, now.active)
-        if "seen" in self.tensors:
+        if "seen" in self.blocks:
             now.seen[now.index, now.ids[now.index, t]] |= now.active
         now.t.add_(now.active)
         now.active.logical_and_(~now.done & (now.t < now.limit))
@@ -183,7 +203,7 @@ class Slots:
         rows.put_at(now.entropies, entropy)
         for name, value in action.items():
             if name not in self.action:
-                shape = len(self.tensors["t"]), plan.max_completion_length, *value.shape[1:]
+                shape = len(self.blocks["ids"]), plan.max_completion_length, *value.shape[1:]
                 self.action[name] = value.new_zeros(shape)
             rows.put_at(self.action[name], value)
 
@@ -208,7 +228,7 @@ class Slots:
 
     def _penalised(self, logits: DenseLogits, now, rows) -> DenseLogits:
         """Logits less likely to repeat prompt and shadow, as `generate` has it; for sampling, not for scoring."""
-        if "seen" not in self.tensors:
+        if "seen" not in self.blocks:
             return logits
         z, penalty = logits.dense(), self.plan.repetition_penalty
         return DenseLogits(torch.where(rows.of(now.seen), torch.where(z < 0, z * penalty, z / penalty), z))
@@ -221,7 +241,7 @@ class Slots:
         Only the decoded text can tell, and a step does not wait for it: such a slot goes back to the step it should
         have closed with, and draws it again. Noise is keyed, so it draws the same, and closes.
         """
-        now, end = self._of(len(self.tensors["t"])), self.plan.stop.end
+        now, end = self.all, self.plan.stop.end
         begun, lengths, closing = (x.tolist() for x in (now.t - steps, now.thinking_length, now.close_at))
         for slot, prompt in prompts.items():
             for position in range(max(begun[slot], 0), lengths[slot] if closing[slot] < 0 else 0):
@@ -233,26 +253,42 @@ class Slots:
 
     def _rewind(self, now, slot: int, position: int) -> None:
         """Back to before the thought at `position`, which will be the last."""
-        for name in (*_MASKS, *_VALUES):
-            self.tensors[name][slot, position:] = 0
-        for name in ("done", "cut", "cursor"):
-            self.tensors[name][slot] = 0
+        now.masks[slot, position:] = False
+        now.values[slot, position:] = 0
+        now.done[slot] = now.cut[slot] = False
+        now.cursor[slot] = 0
         now.thinking[slot] = now.active[slot] = True
         now.t[slot] = now.thinking_length[slot] = now.close_at[slot] = position
 
-    def record(self, index: torch.Tensor, length: int) -> SoftTokens:
-        """The first `length` positions of some slots."""
-        masks = [self.tensors[name][index, :length] for name in ("thinking_mask", "log_probs", "forced_mask")]
-        action = {name: value[index, :length] for name, value in self.action.items()}
-        return SoftTokens(self.plan.thought, masks[0], action, masks[1], masks[2])
+    def record(self, slot: int, length: int) -> SoftTokens:
+        """The first `length` positions of one slot."""
+        return self._taken([slot], length)[1]
 
-    def result(self, index: torch.Tensor) -> Rollout:
-        """What some slots have drawn, as long as the longest of them."""
-        used = int(self.tensors["t"][index].max())
-        ids, mask, entropies = (self.tensors[n][index, :used] for n in ("ids", "completion_mask", "entropies"))
-        thinking, done, cut, length = (self.tensors[n][index] for n in ("thinking", "done", "cut", "thinking_length"))
-        ids = ids.masked_fill(~mask, self.plan.pad_token_id)
-        return Rollout(ids, mask, self.record(index, used), entropies, length, cut | thinking & ~done)
+    def _taken(self, slots: list[int], length: int) -> tuple[torch.Tensor, SoftTokens, torch.Tensor, torch.Tensor]:
+        """Ids, record, completion mask and entropies of some slots, a block at a time; of one slot, as views."""
+        index = slice(slots[0], slots[0] + 1) if len(slots) == 1 else torch.tensor(slots, device=self.device)
+
+        def take(block):
+            return block[index, :length]
+
+        completion_mask, thinking_mask, forced_mask = take(self.blocks["masks"]).unbind(-1)
+        log_probs, entropies = take(self.blocks["values"]).unbind(-1)
+        action = {name: take(value) for name, value in self.action.items()}
+        record = SoftTokens(self.plan.thought, thinking_mask, action, log_probs, forced_mask)
+        return take(self.blocks["ids"]), record, completion_mask, entropies
+
+    def result(self, slots: list[int]) -> Rollout:
+        """What some slots have drawn, as long as the longest of them; of one slot, as views."""
+        index = torch.tensor(slots, device=self.device)
+        numbers = [dict(zip(_NUMBERS, row, strict=True)) for row in self.blocks["numbers"][index].tolist()]
+        flags = [dict(zip(_FLAGS, row, strict=True)) for row in self.blocks["flags"][index].tolist()]
+        used = max(row["t"] for row in numbers)
+        ids, record, mask, entropies = self._taken(slots, used)
+        if len(slots) > 1:
+            ids = ids.masked_fill_(~mask, self.plan.pad_token_id)  # what was drawn after a thought that closed late
+        length = torch.tensor([row["thinking_length"] for row in numbers], device=self.device)
+        cut = torch.tensor([row["cut"] or (row["thinking"] and not row["done"]) for row in flags], device=self.device)
+        return Rollout(ids, mask, record, entropies, length, cut)
 
 
 class _Some:

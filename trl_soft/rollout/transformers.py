@@ -13,7 +13,7 @@ so none of this changes a completion.
 import inspect
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 
 import torch
@@ -21,9 +21,9 @@ import torch
 from ..lookup import embedding_scale
 from ..record import SoftTokens
 from ..scoring import DenseLogits, logit_transform, transformed, whole
-from .base import EngineOptions, Key, Plan, Rollout
+from .base import EngineOptions, Key, Parts, Plan, Rollout
 from .cache import SlotCache, probe, slots_attended
-from .state import Slots
+from .state import Kept, Slots
 
 
 _GROWTH = 1.5
@@ -31,9 +31,7 @@ _ROUND = 64
 
 
 @torch.no_grad()
-def slots(
-    model, prompts: Sequence[Sequence[int]], plan: Plan, key: Key, options: EngineOptions
-) -> Iterator[tuple[list[int], Rollout]]:
+def slots(model, prompts: Sequence[Sequence[int]], plan: Plan, key: Key, options: EngineOptions) -> Parts:
     """An engine; see `trl_soft.rollout.base`."""
     run = _Run(model, [list(prompt) for prompt in prompts], plan, key, options)
     while run.queue or run.busy:
@@ -62,7 +60,8 @@ class _Run:
         ids: dict[tuple, int] = {}
         self.prompt_of = [ids.setdefault(tuple(prompt), len(ids)) for prompt in prompts]
         order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), self.prompt_of[i]))
-        self.queue = deque((number, None) for number in order)  # and the record of one that was sent back
+        # Numbers of prompts, with what is known of a completion that was sent back.
+        self.queue: deque[tuple[int, Kept | None]] = deque((number, None) for number in order)
 
         shapes, dtype = probe(model, prompts[0][-1])
         longest = max(len(prompt) + limit for prompt, limit in zip(prompts, self.limits, strict=True))
@@ -76,7 +75,7 @@ class _Run:
         self.size = count  # slots that take part in a step
         self.keeps_logits = "logits_to_keep" in inspect.signature(self.base.forward).parameters
         self.head = _Head(self.base, plan.thought, self.device)
-        self.graphs: dict[int, torch.cuda.CUDAGraph | None] = {}
+        self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
 
     def _sizes(self, shapes, dtype, count: int, longest: int) -> tuple[int, int]:
         """Number and length of the slots that the budget pays for."""
@@ -112,7 +111,9 @@ class _Run:
     # From the queue into slots
 
     def admit(self) -> None:
-        """Fill free slots, reading each prompt once."""
+        """Fill free slots, reading each prompt once; where nothing is left to fill them, close ranks."""
+        if not self.queue and not self.options.static:
+            self._close_ranks()
         free = [slot for slot, owner in enumerate(self.owner) if owner is None]
         if not free or not self.queue or (self.options.static and self.busy):
             return
@@ -125,7 +126,7 @@ class _Run:
             placed.append((slot, number, kept))
         self._read_prompts([(slot, number) for slot, number, _ in placed])
         for slot, number, kept in placed:
-            drawn = 0 if kept is None else int(kept["tensors"]["t"])
+            drawn = 0 if kept is None else Slots.drawn(kept)
             self.owner[slot], self.reached[slot] = number, len(self.prompts[number]) - 1 + drawn
         self.slots.admit(
             [slot for slot, _, _ in placed],
@@ -201,8 +202,8 @@ class _Run:
             return
         record = None
         if drawn > 1 and not self.plan.thought.is_token:
-            record = self.slots.record(torch.tensor([slot], device=self.device), drawn - 1)
-        shadow = self.slots.tensors["ids"][slot, : drawn - 1].tolist()
+            record = self.slots.record(slot, drawn - 1)
+        shadow = self.slots.blocks["ids"][slot, : drawn - 1].tolist()
         self._prefill([slot], [self.prompts[number][-1:] + shadow], len(self.prompts[number]) - 1, record)
 
     # Steps
@@ -216,11 +217,16 @@ class _Run:
             count = min(self.cache.slots, self.affordable // length)
             occupied = [slot for slot, owner in enumerate(self.owner) if owner is not None]
             # The youngest lose least; what they have drawn is kept, and nothing is drawn again.
-            occupied.sort(key=lambda slot: -self.reached[slot] + len(self.prompts[self.owner[slot]]))
+            age = {s: self.reached[s] - len(self.prompts[n]) for s, n in enumerate(self.owner) if n is not None}
+            occupied.sort(key=lambda slot: -age[slot])
             for slot in reversed(occupied[count:]):
-                self.queue.appendleft((self.owner[slot], self.slots.save(slot)))
+                number = self.owner[slot]
+                assert number is not None
+                self.queue.appendleft((number, self.slots.save(slot)))
                 self.owner[slot] = self.resident[slot] = None
-            keep = occupied[:count] + [s for s in range(self.cache.slots) if s not in occupied][: count - len(occupied)]
+            keep = (
+                occupied[:count] + [s for s in range(self.cache.slots) if s not in occupied][: count - len(occupied)]
+            )
             self._rearrange(keep, length)
             needed = max((self.reached[s] for s, owner in enumerate(self.owner) if owner is not None), default=0)
             needed = min(needed + self.check_every, self.longest)
@@ -229,9 +235,8 @@ class _Run:
         index = torch.tensor(keep, device=self.device)
         self.cache.resize(index, length)
         self.slots.keep(index)
-        self.owner, self.resident, self.reached = (
-            [values[slot] for slot in keep] for values in (self.owner, self.resident, self.reached)
-        )
+        self.owner, self.resident = ([values[slot] for slot in keep] for values in (self.owner, self.resident))
+        self.reached = [self.reached[slot] for slot in keep]
         self.size = len(keep)
         self.graphs.clear()  # they read the old memory
 
@@ -264,21 +269,21 @@ class _Run:
     # Out of the slots
 
     def collect(self) -> tuple[list[int], Rollout] | None:
-        """What has finished, if anything has; where nothing is left to take its place, the slots close ranks."""
+        """What has finished, if anything has."""
         if not self.plan.stop.end.is_token:
             begun = {slot: self.prompts[number] for slot, number in enumerate(self.owner) if number is not None}
             self.slots.close_matched(begun, self.check_every)
-        active = self.slots.tensors["active"][: self.size].tolist()
+        active = self.slots.all.active[: self.size].tolist()
         finished = [
-            (slot, owner) for slot, owner in enumerate(self.owner[: self.size]) if owner is not None and not active[slot]
+            (slot, owner)
+            for slot, owner in enumerate(self.owner[: self.size])
+            if owner is not None and not active[slot]
         ]
         if not finished:
             return None
-        part = self.slots.result(torch.tensor([slot for slot, _ in finished], device=self.device))
+        part = self.slots.result([slot for slot, _ in finished])
         for slot, _ in finished:
             self.owner[slot] = None
-        if not self.queue and self.busy and not self.options.static:
-            self._close_ranks()
         return [number for _, number in finished], part
 
     def _bucket(self, count: int) -> int:
@@ -294,6 +299,8 @@ class _Run:
         """Occupied slots first, so that a step is as small as what is left."""
         occupied = [slot for slot, owner in enumerate(self.owner) if owner is not None]
         size = self._bucket(len(occupied))
+        if size == self.size:
+            return
         holes = [slot for slot in range(size) if self.owner[slot] is None]
         tail = [slot for slot in occupied if slot >= size]
         if tail:
@@ -302,8 +309,8 @@ class _Run:
             self.cache.move(sources, targets, max(self.reached[slot] for slot in tail))
             self.slots.move(sources, targets)
             for source, target in zip(tail, holes, strict=True):
-                for values in (self.owner, self.resident, self.reached):
-                    values[target] = values[source]  # type: ignore[index]
+                self.owner[target], self.resident[target] = self.owner[source], self.resident[source]
+                self.reached[target] = self.reached[source]
                 self.owner[source] = None
         self.size = size
 
