@@ -43,7 +43,7 @@ def accuracy(model_dir: Path, settings: ThinkingSettings, problems: list[dict], 
     ]
     out = soft_generate(
         model, tokenizer, prompts, settings,
-        num_generations=samples, max_completion_length=48, batch_size=800, progress=True, **sampling,
+        num_generations=samples, max_completion_length=48, slots=800, progress=True, **sampling,
     )  # fmt: skip
     gold = [p["answer"] for p in problems for _ in range(samples)]
     verdicts = exact_answer_reward(out.texts, gold)
