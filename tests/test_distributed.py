@@ -66,3 +66,17 @@ def test_two_processes_equal_one(worlds, world, case):
     assert one["weights"].keys() == two["weights"].keys()
     for name, values in one["weights"].items():
         torch.testing.assert_close(torch.tensor(values), torch.tensor(two["weights"][name]), rtol=0, atol=5e-5)
+
+
+def test_a_model_that_fsdp2_cut_in_two_rolls_out_whole(tmp_path):
+    """Ranks that finish at different steps neither wait for each other nor differ from the model that is not cut."""
+    out = tmp_path / "fsdp2.json"
+    command = [*LAUNCHERS["ddp"], str(HERE / "fsdp2.py"), str(out)]
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parent.parent), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = json.loads(out.read_text())
+    assert found.pop("world_size") == 2 and len(found) == 3
+    for thought, row in found.items():
+        assert row["same"] and row["sharded"] and row["restored"] and row["shards"] == 3, thought
+        assert row["gradient"] < 1e-5, thought

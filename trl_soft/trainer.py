@@ -28,6 +28,7 @@ from .record import SoftTokens
 from .rollout import ENGINES, Key, assemble
 from .rollout.base import positions
 from .rollout.cache import check_slots
+from .rollout.gather import unsharded
 from .rollout.plan import make_plan, table_rms
 from .thoughts import Hard
 
@@ -171,7 +172,7 @@ class SoftTokensMixin(_Host):
         plan = self._plans[self._mode]
         prompts = [row[mask.bool()].tolist() for row, mask in zip(input_ids, attention_mask, strict=True)]
         key, options = Key(self.args.seed, generation, sample), self.args.engine_options(rows)
-        with closing(ENGINES[self.args.rollout_engine](model, prompts, plan, key, options)) as parts:
+        with unsharded(model), closing(ENGINES[self.args.rollout_engine](model, prompts, plan, key, options)) as parts:
             self._rollout = assemble(parts, rows, plan)
         return torch.cat([input_ids, self._rollout.completion_ids], dim=1)
 

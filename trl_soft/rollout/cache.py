@@ -136,6 +136,18 @@ class _SlotLayer(CacheLayerMixin):
 _active: list[SlotCache] = []
 
 
+def _varlen_takes_lengths() -> bool:
+    """Whether this torch's flash attention reads each slot up to its own length; else a mask says the same, slower."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return False
+    return "seqused_k" in inspect.signature(varlen_attn).parameters
+
+
+_VARLEN = _varlen_takes_lengths()
+
+
 def slot_attention(
     module,
     query: torch.Tensor,
@@ -160,7 +172,7 @@ def slot_attention(
     if sliding_window is None and _is_sliding(module):
         sliding_window = module.config.sliding_window
     half = query.dtype in (torch.bfloat16, torch.float16)
-    if query.is_cuda and half and cache.position is not None and softcap is None and s_aux is None and not dropout:
+    if _VARLEN and query.is_cuda and half and cache.position is not None and softcap is None and s_aux is None and not dropout:
         return _varlen(query, cache, module.layer_idx, scaling, sliding_window), None
     mask = cache.mask(sliding_window)
     q = query.reshape(rows, key.size(1), group * tokens, size)

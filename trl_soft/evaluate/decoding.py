@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a model is made to think and answer in an evaluation: one entry of a YAML list, or one cell of a grid."""
+
+import difflib
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from ..settings import ThinkingSettings, check_number
+from .benchmarks import Preset
+
+
+_THINKING = {f.name for f in fields(ThinkingSettings)} - {"eval_thought"}
+_ANSWER = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+_OTHERS = ("name", "num_samples", "max_completion_length", "model", "seed")
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """
+    Args:
+        name (`str`): unique in a run.
+        thinking (`dict`), answer (`dict`): given fields of `ThinkingSettings`, and the answer's sampling.
+        num_samples (`int`, *optional*), max_completion_length (`int`, *optional*): `None` is the preset's.
+        model (`str`, *optional*): path or hub id; `None` is the run's.
+        seed (`int`): of the noise.
+    """
+
+    name: str
+    thinking: dict[str, Any]
+    answer: dict[str, Any]
+    num_samples: int | None = None
+    max_completion_length: int | None = None
+    model: str | None = None
+    seed: int = 0
+
+    @classmethod
+    def parse(cls, entry: dict, seed: int = 0) -> "Decoding":
+        """An entry of a YAML list: `name` and any of the fields above, flat. Raises `ValueError` for others."""
+        if not isinstance(entry, dict) or "name" not in entry:
+            raise ValueError(f"A decoding is {entry!r}, but it must be a mapping with a `name` and its settings.")
+        known = {*_THINKING, *_ANSWER, *_OTHERS}
+        for key in entry:
+            if key not in known:
+                nearest = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)[0]
+                raise ValueError(
+                    f"The decoding {entry['name']!r} has the key `{key}`, which nothing reads. The nearest known name is "
+                    f"`{nearest}`."
+                )
+        thinking = {key: value for key, value in entry.items() if key in _THINKING}
+        answer = {key: value for key, value in entry.items() if key in _ANSWER}
+        others = {key: entry[key] for key in _OTHERS if key in entry}
+        decoding = cls(**{"seed": seed, **others}, thinking=thinking, answer=answer)
+        for name in ("num_samples", "max_completion_length"):
+            check_number(name, getattr(decoding, name), 1, None, whole=True, optional=True)
+        return decoding
+
+    def settings(self, preset: Preset, kind: str, saved: ThinkingSettings | None) -> ThinkingSettings:
+        """
+        How to think about one kind of benchmark: this decoding's fields; under them, where it names no thought, those
+        saved beside the model, or the preset's; under them the preset's end of thinking, caps and prefill.
+        """
+        of_preset = preset.thinking_settings(kind)
+        frame = ("end_of_thinking", "max_thinking_length", "answer_prefill")
+        base = {name: of_preset[name] for name in frame}
+        if "thought" not in self.thinking:
+            if saved is not None:
+                base |= {k: v for k, v in asdict(saved).items() if k not in (*frame, "eval_thought")}
+                base["end_of_thinking"] = saved.end_of_thinking
+            else:
+                base |= of_preset
+        return ThinkingSettings(**base | self.thinking)
+
+    def sampling(self, preset: Preset) -> dict[str, Any]:
+        """The answer's sampling: this decoding's fields over the preset's."""
+        return {**preset.sampling, **self.answer}
+
+
+def soft_tokens_grid(models: dict[str, str], num_samples: int) -> list[Decoding]:
+    """
+    The grid of 2509.19170 (section 4): each trained model, by label, under six inference settings: hard, soft (T 0.5)
+    and fuzzy (T 1e-4), greedy and sampled.
+
+    Greedy is one completion without noise. Soft and fuzzy samples answer greedily (appendix B); a hard sample is drawn at
+    temperature 1, thought and answer.
+    """
+    gaussian = {"thought": "gaussian", "noise_scale": 0.33}
+    kinds: dict[str, tuple[dict, dict, int]] = {
+        "hard greedy": ({"thought": "hard"}, {"temperature": 0.0}, 1),
+        "hard sample": ({"thought": "hard"}, {"temperature": 1.0}, num_samples),
+    }
+    for name, temperature in (("soft", 0.5), ("fuzzy", 1e-4)):
+        thinking = {**gaussian, "thinking_temperature": temperature}
+        kinds[f"{name} greedy"] = ({**thinking, "noise_scale": 0.0}, {"temperature": 0.0}, 1)
+        kinds[f"{name} sample"] = (thinking, {"temperature": 0.0}, num_samples)
+    return [
+        Decoding(f"{label} / {name}", thinking, answer, samples, model=model)
+        for label, model in models.items()
+        for name, (thinking, answer, samples) in kinds.items()
+    ]

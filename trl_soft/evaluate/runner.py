@@ -1,0 +1,321 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Evaluate models on benchmarks under any ways of thinking, a chunk of samples at a time.
+
+    problems x samples -> chunks -> rollout -> grade -> samples/<rank>.jsonl -> metrics.json
+
+Processes (`accelerate launch`) take every so-manieth chunk. Noise is keyed by the sample's number, and the samples of a
+chunk are always computed together, so neither the number of processes nor an interruption changes a result.
+"""
+
+import os
+import platform
+import subprocess
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from tqdm.auto import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ..forward import soft_tokens_added
+from ..rollout import ENGINES, EngineOptions, Key, Rollout
+from ..rollout.plan import make_plan, table_rms
+from ..settings import FILE_NAME, ThinkingSettings
+from ..thoughts import Hard
+from .benchmarks import Problem, answer_text, build_prompt, get_preset, load_problems
+from .decoding import Decoding
+from .graders import GRADERS
+from .metrics import summary
+from .store import Chunk, Store
+
+
+@dataclass
+class Evaluation:
+    """
+    What to evaluate, and how.
+
+    Args:
+        model (`str`): path or hub id; a decoding may name another.
+        benchmarks (`list[str]`): names, files or hub ids, see `load_problems`.
+        decodings (`list[Decoding]`).
+        output_dir (`str`): the run's folder; one that holds a part of this run is gone on with.
+        preset (`str`): prompts, caps, sampling and where the answer is read.
+        data_dir (`str`, *optional*), limit (`int`, *optional*), question_column, answer_column: see `load_problems`.
+        grader (`str`, *optional*): in place of the benchmark's own.
+        chunk (`int`): samples that are computed and written together.
+        candidates (`int`): heaviest candidates of each step that are written down; 0 writes no steps.
+        slots, cache_gb, engine, dtype: of the rollout.
+        max_completion_length (`int`, *optional*): in place of the preset's.
+    """
+
+    model: str
+    benchmarks: list[str]
+    decodings: list[Decoding]
+    output_dir: str
+    preset: str = "plain"
+    data_dir: str | None = None
+    limit: int | None = None
+    question_column: str | None = None
+    answer_column: str | None = None
+    grader: str | None = None
+    chunk: int = 256
+    candidates: int = 0
+    slots: int = 64
+    cache_gb: float | None = None
+    engine: str = "slots"
+    dtype: str = "auto"
+    max_completion_length: int | None = None
+    option_seed: int = 0
+    k_values: list[int] | None = field(default=None)
+
+    # What makes a sample what it is: a run with another value is another run.
+    SETTLED = (
+        "model", "benchmarks", "decodings", "preset", "limit", "question_column", "answer_column", "grader", "chunk",
+        "engine", "dtype", "max_completion_length", "option_seed",
+    )  # fmt: skip
+
+    def check(self) -> None:
+        """Raise a `ValueError` for what cannot be evaluated, before anything is loaded."""
+        get_preset(self.preset)
+        names = [decoding.name for decoding in self.decodings]
+        repeated = {name for name in names if names.count(name) > 1}
+        if repeated or not names:
+            raise ValueError(
+                f"`decodings` has the names {names}, but each must be there, and once: samples are told apart by it."
+            )
+        if not self.benchmarks:
+            raise ValueError("`benchmarks` is empty, so there is nothing to evaluate on. Name at least one.")
+        if self.grader is not None and self.grader not in GRADERS:
+            raise ValueError(f"`grader` is {self.grader!r}. Choose one of {', '.join(GRADERS)}.")
+        if self.engine not in ENGINES:
+            raise ValueError(f"`engine` is {self.engine!r}. Choose one of {', '.join(ENGINES)}.")
+        if self.chunk < 1:
+            raise ValueError(f"`chunk` is {self.chunk}, but it counts samples and must be at least 1.")
+
+
+def evaluate(run: Evaluation) -> dict[str, dict[str, dict]]:
+    """
+    Compute what is missing of a run, and its metrics.
+
+    Returns:
+        `{benchmark: {decoding: metrics}}`, as `metrics.json` holds it; empty on processes other than the first.
+    """
+    run.check()
+    state = PartialState()
+    store = Store(run.output_dir, state.process_index)
+    problems = {
+        name: load_problems(
+            name, run.data_dir, run.limit, run.question_column, run.answer_column, seed=run.option_seed
+        )
+        for name in run.benchmarks
+    }
+    if state.is_main_process:
+        asked = {name: getattr(run, name) for name in run.SETTLED}
+        asked["decodings"] = [asdict(decoding) for decoding in run.decodings]
+        sizes = {name: len(rows) for name, rows in problems.items()}
+        store.open({**asked, "problems": sizes, "environment": environment(state)}, run.SETTLED)
+    state.wait_for_everyone()
+    done = {chunk for chunk, _, _ in store.chunks()}
+    state.wait_for_everyone()  # all have read before anyone writes
+
+    by_model: dict[str, list[Decoding]] = defaultdict(list)
+    for decoding in run.decodings:
+        by_model[decoding.model or run.model].append(decoding)
+    for model, decodings in by_model.items():
+        policy: _Policy | None = None
+        for name, rows in problems.items():
+            for decoding in decodings:
+                samples = decoding.num_samples or get_preset(run.preset).num_samples
+                items = [(problem, sample) for problem in rows for sample in range(samples)]
+                parts = [items[i : i + run.chunk] for i in range(0, len(items), run.chunk)]
+                mine = [
+                    (number, part)
+                    for number, part in enumerate(parts)
+                    if number % state.num_processes == state.process_index
+                    and (name, decoding.name, number) not in done
+                ]
+                if mine:
+                    policy = policy or _Policy(run, model, state.device)
+                    policy.complete(name, decoding, mine, samples, store, state)
+        del policy
+    state.wait_for_everyone()
+    if not state.is_main_process:
+        return {}
+    metrics = score(store, run.k_values)
+    store.write("metrics.json", metrics)
+    return metrics
+
+
+class _Policy:
+    """A model on its device, and what is saved beside it."""
+
+    def __init__(self, run: Evaluation, path: str, device):
+        self.run, self.preset = run, get_preset(run.preset)
+        self.tokenizer = AutoTokenizer.from_pretrained(path)
+        self.model = AutoModelForCausalLM.from_pretrained(path, dtype=run.dtype).to(device).eval()
+        here = os.path.isfile(os.path.join(path, FILE_NAME))
+        self.saved = ThinkingSettings.load_thinking(path) if here else None
+        eos = self.model.generation_config.eos_token_id
+        eos = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
+        self.eos = sorted({*eos, *([] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id])})
+
+    def complete(self, benchmark: str, decoding: Decoding, parts, samples: int, store: Store, state) -> None:
+        """Compute, grade and write chunks, with a bar that shows the running score."""
+        kind = parts[0][1][0][0].meta["kind"]
+        settings = decoding.settings(self.preset, kind, self.saved)
+        length = decoding.max_completion_length or self.run.max_completion_length
+        plan = make_plan(
+            settings,
+            self.tokenizer,
+            Hard(**{k: v for k, v in decoding.sampling(self.preset).items() if k != "repetition_penalty"}),
+            vocab_size=self.model.config.get_text_config().vocab_size,
+            max_completion_length=length or self.preset.completion_length(kind, self.tokenizer),
+            eos_token_ids=self.eos,
+            rms=table_rms(self.model),
+            repetition_penalty=decoding.sampling(self.preset).get("repetition_penalty", 1.0),
+        )
+        total, right = sum(len(part) for _, part in parts), []
+        title = f"{benchmark} · {decoding.name}"
+        with tqdm(total=total, desc=title, unit="sample", disable=not state.is_main_process) as bar:
+            for number, part in parts:
+                start = time.perf_counter()
+                lines = self._chunk(benchmark, decoding, plan, kind, part, samples, bar)
+                seconds = time.perf_counter() - start
+                right += [line["correct"] for line in lines]
+                bar.set_postfix_str(f"mean {mean(right):.3f}")
+                tokens = sum(line["length"] for line in lines)
+                chunk: Chunk = (benchmark, decoding.name, number)
+                store.append(chunk, lines, tokens=tokens, seconds=round(seconds, 3))
+
+    def _chunk(self, benchmark, decoding, plan, kind, part, samples, bar) -> list[dict]:
+        prompts = [build_prompt(problem, self.preset, self.tokenizer) for problem, _ in part]
+        ids = [self.tokenizer(prompt)["input_ids"] for prompt in prompts]
+        numbers = [problem.number * samples + sample for problem, sample in part]
+        key = Key(decoding.seed, 0, torch.tensor(numbers, device=self.model.device))
+        options = EngineOptions(self.run.slots, self.run.cache_gb)
+        lines: list[dict | None] = [None] * len(part)
+        with soft_tokens_added(self.model), closing(ENGINES[self.run.engine](self.model, ids, plan, key, options)) as out:
+            for rows, rollout in out:
+                for index, row in enumerate(rows):
+                    problem, sample = part[row]
+                    one = rollout[index : index + 1].to("cpu")
+                    lines[row] = {
+                        "benchmark": benchmark,
+                        "decoding": decoding.name,
+                        "problem": problem.number,
+                        "sample": sample,
+                        "prompt": prompts[row],
+                        **self._described(one, plan),
+                        **self._graded(one, problem, kind),
+                    }
+                bar.update(len(rows))
+        return [line for line in lines if line is not None]
+
+    def _described(self, rollout: Rollout, plan) -> dict[str, Any]:
+        length = int(rollout.completion_mask.sum())
+        ids = rollout.completion_ids[0, :length]
+        thoughts = rollout.record.thinking_mask[0, :length]
+        entropy = rollout.entropies[0, :length]
+        line = {
+            "text": self.tokenizer.decode(ids, skip_special_tokens=True),
+            "length": length,
+            "thinking_length": rollout.thinking_length.item(),
+            "thinking_cut": rollout.thinking_cut.item(),
+            "clipped": length == plan.max_completion_length and int(ids[-1]) not in self.eos,
+            "entropy": entropy[thoughts].mean().item() if thoughts.any() else None,
+        }
+        if self.run.candidates:
+            line["thoughts"] = self._steps(rollout, length)
+        return line
+
+    def _steps(self, rollout: Rollout, length: int) -> list[dict]:
+        """Each step's token, entropy and heaviest candidates."""
+        record, decode = rollout.record, self.tokenizer.decode
+        weights = record.thought.weights(record.map(lambda x: x[0, :length]).action)
+        steps: list[dict] = []
+        for t in range(length):
+            thought = bool(record.thinking_mask[0, t])
+            step: dict[str, Any] = {
+                "token": decode([int(rollout.completion_ids[0, t])]),
+                "entropy": round(rollout.entropies[0, t].item(), 4),
+                "thought": thought,
+                "candidates": [],
+            }
+            if thought and weights is not None:
+                heaviest = weights[t].topk(min(self.run.candidates, weights.size(-1)))
+                ids = record.action["ids"][0, t][heaviest.indices]
+                pairs = zip(ids.tolist(), heaviest.values.tolist(), strict=True)
+                step["candidates"] = [[decode([i]), round(w, 4)] for i, w in pairs if w > 0]
+            steps.append(step)
+        return steps
+
+    def _graded(self, rollout: Rollout, problem: Problem, kind: str) -> dict[str, Any]:
+        ids = rollout.completion_ids[0, : int(rollout.completion_mask.sum())]
+        # Marks such as </think> are special tokens of some tokenizers, and the preset may read from there on.
+        text = self.tokenizer.decode([i for i in ids.tolist() if i not in self.eos], skip_special_tokens=False)
+        grader: Callable = GRADERS[self.run.grader or problem.meta["grader"]]
+        verdict = grader(answer_text(text, self.preset, kind), problem.gold)
+        found = {"answer": verdict.answer, "vote": verdict.vote, "correct": verdict.correct}
+        return found | ({"reason": verdict.reason} if verdict.reason else {})
+
+
+def score(store: Store, k_values: list[int] | None = None) -> dict[str, dict[str, dict]]:
+    """Metrics of every benchmark and decoding of a run, from its sealed samples."""
+    samples: dict[tuple[str, str], list[dict]] = defaultdict(list)
+    spent: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for (benchmark, decoding, _), lines, seal in store.chunks():
+        samples[benchmark, decoding] += lines
+        spent[benchmark, decoding][0] += seal["tokens"]
+        spent[benchmark, decoding][1] += seal["seconds"]
+    result: dict[str, dict[str, dict]] = defaultdict(dict)
+    for (benchmark, decoding), lines in samples.items():
+        by_problem: dict[int, list[dict]] = defaultdict(list)
+        for line in sorted(lines, key=lambda line: (line["problem"], line["sample"])):
+            by_problem[line["problem"]].append(line)
+        correct = [[line["correct"] for line in rows] for rows in by_problem.values()]
+        votes = [[line["vote"] for line in rows] for rows in by_problem.values()]
+        voted = any(vote is not None for row in votes for vote in row)
+        fewest = min(map(len, correct))
+        chosen = None if k_values is None else [k for k in k_values if k <= fewest]
+        tokens, seconds = spent[benchmark, decoding]
+        entropies = [line["entropy"] for line in lines if line["entropy"] is not None]
+        result[benchmark][decoding] = {
+            **summary(correct, votes if voted else None, chosen),
+            "length": {"mean": mean(line["length"] for line in lines)},
+            "thinking_length": {"mean": mean(line["thinking_length"] for line in lines)},
+            "clipped": mean(line["clipped"] for line in lines),
+            "thinking_cut": mean(line["thinking_cut"] for line in lines),
+            "entropy": mean(entropies) if entropies else None,
+            "tokens_per_second": tokens / seconds if seconds else None,
+        }
+    return dict(result)
+
+
+def environment(state) -> dict[str, Any]:
+    """Where a run was made: versions, commit, machine."""
+    versions: dict[str, str | None] = {}
+    for name in ("trl_soft", "trl", "transformers", "torch", "accelerate", "math-verify"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = None
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "versions": versions,
+        "commit": commit or None,
+        "python": platform.python_version(),
+        "device": device,
+        "processes": state.num_processes,
+        "threads": torch.get_num_threads(),
+    }

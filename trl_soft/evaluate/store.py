@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run on disk: a manifest of what was asked, and files of samples that only grow.
+
+Samples are computed and written in chunks. A chunk is a `begin` line, its samples, and a `seal` line, written at once; one
+without its seal, because the process died, is as if it had never been and is computed again whole. Chunks are the same
+whoever computes them and whenever, so that a resumed run ends with what an uninterrupted one would have, to the letter.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+Chunk = tuple[str, str, int]  # benchmark, decoding, number
+
+
+class Store:
+    """
+    Args:
+        folder: of the run. rank (`int`): of this process, which writes `samples/<rank>.jsonl` and reads all.
+    """
+
+    def __init__(self, folder: str | os.PathLike, rank: int = 0):
+        self.folder, self.rank = Path(folder), rank
+
+    @property
+    def path(self) -> Path:
+        """Where this process writes."""
+        return self.folder / "samples" / f"{self.rank}.jsonl"
+
+    def open(self, manifest: dict[str, Any], settled: tuple[str, ...]) -> None:
+        """
+        Begin a run, or go on with one.
+
+        Args:
+            manifest: what is asked, and what was found here.
+            settled: its keys that must not differ from those of the run that is gone on with.
+        """
+        file = self.folder / "manifest.json"
+        if file.exists():
+            before = json.loads(file.read_text())
+            asked = json.loads(json.dumps(manifest))
+            different = [key for key in settled if before.get(key) != asked.get(key)]
+            if different:
+                key = different[0]
+                raise ValueError(
+                    f"{self.folder} holds a run whose `{key}` is {before.get(key)!r}, and now it is {asked.get(key)!r}: its "
+                    "samples would be mixed with others. Set the same, or another output folder."
+                )
+            manifest = {**before, "resumed": [*before.get("resumed", []), manifest["environment"]]}
+        (self.folder / "samples").mkdir(parents=True, exist_ok=True)
+        _replace(file, json.dumps(manifest, indent=2) + "\n")
+
+    def append(self, chunk: Chunk, samples: list[dict], **measured) -> None:
+        """Write a whole chunk, and be sure that it is on the disk."""
+        lines = [{"begin": chunk}, *samples, {"seal": chunk, "samples": len(samples), **measured}]
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        torn = self.path.exists() and self.path.stat().st_size > 0 and not self.path.read_bytes().endswith(b"\n")
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(("\n" if torn else "") + text)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def chunks(self) -> Iterator[tuple[Chunk, list[dict], dict]]:
+        """Every sealed chunk of every process, once: its name, its samples and what its seal says."""
+        seen: set[Chunk] = set()
+        for path in sorted((self.folder / "samples").glob("*.jsonl")):
+            current: list[dict] | None = None
+            with open(path, encoding="utf-8", errors="replace") as file:
+                for text in file:
+                    line = _parsed(text)
+                    if line is None:
+                        current = None  # torn: the rest of its chunk was never written
+                    elif "begin" in line:
+                        current = []
+                    elif "seal" in line:
+                        chunk: Chunk = tuple(line["seal"])
+                        if current is not None and len(current) == line["samples"] and chunk not in seen:
+                            seen.add(chunk)
+                            yield chunk, current, line
+                        current = None
+                    elif current is not None:
+                        current.append(line)
+
+    def write(self, name: str, content: Any) -> None:
+        """A JSON file of the run, whole or not at all."""
+        _replace(self.folder / name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def _parsed(text: str) -> dict | None:
+    try:
+        line = json.loads(text)
+    except json.JSONDecodeError:
+        return None
+    return line if isinstance(line, dict) else None
+
+
+def _replace(path: Path, text: str) -> None:
+    aside = path.with_name(path.name + ".tmp")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
