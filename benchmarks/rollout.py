@@ -10,7 +10,7 @@ rivals draw the same number of tokens. Prints one JSON object last, of ratios in
     engine_vs_generate               hard tokens in slots, against transformers' `generate` with as many rows in flight
     refill_vs_static                 refilled slots against slots that wait for the longest
     group_prefill_vs_plain           8 completions of prompts of 1,024 tokens, read once or eight times
-    record_us_per_token              records of 64 completions (mean about 600 tokens, K = 10) from slots to one batch
+    record_us_per_token              records of 64 completions (mean about 600 tokens, K = 10) from slots to the host
     full_vocabulary_mix_vs_topk      gaussian against gumbel thoughts, tokens a second
     growth                           tokens a second at 1, 2, 4 and 8 times the samples over those at 1
     memory_at_8x                     peak memory at 8 times the samples over that at 1
@@ -29,7 +29,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM, StoppingCriteria, Stoppi
 
 from trl_soft import KeyedNoise
 from trl_soft.forward import soft_tokens_added
-from trl_soft.rollout import ENGINES, EngineOptions, Key, Plan, StopRule, assemble
+from trl_soft.rollout import ENGINES, EngineOptions, Key, Plan, StopRule
 from trl_soft.rollout.base import left_padded
 from trl_soft.rollout.state import Slots
 from trl_soft.scoring import DenseLogits
@@ -94,8 +94,8 @@ def generate(net, prompts, lengths, rows: int) -> None:
 @torch.no_grad()
 def record_microseconds(count: int = 64, mean: float = 600.0, length: int = 2048) -> float:
     """
-    Taking the records of `count` completions out of slots, one by one as they finish, into one batch: microseconds a
-    token. The slots are filled with what a rollout would have written; no model runs.
+    Taking the records of `count` completions out of slots, one by one as they finish, into memory of their own in the
+    host: microseconds a token. The slots are filled with what a rollout would have written; no model runs.
     """
     made = plan(Gumbel(top_k=10), length)
     slots = Slots(count, made, Key(0, 0, torch.arange(count)), V, torch.device("cpu"))
@@ -108,8 +108,9 @@ def record_microseconds(count: int = 64, mean: float = 600.0, length: int = 2048
     times = []
     for _ in range(5):
         start = time.perf_counter()
-        assemble((([slot], slots.result([slot])) for slot in range(count)), count, made)
+        kept = [slots.result([slot]).to("cpu")[:] for slot in range(count)]
         times.append(time.perf_counter() - start)
+        del kept
     return 1e6 * statistics.median(times) / tokens.sum().item()
 
 

@@ -34,7 +34,9 @@ class Arguments:
     output_dir: str = _help("The run's folder; run again to go on.", "outputs/evaluation")
     preset: str = _help("Prompts, caps, sampling: soft_grpo, soft_tokens or plain.", "plain")
     decodings: list[dict] | None = _help("YAML only: a list of {name, thought, temperature, num_samples, ...}.")
-    grid_models: list[str] | None = _help("label=path of trained models: the six inference settings of 2509.19170 each.")
+    grid_models: list[str] | None = _help(
+        "label=path of trained models: the six inference settings of 2509.19170 each."
+    )
     num_samples: int | None = _help("Samples of each problem, where a decoding says nothing.")
     data_dir: str | None = _help("Folder with local files of the benchmarks; unset: the hub.")
     limit: int | None = _help("Only the first so many problems.")
@@ -85,7 +87,9 @@ def show(metrics: dict) -> None:
 def main(arguments: Arguments):
     decodings = decodings_of(arguments)
     if arguments.model_name_or_path is None and any(decoding.model is None for decoding in decodings):
-        raise ValueError("`model_name_or_path` is not set and a decoding names no model. Set it to a path or a hub id.")
+        raise ValueError(
+            "`model_name_or_path` is not set and a decoding names no model. Set it to a path or a hub id."
+        )
     run = Evaluation(
         model=arguments.model_name_or_path or "",
         decodings=decodings,

@@ -93,7 +93,7 @@ class DenseLogits:
 
     def at(self, ids: torch.Tensor) -> torch.Tensor:
         """Logits of the candidates `ids` (N, K) -> (N, K) float32."""
-        return self.logits.gather(-1, ids)
+        return self.logits.gather(-1, ids.long())
 
     def dense(self) -> torch.Tensor:
         """All logits, (N, V) float32."""

@@ -27,7 +27,13 @@ def draw(net, rank: int, thought: str):
     """Rank 1 completes fewer and shorter: it has finished long before rank 0."""
     settings = ThinkingSettings(thought=thought, max_thinking_length=8)
     plan = make_plan(
-        settings, tiny.tokenizer(), Hard(), vocab_size=26, max_completion_length=24, eos_token_ids=[], rms=table_rms(net)
+        settings,
+        tiny.tokenizer(),
+        Hard(),
+        vocab_size=26,
+        max_completion_length=24,
+        eos_token_ids=[],
+        rms=table_rms(net),
     )
     prompts = [[4, 5, 6, 7]] * (6 if rank == 0 else 2)
     lengths = [24] * 6 if rank == 0 else [10] * 2

@@ -142,7 +142,9 @@ def main(argv: list[str] | None = None) -> None:
     path = options.output_dir / "ood.json"
     path.write_text(json.dumps({"model": options.model, "tasks": results}, indent=2) + "\n")
     for name, row in results.items():
-        scores = ", ".join(f"{metric} {row[metric]['value']:.4f}" for metric in ("acc", "acc_norm", "nll") if metric in row)
+        scores = ", ".join(
+            f"{metric} {row[metric]['value']:.4f}" for metric in ("acc", "acc_norm", "nll") if metric in row
+        )
         print(f"{name}: {row['questions']} questions, {scores}")
     print(f"Wrote {path}")
 

@@ -202,7 +202,10 @@ class _Policy:
         key = Key(decoding.seed, 0, torch.tensor(numbers, device=self.model.device))
         options = EngineOptions(self.run.slots, self.run.cache_gb)
         lines: list[dict | None] = [None] * len(part)
-        with soft_tokens_added(self.model), closing(ENGINES[self.run.engine](self.model, ids, plan, key, options)) as out:
+        with (
+            soft_tokens_added(self.model),
+            closing(ENGINES[self.run.engine](self.model, ids, plan, key, options)) as out,
+        ):
             for rows, rollout in out:
                 for index, row in enumerate(rows):
                     problem, sample = part[row]

@@ -10,7 +10,7 @@ A part may be a view of memory that the engine goes on writing to: it is read be
 `model` is a causal LM (or a PEFT model around one) with `add_soft_tokens`, and is left as it was found.
 """
 
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -191,6 +191,11 @@ def _empty(like: Rollout, count: int, plan: Plan) -> Rollout:
     out = like._map(room)
     out.completion_ids.fill_(plan.pad_token_id)
     return out
+
+
+def packed(action: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """An action as a record keeps it: candidates in 32 bits, which are half of it."""
+    return {name: value.int() if name == "ids" else value for name, value in action.items()}
 
 
 def positions(attention_mask: torch.Tensor) -> torch.Tensor:

@@ -172,7 +172,15 @@ def slot_attention(
     if sliding_window is None and _is_sliding(module):
         sliding_window = module.config.sliding_window
     half = query.dtype in (torch.bfloat16, torch.float16)
-    if _VARLEN and query.is_cuda and half and cache.position is not None and softcap is None and s_aux is None and not dropout:
+    if (
+        _VARLEN
+        and query.is_cuda
+        and half
+        and cache.position is not None
+        and softcap is None
+        and s_aux is None
+        and not dropout
+    ):
         return _varlen(query, cache, module.layer_idx, scaling, sliding_window), None
     mask = cache.mask(sliding_window)
     q = query.reshape(rows, key.size(1), group * tokens, size)
@@ -203,7 +211,9 @@ def _varlen(query, cache: SlotCache, layer: int, scaling, window: int | None) ->
 
     rows, length = query.size(0), cache.length
     assert cache.position is not None
-    keys, values = (tensor[:rows].flatten(0, 1) for tensor in (cache.slot_layers[layer].keys, cache.slot_layers[layer].values))
+    keys, values = (
+        tensor[:rows].flatten(0, 1) for tensor in (cache.slot_layers[layer].keys, cache.slot_layers[layer].values)
+    )
     starts = cache.starts[: rows + 1]
     out: Any = varlen_attn(
         query[:, :, 0].contiguous(), keys, values, starts, starts * length, 1, length,

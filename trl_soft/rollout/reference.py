@@ -17,7 +17,7 @@ from ..lookup import embedding_scale
 from ..record import SoftTokens
 from ..scoring import DenseLogits, logit_transform, transformed, whole
 from ..thoughts import Thought
-from .base import EngineOptions, Key, Parts, Plan, Rollout, left_padded, positions
+from .base import EngineOptions, Key, Parts, Plan, Rollout, left_padded, packed, positions
 
 
 def simple(model, prompts: Sequence[Sequence[int]], plan: Plan, key: Key, options: EngineOptions) -> Parts:
@@ -200,7 +200,7 @@ def _penalised(penalise, view: DenseLogits, prompt: torch.Tensor, shadow: torch.
 
 def _remember(actions: dict, action: dict, rows: torch.Tensor, t: int, shape: tuple[int, int]) -> None:
     """Write the action of some rows at position t, making the (B, C, ...) tensors at the first call."""
-    for name, value in action.items():
+    for name, value in packed(action).items():
         if name not in actions:
             actions[name] = value.new_zeros(*shape, *value.shape[1:])
         actions[name][rows, t] = value

@@ -9,7 +9,7 @@ import torch
 from ..noise import KeyedNoise
 from ..record import SoftTokens
 from ..scoring import DenseLogits
-from .base import Key, Plan, Rollout
+from .base import Key, Plan, Rollout, packed
 
 
 Kept = dict[str, dict[str, torch.Tensor]]
@@ -201,7 +201,7 @@ class Slots:
         rows.put_at(now.thinking_mask, is_thought)
         rows.put_at(now.log_probs, log_prob)
         rows.put_at(now.entropies, entropy)
-        for name, value in action.items():
+        for name, value in packed(action).items():
             if name not in self.action:
                 shape = len(self.blocks["ids"]), plan.max_completion_length, *value.shape[1:]
                 self.action[name] = value.new_zeros(shape)
