@@ -60,6 +60,8 @@ def seconds_a_step(net, thought, slots: int, steps: int, repeats: int, graphs: b
     plan = Plan(thought, Hard(), StopRule(Never()), length + 8, eos_token_ids=[], pad_token_id=0)  # type: ignore[arg-type]
     key = Key(0, 0, torch.arange(slots, device="cuda"))
     run = _Run(net, [prompt] * slots, plan, key, EngineOptions(slots, cuda_graphs=graphs))
+    if run.cache.slots != slots:
+        raise RuntimeError(f"The device's memory holds {run.cache.slots} of {slots} slots. Ask for fewer.")
     times = []
     with run.attached():
         run.admit()

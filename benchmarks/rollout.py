@@ -123,7 +123,6 @@ def main():
     options = parser.parse_args()
     net, slots = model(), options.slots
     lengths = log_normal(8 * options.samples, options.mean)
-    lengths[0] = CAP  # the slots are as long as the longest sample, at every number of samples
     draw = random.Random(1)
     prompts = [[draw.randrange(3, V) for _ in range(draw.randrange(8, 48))] for _ in lengths]
     some = prompts[: options.samples], lengths[: options.samples]
@@ -167,7 +166,8 @@ def main():
         growth, peaks = {}, {}
         for times in (1, 2, 4, 8):
             count = times * options.samples
-            part = prompts[:count], lengths[:count]
+            # The slots are as long as the longest sample: the same at every number of them.
+            part = prompts[:count], [CAP, *lengths[1:count]]
 
             def run(part=part):
                 start = time.perf_counter()

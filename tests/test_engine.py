@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The slot engine against the simple loop: the same tokens, records and log-probabilities, however it is arranged."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -21,6 +23,7 @@ THOUGHTS = [
     {"thought": "soft"},
     {"thought": "gumbel", "gumbel_temperature": 0.5},
     {"thought": "gumbel", "gumbel_density": "softgrpo"},
+    {"thought": "gumbel", "gumbel_density": "concrete"},
     {"thought": "gaussian"},
     {"thought": "gaussian", "noise_placement": "hidden"},
     {"thought": "gaussian", "noise_placement": "logits", "noise_scale": 1.0, "thinking_top_k": 8},
@@ -115,7 +118,7 @@ def test_a_repetition_penalty(thought):
             assert_same(run(net, made, prompts=PROMPTS * 2, **options), theirs)
 
 
-@pytest.mark.parametrize("settings", THOUGHTS[:6], ids=name)
+@pytest.mark.parametrize("settings", THOUGHTS[:7], ids=name)
 def test_a_cache_too_small_sends_the_youngest_back(settings, monkeypatch):
     """Read again from their records they go on as if they had never left; their shadow text would not do."""
     net = tiny.model()
@@ -176,7 +179,7 @@ def test_a_length_of_its_own_for_each():
     theirs, ours = (run(net, made, engine, lengths=lengths, slots=4) for engine in ("simple", "slots"))
     assert ours.completion_mask.sum(-1).tolist() == lengths
     assert_same(ours, theirs)
-    with pytest.raises(ValueError, match="each of which must be from 1 to"):
+    with pytest.raises(ValueError, match="each of which must be whole and from 1 to"):
         run(net, made, lengths=[0] * len(PROMPTS))
 
 
@@ -248,6 +251,43 @@ def test_an_interrupted_rollout_leaves_the_model_as_it_was(engine, monkeypatch):
     assert len(calls) == 9 and torch.equal(torch.get_rng_state(), state)
     assert vars(net) == before and net.config._attn_implementation == implementation
     assert len(net.lm_head._forward_pre_hooks) == hooks
+
+
+def test_rollouts_in_two_threads_keep_apart():
+    """Models of different shapes, whose attention would fail on each other's keys."""
+    nets = tiny.model(), tiny.model(hidden_size=48, num_attention_heads=6, num_key_value_heads=3)
+    alone = [run(net, plan(net, {}), slots=4) for net in nets]
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(lambda net: run(net, plan(net, {}), slots=4), nets))
+    for ours, theirs in zip(together, alone, strict=True):
+        assert torch.equal(ours.completion_ids, theirs.completion_ids)
+
+
+@pytest.mark.parametrize("rope", ["dynamic", "longrope"])
+def test_frequencies_that_depend_on_the_company_are_refused(rope):
+    parameters = {"rope_type": rope, "rope_theta": 1e4, "factor": 2.0}
+    if rope == "longrope":
+        parameters |= {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "original_max_position_embeddings": 20}
+    net = tiny.model(rope_parameters=parameters)
+    with pytest.raises(ValueError, match=f"rope_type: {rope}.*company"):
+        run(net, plan(net, {}))
+
+
+def test_attention_of_every_part_of_a_config_is_restored(monkeypatch):
+    """Setting a config's attention sets that of all configs inside it; each gets its own back."""
+    net = tiny.model()
+    inner = type(net.config)(**net.config.to_dict())
+    inner._attn_implementation = "eager"
+    net.config.inner = inner
+    monkeypatch.setattr(type(net.config), "sub_configs", {"inner": type(inner)})
+    seen = []
+    step = engine_module._Run._step
+    monkeypatch.setattr(
+        engine_module._Run, "_step", lambda *args: (seen.append(inner._attn_implementation), step(*args))[1]
+    )
+    run(net, plan(net, {}), slots=4)
+    assert set(seen) == {"trl_soft_slots"}
+    assert [net.config._attn_implementation, inner._attn_implementation] == ["sdpa", "eager"]
 
 
 def test_between_two_parts_the_model_is_the_callers():

@@ -263,7 +263,7 @@ class _Policy:
     def _graded(self, rollout: Rollout, problem: Problem, kind: str) -> dict[str, Any]:
         ids = rollout.completion_ids[0, : int(rollout.completion_mask.sum())]
         # Marks such as </think> are special tokens of some tokenizers, and the preset may read from there on.
-        text = self.tokenizer.decode([i for i in ids.tolist() if i not in self.eos], skip_special_tokens=False)
+        text = str(self.tokenizer.decode([i for i in ids.tolist() if i not in self.eos], skip_special_tokens=False))
         grader: Callable = GRADERS[self.run.grader or problem.meta["grader"]]
         verdict = grader(answer_text(text, self.preset, kind), problem.gold)
         found = {"answer": verdict.answer, "vote": verdict.vote, "correct": verdict.correct}

@@ -17,6 +17,7 @@ import torch
 
 from ..noise import KeyedNoise
 from ..record import SoftTokens
+from ..settings import check_number
 from ..thoughts import Hard, Thought
 from .stop import StopRule
 
@@ -99,21 +100,20 @@ class EngineOptions:
     static: bool = False
 
     def __post_init__(self):
-        for name in ("slots", "prefill_tokens", "check_every"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"`{name}` is {value}, but it counts and must be at least 1.")
-        if self.cache_gb is not None and self.cache_gb <= 0:
-            raise ValueError(f"`cache_gb` is {self.cache_gb}, but a rollout needs keys and values. Set it above 0.")
+        check_number("slots", self.slots, 1, None, whole=True)
+        check_number("prefill_tokens", self.prefill_tokens, 1, None, whole=True)
+        check_number("check_every", self.check_every, 1, None, whole=True, optional=True)
+        check_number("cache_gb", self.cache_gb, 0, None, open_low=True, optional=True)
 
     def limits(self, n: int, plan: Plan) -> list[int]:
         """Longest completion of each of n prompts."""
         if self.lengths is None:
             return [plan.max_completion_length] * n
-        if len(self.lengths) != n or not all(1 <= x <= plan.max_completion_length for x in self.lengths):
+        most = plan.max_completion_length
+        if len(self.lengths) != n or not all(isinstance(x, int) and 1 <= x <= most for x in self.lengths):
             raise ValueError(
-                f"`lengths` holds {len(self.lengths)} numbers for {n} prompts, each of which must be from 1 to "
-                f"`max_completion_length`, {plan.max_completion_length}."
+                f"`lengths` holds {len(self.lengths)} numbers for {n} prompts, each of which must be whole and from 1 to "
+                f"`max_completion_length`, {most}."
             )
         return list(self.lengths)
 

@@ -7,6 +7,7 @@ looks no further than that, so that no prompt is padded on the left and no mask 
 """
 
 import inspect
+import threading
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,8 +15,10 @@ import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface, DynamicCache
 from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.utils import logging
 
 
+logger = logging.get_logger(__name__)
 NAME = "trl_soft_slots"
 _BLOCK = 64  # what is attended to is cut to a multiple of this, so that shapes repeat
 
@@ -133,7 +136,8 @@ class _SlotLayer(CacheLayerMixin):
         return self.cache.length
 
 
-_active: list[SlotCache] = []
+# The cache of the rollout that this thread is in: attention functions are given none.
+_active = threading.local()
 
 
 def _varlen_takes_lengths() -> bool:
@@ -166,22 +170,19 @@ def slot_attention(
 
     Heads that share keys are stacked as if they were tokens, so that a step never repeats keys and values.
     """
-    cache = _active[-1]
+    cache: SlotCache = _active.stack[-1]
     rows, heads, tokens, size = query.shape
     group = heads // key.size(1)
     if sliding_window is None and _is_sliding(module):
         sliding_window = module.config.sliding_window
-    half = query.dtype in (torch.bfloat16, torch.float16)
-    if (
-        _VARLEN
-        and query.is_cuda
-        and half
-        and cache.position is not None
-        and softcap is None
-        and s_aux is None
-        and not dropout
-    ):
-        return _varlen(query, cache, module.layer_idx, scaling, sliding_window), None
+    plain = softcap is None and s_aux is None and not dropout and key.size(-1) == value.size(-1)
+    if query.is_cuda and cache.position is not None:
+        if plain and _VARLEN and query.dtype in (torch.bfloat16, torch.float16):
+            return _varlen(query, cache, module.layer_idx, scaling, sliding_window), None
+        logger.warning_once(
+            f"{type(module).__name__} attends through a mask over the longest slot: flash attention with a length for each "
+            "slot takes half precision, equal key and value sizes, no cap, sinks or dropout, and torch 2.13."
+        )
     mask = cache.mask(sliding_window)
     q = query.reshape(rows, key.size(1), group * tokens, size)
     if group > 1 and tokens > 1:
@@ -197,7 +198,7 @@ def slot_attention(
             z = torch.cat([z, sink.reshape(rows, key.size(1), group * tokens, 1)], dim=-1)
         p = F.dropout(torch.softmax(z, dim=-1)[..., : key.size(2)].to(query.dtype), dropout)
         out = p @ value
-    return out.reshape(rows, heads, tokens, -1).transpose(1, 2), None
+    return out.reshape(rows, heads, tokens, -1).transpose(1, 2).contiguous(), None
 
 
 def _is_sliding(module) -> bool:
@@ -229,17 +230,23 @@ AttentionInterface.register(NAME, slot_attention)
 @contextmanager
 def slots_attended(model, cache: SlotCache):
     """`slot_attention` as the model's attention, for the length of a `with` block."""
-    configs = {id(config): config for config in (model.config, model.config.get_text_config())}.values()
-    before = [(config, config._attn_implementation) for config in configs]
-    _active.append(cache)
+    before = [(config, config._attn_implementation) for config in _configs(model.config)]
+    stack = _active.__dict__.setdefault("stack", [])
+    stack.append(cache)
     try:
-        for config, _ in before:
+        for config in (model.config, model.config.get_text_config()):
             config._attn_implementation = NAME
         yield
     finally:
-        _active.pop()
-        for config, name in before:
+        stack.pop()
+        for config, name in before:  # a config before its parts, which it would set alike
             config._attn_implementation = name
+
+
+def _configs(config) -> list:
+    """A config and all configs inside it."""
+    inside = [getattr(config, name, None) for name in getattr(config, "sub_configs", None) or ()]
+    return [config, *(part for child in inside if child is not None for part in _configs(child))]
 
 
 def check_slots(model) -> None:
@@ -249,8 +256,19 @@ def check_slots(model) -> None:
         others |= {type(layer).__name__} - {"DynamicLayer", "DynamicSlidingWindowLayer"}
     config = model.config.get_text_config()
     others |= set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    ropes = getattr(config, "rope_parameters", None) or {}
+    ropes = (
+        ropes
+        if "rope_type" in ropes
+        else {k: v for rope in ropes.values() if isinstance(rope, dict) for k, v in rope.items()}
+    )
     reason = None
-    if len({parameter.device for parameter in model.parameters()}) > 1:
+    if ropes.get("rope_type") in ("dynamic", "longrope"):
+        reason = (
+            f"chooses its rotary frequencies by the longest sequence in a call (`rope_type: {ropes['rope_type']}`), so that "
+            "a completion would depend on its company"
+        )
+    elif len({parameter.device for parameter in model.parameters()}) > 1:
         reason = "lies on several devices"
     elif others:
         reason = f"has layers that keep more than keys and values ({', '.join(sorted(others))})"
@@ -261,7 +279,7 @@ def check_slots(model) -> None:
     if reason is not None:
         raise ValueError(
             f"{name} {reason}, which the slots of a rollout cannot hold. Set `rollout_engine: simple` "
-            '(`engine="simple"` in `soft_generate`): padded batches, slower, the same completions.'
+            '(`engine="simple"` in `soft_generate`): padded batches, as `generate` has them, slower.'
         )
 
 

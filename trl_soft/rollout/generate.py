@@ -74,7 +74,9 @@ def soft_generate(
     Args:
         model: a causal LM of transformers, or a PEFT model around one. It is left as it was found.
         tokenizer: its tokenizer.
-        prompts: texts (chat templates already applied) or lists of ids.
+        prompts:
+            Texts, to which the tokenizer adds what it always adds (a beginning of sequence, for some: leave it out of a
+            chat template's text), or lists of ids, which are taken as they are.
         settings (`ThinkingSettings`, *optional*):
             How to think. `None` reads `thinking_config.json` from the folder the model was loaded from.
         num_generations (`int`): completions of each prompt.
@@ -89,8 +91,14 @@ def soft_generate(
     """
     if isinstance(prompts, str):
         raise TypeError("`prompts` is one text, which would be read as a list of letters. Pass a list: `[prompt]`.")
-    if num_generations < 1:
-        raise ValueError(f"`num_generations` is {num_generations}, but it must be at least 1.")
+    if not isinstance(prompts, (list, tuple)):
+        raise TypeError(f"`prompts` is a {type(prompts).__name__}. Pass a list of texts or of lists of ids.")
+    if settings is not None and not isinstance(settings, ThinkingSettings):
+        raise TypeError(f"`settings` is a {type(settings).__name__}. Pass `ThinkingSettings(...)`.")
+    check_number("num_generations", num_generations, 1, None, whole=True)
+    check_number("max_completion_length", max_completion_length, 1, None, whole=True)
+    check_number("seed", seed, 0, 2**64 - 1, whole=True)
+    check_number("generation", generation, 0, 2**32 - 1, whole=True)
     if engine not in ENGINES:
         raise ValueError(f"`engine` is {engine!r}. Choose one of {', '.join(ENGINES)}.")
     check_number("temperature", temperature, 0, None)
@@ -129,6 +137,11 @@ def soft_generate(
     if not all(ids):
         raise ValueError(
             "A prompt has no tokens, so there is nothing to continue. Remove it, or begin it with a token."
+        )
+    size = base.config.get_text_config().vocab_size
+    if any(min(row) < 0 or max(row) >= size for row in ids):
+        raise ValueError(
+            f"A prompt holds an id that is not among the model's {size} tokens. Tokenize it for this model."
         )
     key = Key(seed, generation, torch.arange(len(ids), device=base.device))
     parts: list = [None] * len(ids)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 import torch
 from transformers import RepetitionPenaltyLogitsProcessor
+from transformers.utils import logging
 
 from ..lookup import embedding_scale
 from ..record import SoftTokens
@@ -20,8 +21,12 @@ from ..thoughts import Thought
 from .base import EngineOptions, Key, Parts, Plan, Rollout, left_padded, packed, positions
 
 
+logger = logging.get_logger(__name__)
+
+
 def simple(model, prompts: Sequence[Sequence[int]], plan: Plan, key: Key, options: EngineOptions) -> Parts:
     """An engine; see `trl_soft.rollout.base`. Of the options it knows `slots`, the rows of a batch, and `lengths`."""
+    logger.warning_once("`rollout_engine` is simple: padded batches, which wait for their longest completion.")
     device, limits = model.device, options.limits(len(prompts), plan)
     for start in range(0, len(prompts), options.slots):
         numbers = list(range(start, min(start + options.slots, len(prompts))))

@@ -9,6 +9,7 @@ import torch
 from ..noise import KeyedNoise
 from ..record import SoftTokens
 from ..scoring import DenseLogits
+from ..thoughts import Hard
 from .base import Key, Plan, Rollout, packed
 
 
@@ -64,6 +65,8 @@ class Slots:
         end = plan.stop.end
         self.end = torch.tensor(end.ids[0] if end.is_token else -1, device=device)
         self.samples = key.sample.to(device)
+        self.one_sampler = isinstance(plan.thought, Hard) and plan.thought.same_as(plan.answer)
+        self._drawn: Any = None
 
     def _of(self, size: int) -> Any:
         """Views of the first slots, by name."""
@@ -95,7 +98,7 @@ class Slots:
     def admit(self, slots: list[int], numbers: list[int], prompts: list[list[int]], limits: list[int]) -> None:
         """Begin completions in some slots."""
         index = torch.tensor(slots, device=self.device)
-        for block in self.blocks.values():
+        for block in (*self.blocks.values(), *self.action.values()):
             block[index] = 0
         values = {
             "sample": self.samples[torch.tensor(numbers, device=self.device)],
@@ -161,6 +164,7 @@ class Slots:
         answers = now.active & ~now.thinking & ~scripted
         thinks = now.active & now.thinking
         select = _Every if every_row else _Some
+        self._drawn = None
         t = now.t.clamp(max=self.plan.max_completion_length - 1)
         for mask, draw in ((thinks, self._think), (scripted, self._force), (answers, self._answer)):
             rows = select(mask, t)
@@ -174,14 +178,17 @@ class Slots:
 
     def _think(self, now, rows, logits: DenseLogits, noise: KeyedNoise) -> None:
         plan, thought = self.plan, self.plan.thought
-        drawn_from = self._penalised(logits, now, rows) if thought.is_token else logits
-        action, token = thought.sample(drawn_from, noise)
+        if self.one_sampler and rows.every:
+            action, token, scored = self._token(logits, now, rows, noise)
+        else:
+            drawn_from = self._penalised(logits, now, rows) if thought.is_token else logits
+            (action, token), scored = thought.sample(drawn_from, noise), None
         ends_all = self._is_eos(token)
         ended = ((token == self.end) | (rows.of(now.close_at) == rows.of(now.t))) & ~ends_all
         closed = ended | ends_all
         if thought.closes_one_hot:
             action = thought.close(action, closed, token)
-        log_prob, entropy = thought.score(logits, action)
+        log_prob, entropy = thought.score(logits, action) if scored is None else scored
         is_thought = torch.ones_like(closed)
         if thought.closes_one_hot and not thought.scores_closing and rows.some(closed):
             # The closing step is a token then, in the record as in the update.
@@ -215,13 +222,22 @@ class Slots:
         rows.put(now.cursor, cursor + 1)
 
     def _answer(self, now, rows, logits: DenseLogits, noise: KeyedNoise) -> None:
-        answer = self.plan.answer
-        action, token = answer.sample(self._penalised(logits, now, rows), noise)
-        log_prob, entropy = answer.score(logits, action)
+        _, token, (log_prob, entropy) = self._token(logits, now, rows, noise)
         rows.put(now.done, self._is_eos(token))
         rows.put_at(now.ids, token)
         rows.put_at(now.log_probs, log_prob)
         rows.put_at(now.entropies, entropy)
+
+    def _token(self, logits: DenseLogits, now, rows, noise: KeyedNoise):
+        """A hard token for each row, drawn once a step where thoughts and answers are drawn alike."""
+        if self._drawn is not None:
+            return self._drawn
+        answer = self.plan.answer
+        action, token = answer.sample(self._penalised(logits, now, rows), noise)
+        drawn = action, token, answer.score(logits, action)
+        if self.one_sampler and rows.every:
+            self._drawn = drawn
+        return drawn
 
     def _is_eos(self, token: torch.Tensor) -> torch.Tensor:
         return (token.unsqueeze(-1) == self.eos).any(-1)
@@ -243,13 +259,22 @@ class Slots:
         """
         now, end = self.all, self.plan.stop.end
         begun, lengths, closing = (x.tolist() for x in (now.t - steps, now.thinking_length, now.close_at))
-        for slot, prompt in prompts.items():
-            for position in range(max(begun[slot], 0), lengths[slot] if closing[slot] < 0 else 0):
-                shadow = now.ids[slot : slot + 1, : position + 1]
-                if bool(end(shadow)) and not bool(self._is_eos(shadow[:, -1])):
-                    self._rewind(now, slot, position)
-                    self._see(slot, [*prompt, *shadow[0, :-1].tolist()])
-                    break
+        candidates = [
+            (slot, position)
+            for slot in prompts
+            for position in range(max(begun[slot], 0), lengths[slot] if closing[slot] < 0 else 0)
+        ]
+        if not candidates:
+            return
+        shadows = now.ids.tolist()
+        matched = end.match([shadows[slot][: position + 1] for slot, position in candidates])
+        closed: set[int] = set()
+        for (slot, position), found in zip(candidates, matched, strict=True):
+            shadow = shadows[slot][: position + 1]
+            if found and slot not in closed and shadow[-1] not in self.plan.eos_token_ids:
+                closed.add(slot)
+                self._rewind(now, slot, position)
+                self._see(slot, [*prompts[slot], *shadow[:-1]])
 
     def _rewind(self, now, slot: int, position: int) -> None:
         """Back to before the thought at `position`, which will be the last."""
@@ -294,6 +319,8 @@ class Slots:
 class _Some:
     """The rows in a mask, by index: the host may know their number."""
 
+    every = False
+
     def __init__(self, mask: torch.Tensor, t: torch.Tensor):
         self.rows = mask.nonzero().squeeze(-1)
         self.any = len(self.rows) > 0
@@ -321,7 +348,7 @@ class _Some:
 class _Every:
     """All rows, of which those outside a mask are computed for nothing and written as they were."""
 
-    any = True
+    any = every = True
 
     def __init__(self, mask: torch.Tensor, t: torch.Tensor):
         self.mask, self.t, self.index = mask, t, torch.arange(len(mask), device=mask.device)

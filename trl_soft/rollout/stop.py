@@ -36,8 +36,12 @@ class EndOfThinking:
         """Whether each row's shadow ids `(N, t)`, the latest step last, now end the thinking: (N,) bool."""
         if self.is_token:
             return shadow[:, -1] == self.ids[0]
-        tails = self.tokenizer.batch_decode(shadow[:, -self.tail :], skip_special_tokens=False)
-        return torch.tensor([tail.endswith(self.text) for tail in tails], dtype=torch.bool, device=shadow.device)
+        return torch.tensor(self.match(shadow[:, -self.tail :].tolist()), dtype=torch.bool, device=shadow.device)
+
+    def match(self, shadows: list[list[int]]) -> list[bool]:
+        """The same of shadows of any lengths, by their decoded tails."""
+        tails = self.tokenizer.batch_decode([shadow[-self.tail :] for shadow in shadows], skip_special_tokens=False)
+        return [tail.endswith(self.text) for tail in tails]
 
 
 @dataclass

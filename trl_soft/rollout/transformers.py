@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 import torch
+from transformers.utils import logging
 
 from ..lookup import embedding_scale
 from ..record import SoftTokens
@@ -26,6 +27,7 @@ from .cache import SlotCache, probe, slots_attended
 from .state import Kept, Slots
 
 
+logger = logging.get_logger(__name__)
 _GROWTH = 1.5
 _ROUND = 64
 
@@ -33,6 +35,8 @@ _ROUND = 64
 @torch.no_grad()
 def slots(model, prompts: Sequence[Sequence[int]], plan: Plan, key: Key, options: EngineOptions) -> Parts:
     """An engine; see `trl_soft.rollout.base`."""
+    if not prompts:
+        return
     run = _Run(model, [list(prompt) for prompt in prompts], plan, key, options)
     while run.queue or run.busy:
         # While a generator waits for its consumer the model must be the consumer's: nothing is yielded from within.
@@ -76,6 +80,16 @@ class _Run:
         self.keeps_logits = "logits_to_keep" in inspect.signature(self.base.forward).parameters
         self.head = _Head(self.base, plan.thought, self.device)
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self.warm: dict[int, int] = {}  # eager steps of each size, before it is captured
+        self.pool = torch.cuda.graph_pool_handle() if self.captures else None
+        if self.device.type == "cuda" and not self.captures:
+            logger.warning_once("`rollout_cuda_graphs` is false: every step is launched kernel by kernel.")
+        context = getattr(self.base.config.get_text_config(), "max_position_embeddings", None)
+        if context is not None and longest > context:
+            logger.warning_once(
+                f"A prompt and its completion may have {longest} tokens and {type(self.base).__name__} was made for "
+                f"{context} (`max_position_embeddings`)."
+            )
 
     def _sizes(self, shapes, dtype, count: int, longest: int) -> tuple[int, int]:
         """Number and length of the slots that the budget pays for."""
@@ -239,22 +253,37 @@ class _Run:
         self.reached = [self.reached[slot] for slot in keep]
         self.size = len(keep)
         self.graphs.clear()  # they read the old memory
+        self.warm.clear()
 
     def step(self) -> None:
         """One token for every slot."""
         occupied = [r for r, owner in zip(self.reached, self.owner, strict=True) if owner is not None]
         reach = min(max(occupied) + 1, self.cache.length)
         self.reached = [min(reached + 1, self.cache.length) for reached in self.reached]
-        if not self.captures:
-            self._step(reach)
-        elif self.size not in self.graphs:
-            self._step(self.cache.length)  # a step like any other, which also warms up
-            torch.cuda.synchronize()
-            self.graphs[self.size] = graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                self._step(self.cache.length)
-        else:
+        if self.size in self.graphs:
             self.graphs[self.size].replay()
+        elif not self.captures:
+            self._step(reach)
+        elif self.warm.get(self.size, 0) < 2:
+            # Steps like any other; the second is the first that feeds thoughts.
+            self._step(self.cache.length)
+            self.warm[self.size] = self.warm.get(self.size, 0) + 1
+        else:
+            self._capture()
+            self.graphs[self.size].replay()
+
+    def _capture(self) -> None:
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, pool=self.pool):
+                self._step(self.cache.length)
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"A step of {type(self.base).__name__} cannot be captured in a CUDA graph: something in it waits for the "
+                "device. Set `rollout_cuda_graphs: false` (`cuda_graphs=False` in `soft_generate`)."
+            ) from error
+        self.graphs[self.size] = graph
 
     def _step(self, reach: int) -> None:
         ids, record = self.slots.fed(self.size)

@@ -13,6 +13,9 @@
     probabilities  p of the kept candidates, y = x / sum(x)          sigma = noise_scale (SofT-GRPO's ablation: 0.05)
 
 The constant -(n/2) log(2 pi sigma^2) is left out: sigma holds no parameter, and it would cost the ratio its last digits.
+What is remembered is h~, which is fed again: h of the policy that drew it is a function of all thoughts before, so it
+could only be had by a second rollout. The noise itself is kept nowhere.
+
 The shadow token is argmax z (embedding, hidden) or argmax y. The step whose shadow ends the thinking is a thought like
 any other, fed and scored with its noise, as in the paper.
 """

@@ -44,6 +44,11 @@ class Hard(Thought):
         if self.min_p:
             self.warpers.append(MinPLogitsWarper(self.min_p))
 
+    def same_as(self, other: "Hard") -> bool:
+        """Whether both draw and score alike."""
+        names = ("temperature", "top_k", "top_p", "min_p")
+        return all(getattr(self, name) == getattr(other, name) for name in names)
+
     def sample(self, logits, noise):
         z = logits.dense()
         if self.temperature == 0.0:
