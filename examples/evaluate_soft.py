@@ -31,6 +31,7 @@ class Arguments:
 
     model_name_or_path: str | None = _help("Path or hub id of the model.")
     benchmarks: list[str] = field(default_factory=list, metadata={"help": "Names, files or hub ids."})
+    name: str | None = _help("The run's name in reports, where runs of one name are its seeds; unset: the folder's.")
     output_dir: str = _help("The run's folder; run again to go on.", "outputs/evaluation")
     preset: str = _help("Prompts, caps, sampling: soft_grpo, soft_tokens or plain.", "plain")
     decodings: list[dict] | None = _help("YAML only: a list of {name, thought, temperature, num_samples, ...}.")
@@ -96,7 +97,7 @@ def main(arguments: Arguments):
         **{
             name: getattr(arguments, name)
             for name in (
-                "benchmarks", "output_dir", "preset", "data_dir", "limit", "question_column", "answer_column", "grader",
+                "name", "benchmarks", "output_dir", "preset", "data_dir", "limit", "question_column", "answer_column", "grader",
                 "chunk", "candidates", "slots", "cache_gb", "engine", "dtype", "max_completion_length", "k_values",
             )
         },

@@ -498,10 +498,7 @@ class Preset:
 
     def completion_length(self, kind: str, tokenizer) -> int:
         """
-        Cap of thought, prefill and answer together, in tokens.
-
-        The engine has this one cap, so an answer of 32 tokens is capped at 32 after a thought that was cut, and later
-        after a shorter thought; `answer_text` reads no further than the first box.
+        Cap of thought, prefill and answer together, in tokens; the answer has its own beside it.
         """
         if self.max_completion_length is not None:
             return self.max_completion_length

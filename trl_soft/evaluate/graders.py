@@ -63,6 +63,15 @@ class MathGold:
     tolerance: float | None = None
 
     @classmethod
+    def of(cls, gold: "str | MathGold | Mapping") -> "MathGold":
+        """Itself, a text, or the fields that `load_problems` reads of an OlympiadBench row."""
+        if isinstance(gold, MathGold):
+            return gold
+        if isinstance(gold, Mapping):
+            return cls.of_olympiadbench({**gold, "final_answer": [gold["answer"]]})
+        return cls(str(gold))
+
+    @classmethod
     def of_olympiadbench(cls, row: Mapping) -> "MathGold":
         """The gold answer of an OlympiadBench row (`final_answer`, `is_multiple_answer`, `unit`, `error`)."""
         (answer,) = row["final_answer"]
@@ -418,7 +427,7 @@ _worker = _Worker()
 atexit.register(_worker.stop)
 
 
-def math(text: str, gold: str | MathGold) -> Verdict:
+def math(text: str, gold: str | MathGold | Mapping) -> Verdict:
     """
     Right where math-verify finds the answer equal to the gold answer.
 
@@ -427,9 +436,9 @@ def math(text: str, gold: str | MathGold) -> Verdict:
     works in any thread. An answer that cannot be judged in that time is wrong, and `reason` says so.
 
     Args:
-        gold (`str` or [`MathGold`]): the gold answer, in LaTeX or plain, with or without `$`.
+        gold (`str`, [`MathGold`] or `dict`): the gold answer, in LaTeX or plain, with or without `$`; see `MathGold.of`.
     """
-    gold = gold if isinstance(gold, MathGold) else MathGold(str(gold))
+    gold = MathGold.of(gold)
     tail = after_thinking(text)
     answer = last_boxed(tail, gold.several)
     if answer is not None and not gold.several and gold.tolerance is None:
@@ -440,8 +449,6 @@ def math(text: str, gold: str | MathGold) -> Verdict:
             return Verdict(left == right, answer, _show_number(right))
     return _worker.judge(answer, tail[-_TAIL:], gold)
 
-
-# --------------------------------------------------------------------------------------------------------------- code
 
 _FENCE = re.compile(r"```[ \t]*([A-Za-z0-9_+-]*)[^\n]*\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL)
 

@@ -14,7 +14,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import mean
@@ -54,6 +54,9 @@ class Evaluation:
         candidates (`int`): heaviest candidates of each step that are written down; 0 writes no steps.
         slots, cache_gb, engine, dtype: of the rollout.
         max_completion_length (`int`, *optional*): in place of the preset's.
+        option_seed (`int`): of the order of multiple-choice options.
+        k_values (`list[int]`, *optional*): of pass@k and maj@k; `None` is powers of two.
+        name (`str`, *optional*): in reports, where runs of one name are its seeds; `None` is the folder's.
     """
 
     model: str
@@ -74,7 +77,8 @@ class Evaluation:
     dtype: str = "auto"
     max_completion_length: int | None = None
     option_seed: int = 0
-    k_values: list[int] | None = field(default=None)
+    k_values: list[int] | None = None
+    name: str | None = None
 
     # What makes a sample what it is: a run with another value is another run.
     SETTLED = (
@@ -121,7 +125,14 @@ def evaluate(run: Evaluation) -> dict[str, dict[str, dict]]:
         asked = {name: getattr(run, name) for name in run.SETTLED}
         asked["decodings"] = [asdict(decoding) for decoding in run.decodings]
         sizes = {name: len(rows) for name, rows in problems.items()}
-        store.open({**asked, "problems": sizes, "environment": environment(state)}, run.SETTLED)
+        found = environment(state)
+        seeds = sorted({decoding.seed for decoding in run.decodings})
+        told: dict[str, Any] = {
+            "name": run.name or Path(run.output_dir).name,
+            "seed": seeds[0] if len(seeds) == 1 else seeds,
+        }
+        told |= {"commit": found["commit"], "problems": sizes, "environment": found}
+        store.open({**asked, **told}, run.SETTLED)
     state.wait_for_everyone()
     done = {chunk for chunk, _, _ in store.chunks()}
     state.wait_for_everyone()  # all have read before anyone writes
@@ -181,6 +192,7 @@ class _Policy:
             eos_token_ids=self.eos,
             rms=table_rms(self.model),
             repetition_penalty=decoding.sampling(self.preset).get("repetition_penalty", 1.0),
+            max_answer_length=self.preset.asks[kind].max_answer_length,
         )
         total, right = sum(len(part) for _, part in parts), []
         title = f"{benchmark} · {decoding.name}"

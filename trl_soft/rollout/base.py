@@ -34,6 +34,7 @@ class Plan:
         eos_token_ids (`list[int]`), pad_token_id (`int`).
         forced (`tuple` of two `list[int]`): ids forced after a thought that ended itself, and after one that was cut.
         repetition_penalty (`float`): on tokens, hard thoughts and the answer's, as in `generate`.
+        max_answer_length (`int`, *optional*): cap of the answer's own tokens, thought and forced ones not among them.
     """
 
     thought: Thought
@@ -44,6 +45,7 @@ class Plan:
     pad_token_id: int
     forced: tuple[Sequence[int], Sequence[int]] = ((), ())
     repetition_penalty: float = 1.0
+    max_answer_length: int | None = None
 
     def script(self, device) -> tuple[torch.Tensor, torch.Tensor]:
         """The two forced texts as a (2, F) table and their lengths (2,)."""

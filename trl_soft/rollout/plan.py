@@ -37,6 +37,7 @@ def make_plan(
     rms: float | None = None,
     evaluation: bool = False,
     repetition_penalty: float = 1.0,
+    max_answer_length: int | None = None,
 ) -> Plan:
     """
     Resolve the settings against a tokenizer and a model's sizes.
@@ -84,4 +85,5 @@ def make_plan(
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
         forced=forced,
         repetition_penalty=repetition_penalty,
+        max_answer_length=max_answer_length,
     )

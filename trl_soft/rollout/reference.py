@@ -56,6 +56,7 @@ def _batch(model, input_ids, attention_mask, plan: Plan, key: Key, numbers, limi
     thinking = torch.ones(batch, dtype=torch.bool, device=device)
     done, full, cut = (torch.zeros_like(thinking) for _ in "123")
     cursor = script_length.new_zeros(batch)  # how many forced tokens a row has been fed
+    answered = cursor.clone()
     calm = cursor.clone()  # cold steps in a row
     thinking_length = cursor.clone()
     step_record = None
@@ -116,6 +117,9 @@ def _batch(model, input_ids, attention_mask, plan: Plan, key: Key, numbers, limi
             action, step[rows] = plan.answer.sample(view, key.noise(numbers[rows], torch.full_like(rows, t)))
             log_probs[rows, t], entropies[rows, t] = plan.answer.score(logits[rows], action)
             done[rows] = torch.isin(step[rows], eos)
+            answered[rows] += 1
+            if plan.max_answer_length is not None:
+                full |= answered >= plan.max_answer_length
 
         ids[:, t] = step
         full |= t + 1 >= limit

@@ -23,6 +23,7 @@ _NUMBERS = (
     "t",  # tokens drawn
     "limit",  # and how many there may be
     "cursor",  # forced tokens it was fed
+    "answered",  # tokens of its answer
     "calm",  # cold steps in a row
     "thinking_length",  # thoughts drawn, the closing step among them
     "close_at",  # position whose thought is the last, where only its text could tell; -1 is none
@@ -175,6 +176,8 @@ class Slots:
             now.seen[now.index, now.ids[now.index, t]] |= now.active
         now.t.add_(now.active)
         now.active.logical_and_(~now.done & (now.t < now.limit))
+        if self.plan.max_answer_length is not None:
+            now.active.logical_and_(now.answered < self.plan.max_answer_length)
 
     def _think(self, now, rows, logits: DenseLogits, noise: KeyedNoise) -> None:
         plan, thought = self.plan, self.plan.thought
@@ -224,6 +227,7 @@ class Slots:
     def _answer(self, now, rows, logits: DenseLogits, noise: KeyedNoise) -> None:
         _, token, (log_prob, entropy) = self._token(logits, now, rows, noise)
         rows.put(now.done, self._is_eos(token))
+        rows.put(now.answered, rows.of(now.answered) + 1)
         rows.put_at(now.ids, token)
         rows.put_at(now.log_probs, log_prob)
         rows.put_at(now.entropies, entropy)
@@ -281,7 +285,7 @@ class Slots:
         now.masks[slot, position:] = False
         now.values[slot, position:] = 0
         now.done[slot] = now.cut[slot] = False
-        now.cursor[slot] = 0
+        now.cursor[slot] = now.answered[slot] = 0
         now.thinking[slot] = now.active[slot] = True
         now.t[slot] = now.thinking_length[slot] = now.close_at[slot] = position
 

@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run: what is written, what is scored, and that neither kills, processes nor chunks change it."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import tiny
+from trl_soft import ThinkingSettings
+from trl_soft.evaluate.benchmarks import PRESETS
+from trl_soft.evaluate.decoding import Decoding, soft_tokens_grid
+from trl_soft.evaluate.metrics import pass_at_k
+from trl_soft.evaluate.runner import Evaluation, evaluate, score
+from trl_soft.evaluate.store import Store
+
+
+ROOT = Path(__file__).parent.parent
+TIMES = ("tokens_per_second",)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    """A model and a benchmark of its own: one digit, asked for by its name."""
+    folder = tmp_path_factory.mktemp("world")
+    tiny.model().save_pretrained(folder / "model")
+    tiny.tokenizer().save_pretrained(folder / "model")
+    ThinkingSettings(thinking_top_k=4, max_thinking_length=5).save_thinking(folder / "model")
+    rows = [{"question": f"{a}+{b}=", "answer": str((a + b) % 10)} for a in range(4) for b in range(3)]
+    (folder / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def evaluation(world: Path, out: Path, **changes) -> Evaluation:
+    entries = [
+        {"name": "hard greedy", "thought": "hard", "temperature": 0.0, "num_samples": 1},
+        {"name": "as saved", "num_samples": 6, "max_completion_length": 16},
+        {"name": "gaussian", "thought": "gaussian", "num_samples": 4},
+    ]
+    settings = {"chunk": 10, "slots": 4, "grader": "exact", "max_completion_length": 12, "dtype": "float32"}
+    return Evaluation(
+        str(world / "model"), [str(world / "sums.jsonl")], [Decoding.parse(e) for e in entries], str(out),
+        **{**settings, **changes},
+    )  # fmt: skip
+
+
+def plain(metrics: dict) -> dict:
+    """Metrics without what depends on the clock."""
+    return {
+        benchmark: {name: {k: v for k, v in row.items() if k not in TIMES} for name, row in rows.items()}
+        for benchmark, rows in metrics.items()
+    }
+
+
+def lines(folder: Path) -> list[dict]:
+    rows = [row for _, samples, _ in Store(folder).chunks() for row in samples]
+    return sorted(rows, key=lambda row: (row["decoding"], row["problem"], row["sample"]))
+
+
+@pytest.fixture(scope="module")
+def finished(world, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished")
+    return folder, evaluate(evaluation(world, folder, candidates=3))
+
+
+def test_every_sample_is_there_once_and_scored(world, finished):
+    folder, metrics = finished
+    rows = lines(folder)
+    (by_decoding,) = metrics.values()
+    assert {name: row["samples"] for name, row in by_decoding.items()} == {
+        "hard greedy": 1, "as saved": 6, "gaussian": 4,
+    }  # fmt: skip
+    for name, row in by_decoding.items():
+        own = [line for line in rows if line["decoding"] == name]
+        assert [(line["problem"], line["sample"]) for line in own] == [
+            (p, s) for p in range(12) for s in range(row["samples"])
+        ]
+        correct = [[line["correct"] for line in own if line["problem"] == p] for p in range(12)]
+        assert row["mean@n"]["value"] == pytest.approx(sum(map(sum, correct)) / len(own))
+        for k, entry in row["pass@k"].items():
+            assert entry["value"] == pytest.approx(pass_at_k(correct, int(k)).mean())
+        assert row["length"]["mean"] == pytest.approx(sum(line["length"] for line in own) / len(own))
+    assert json.loads((folder / "metrics.json").read_text()) == metrics
+    assert max(line["thinking_length"] for line in rows if line["decoding"] == "as saved") <= 12
+    answers = {str((a + b) % 10) for a in range(4) for b in range(3)}
+    for line in rows:
+        assert line["correct"] == (line["answer"] == str(sum(map(int, line["prompt"][:-1].split("+"))) % 10))
+    assert answers and any(line["correct"] for line in rows) and not all(line["correct"] for line in rows)
+
+
+def test_thoughts_are_written_as_they_were(finished):
+    folder, _ = finished
+    for line in lines(folder):
+        steps = line["thoughts"]
+        assert len(steps) == line["length"]
+        mixed = [step for step in steps if step["candidates"]]
+        if line["decoding"] == "as saved":
+            assert mixed and all(1 <= len(step["candidates"]) <= 3 for step in mixed)
+            for step in mixed:
+                weights = [weight for _, weight in step["candidates"]]
+                assert weights == sorted(weights, reverse=True) and step["candidates"][0][0] == step["token"]
+        elif line["decoding"] == "hard greedy":
+            assert not mixed
+
+
+def test_a_finished_run_computes_nothing_again(world, finished, monkeypatch):
+    folder, metrics = finished
+    monkeypatch.setattr("trl_soft.evaluate.runner._Policy", lambda *args: pytest.fail("something was loaded"))
+    assert plain(evaluate(evaluation(world, folder, candidates=3))) == plain(metrics)
+    assert len(json.loads((folder / "manifest.json").read_text())["resumed"]) >= 1
+
+
+def test_another_question_in_the_same_folder_is_refused(world, finished):
+    folder, _ = finished
+    for changes in ({"preset": "soft_grpo"}, {"limit": 3}, {"chunk": 11}, {"max_completion_length": 13}):
+        with pytest.raises(ValueError, match="would be mixed with others"):
+            evaluate(evaluation(world, folder, **changes))
+
+
+def test_a_torn_chunk_is_as_if_it_had_never_been(world, finished, tmp_path):
+    """Cut at every kind of place: in a line, between lines, before the seal; gone on with, the run is the same."""
+    folder, metrics = finished
+    whole = (folder / "samples" / "0.jsonl").read_bytes()
+    cuts = [len(whole) // 3, whole.index(b'{"seal"'), whole.rindex(b"\n", 0, len(whole) - 1) + 1, len(whole) - 1]
+    for number, cut in enumerate(cuts):
+        torn = tmp_path / str(number)
+        (torn / "samples").mkdir(parents=True)
+        (torn / "manifest.json").write_text((folder / "manifest.json").read_text())
+        (torn / "samples" / "0.jsonl").write_bytes(whole[:cut])
+        again = evaluate(evaluation(world, torn, candidates=3))
+        assert plain(again) == plain(metrics) and lines(torn) == lines(folder)
+        assert (torn / "samples" / "0.jsonl").read_bytes().startswith(whole[:cut])  # append-only
+
+
+COMMAND = (
+    "import sys; from pathlib import Path; from tests.test_evaluate_runner import evaluation, evaluate; "
+    "evaluate(evaluation(Path(sys.argv[1]), Path(sys.argv[2]), candidates=3))"
+)
+
+
+def environment() -> dict:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(world, finished, tmp_path):
+    """SIGKILL as soon as a random number of bytes is on the disk, three times over; then left alone."""
+    folder, metrics = finished
+    draw = random.Random(0)
+    file = tmp_path / "samples" / "0.jsonl"
+    total = (folder / "samples" / "0.jsonl").stat().st_size
+    for _ in range(3):
+        reached = file.stat().st_size if file.exists() else 0
+        stop = reached + draw.randrange(1, max(total // 4, 2))
+        process = subprocess.Popen(
+            [sys.executable, "-c", COMMAND, str(world), str(tmp_path)], env=environment(), stderr=subprocess.DEVNULL
+        )
+        while not file.exists() or file.stat().st_size < stop:
+            try:
+                process.wait(timeout=0.002)
+                break
+            except subprocess.TimeoutExpired:
+                pass
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    again = evaluate(evaluation(world, tmp_path, candidates=3))
+    assert plain(again) == plain(metrics) and lines(tmp_path) == lines(folder)
+
+
+def test_two_processes_share_the_work(world, finished, tmp_path):
+    folder, metrics = finished
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--no-python"]
+    command = [*launch, sys.executable, "-c", COMMAND, str(world), str(tmp_path)]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert all((tmp_path / "samples" / f"{rank}.jsonl").stat().st_size > 0 for rank in (0, 1))
+    assert lines(tmp_path) == lines(folder)
+    assert plain(json.loads((tmp_path / "metrics.json").read_text())) == plain(metrics)
+
+
+def test_scores_are_of_sealed_samples_alone(finished, tmp_path):
+    folder, metrics = finished
+    (tmp_path / "samples").mkdir()
+    text = (folder / "samples" / "0.jsonl").read_text()
+    (tmp_path / "samples" / "0.jsonl").write_text(text + text.splitlines()[1] + "\n")
+    assert plain(score(Store(tmp_path))) == plain(metrics)
+
+
+def test_decodings_say_what_they_are():
+    with pytest.raises(ValueError, match="nearest known name is `thinking_top_k`"):
+        Decoding.parse({"name": "a", "thinking_topk": 3})
+    with pytest.raises(ValueError, match="with a `name`"):
+        Decoding.parse({"thought": "hard"})
+    with pytest.raises(ValueError, match="`num_samples` is 0"):
+        Decoding.parse({"name": "a", "num_samples": 0})
+    preset, saved = PRESETS["soft_tokens"], ThinkingSettings(thought="gaussian", thinking_temperature=0.7)
+    chosen = Decoding.parse({"name": "a", "noise_scale": 0.1}).settings(preset, "math", saved)
+    assert (chosen.thought, chosen.thinking_temperature, chosen.noise_scale) == ("gaussian", 0.7, 0.1)
+    other = Decoding.parse({"name": "a", "thought": "hard"}).settings(preset, "math", saved)
+    assert (other.thought, other.thinking_temperature, other.max_thinking_length) == ("hard", None, 512)
+
+
+def test_the_grid_is_three_by_six():
+    cells = soft_tokens_grid({"hard": "a", "soft": "b", "fuzzy": "c"}, 32)
+    assert len(cells) == len({cell.name for cell in cells}) == 18
+    by_name = {cell.name: cell for cell in cells}
+    greedy, sample = by_name["soft / fuzzy greedy"], by_name["soft / fuzzy sample"]
+    assert greedy.model == sample.model == "b" and greedy.num_samples == 1 and sample.num_samples == 32
+    assert greedy.thinking["noise_scale"] == 0 and sample.thinking["thinking_temperature"] == 1e-4
+    assert by_name["hard / hard sample"].answer == {"temperature": 1.0}
+    for cell in cells:
+        cell.settings(PRESETS["soft_tokens"], "math", None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"benchmarks": []}, "`benchmarks` is empty"),
+        ({"decodings": []}, "each must be there, and once"),
+        ({"grader": "judge"}, "`grader` is 'judge'"),
+        ({"preset": "paper"}, "`preset` is 'paper'"),
+        ({"engine": "vllm"}, "`engine` is 'vllm'"),
+        ({"chunk": 0}, "`chunk` is 0"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_said_first(world, tmp_path, changes, sentence):
+    run = evaluation(world, tmp_path)
+    for name, value in changes.items():
+        setattr(run, name, value)
+    with pytest.raises(ValueError, match=sentence):
+        evaluate(run)
