@@ -10,6 +10,7 @@ Run it again to go on with what was interrupted. Writes `manifest.json`, `sample
 page that shows thoughts as they were.
 """
 
+import os
 from dataclasses import dataclass, field
 
 from accelerate import PartialState
@@ -78,7 +79,7 @@ def show(metrics: dict) -> None:
             mean = row["mean@n"]
             last = [list(row[name].values())[-1]["value"] if name in row else None for name in ("pass@k", "maj@k")]
             table.add_row(
-                benchmark, decoding, str(row["problems"]), str(row["samples"]), f"{mean['value']:.3f}",
+                os.path.basename(benchmark) if os.path.isfile(benchmark) else benchmark, decoding, str(row["problems"]), str(row["samples"]), f"{mean['value']:.3f}",
                 f"{mean['low']:.3f} - {mean['high']:.3f}", *("-" if x is None else f"{x:.3f}" for x in last),
                 f"{row['length']['mean']:.1f}",
             )  # fmt: skip

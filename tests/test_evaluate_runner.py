@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from tests import tiny
-from trl_soft import ThinkingSettings
+from trl_soft import ThinkingSettings, soft_generate
 from trl_soft.evaluate.benchmarks import PRESETS
 from trl_soft.evaluate.decoding import Decoding, soft_tokens_grid
+from trl_soft.evaluate.graders import exact
 from trl_soft.evaluate.metrics import pass_at_k
 from trl_soft.evaluate.runner import Evaluation, evaluate, score
 from trl_soft.evaluate.store import Store
@@ -26,12 +27,17 @@ TIMES = ("tokens_per_second",)
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
-    """A model and a benchmark of its own: one digit, asked for by its name."""
+    """A model, and a benchmark whose answers are what the model says greedily, for every other question."""
     folder = tmp_path_factory.mktemp("world")
     tiny.model().save_pretrained(folder / "model")
     tiny.tokenizer().save_pretrained(folder / "model")
     ThinkingSettings(thinking_top_k=4, max_thinking_length=5).save_thinking(folder / "model")
-    rows = [{"question": f"{a}+{b}=", "answer": str((a + b) % 10)} for a in range(4) for b in range(3)]
+    questions = [f"{a}+{b}=" for a in range(4) for b in range(3)]
+    options = {"max_completion_length": 12, "temperature": 0.0, "progress": False}
+    said = soft_generate(tiny.model(), tiny.tokenizer(), questions, ThinkingSettings(thought="hard"), **options)
+    texts = [tiny.tokenizer().decode([i for i in ids if i != 1]) for ids in said.completion_ids]
+    golds = [exact(text, "").answer if number % 2 else "never" for number, text in enumerate(texts)]
+    rows = [{"question": q, "answer": gold} for q, gold in zip(questions, golds, strict=True)]
     (folder / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
@@ -87,10 +93,10 @@ def test_every_sample_is_there_once_and_scored(world, finished):
         assert row["length"]["mean"] == pytest.approx(sum(line["length"] for line in own) / len(own))
     assert json.loads((folder / "metrics.json").read_text()) == metrics
     assert max(line["thinking_length"] for line in rows if line["decoding"] == "as saved") <= 12
-    answers = {str((a + b) % 10) for a in range(4) for b in range(3)}
+    golds = [json.loads(text)["answer"] for text in (world / "sums.jsonl").read_text().splitlines()]
     for line in rows:
-        assert line["correct"] == (line["answer"] == str(sum(map(int, line["prompt"][:-1].split("+"))) % 10))
-    assert answers and any(line["correct"] for line in rows) and not all(line["correct"] for line in rows)
+        assert line["correct"] == (line["answer"] == golds[line["problem"]])
+    assert by_decoding["hard greedy"]["mean@n"]["value"] == 0.5
 
 
 def test_thoughts_are_written_as_they_were(finished):

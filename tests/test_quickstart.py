@@ -12,12 +12,15 @@ from trl import ModelConfig
 from trl_soft import SoftGRPOConfig, SoftGRPOTrainer
 from trl_soft.config import SoftParser
 from trl_soft.data import load_rows, to_prompts
+from trl_soft.evaluate.benchmarks import PRESETS
 from trl_soft.rewards import REWARDS
 
 
 ROOT = Path(__file__).parent.parent
 ASSETS = ROOT / "examples/quickstart"
-RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+ALL = sorted((ROOT / "recipes").rglob("*.yaml"))
+EVALUATIONS = [recipe for recipe in ALL if recipe.stem.startswith("evaluate")]
+RECIPES = [recipe for recipe in ALL if recipe not in EVALUATIONS]
 
 
 @pytest.fixture
@@ -67,8 +70,23 @@ def test_recipes_parse_strictly(scripts, recipe):
     assert set(arguments.reward_funcs) <= set(REWARDS)
 
 
+@pytest.mark.parametrize("recipe", EVALUATIONS, ids=[recipe.stem for recipe in EVALUATIONS])
+def test_evaluation_recipes_parse_strictly(scripts, recipe):
+    from evaluate_soft import Arguments, decodings_of
+
+    (arguments,) = SoftParser((Arguments,)).parse_args_and_config(["--config", str(recipe)])
+    preset = PRESETS[arguments.preset]
+    assert arguments.benchmarks and len(decodings_of(arguments)) >= 2
+    for decoding in decodings_of(arguments):
+        decoding.settings(preset, "math", None)
+    (grid,) = SoftParser((Arguments,)).parse_args_and_config(
+        ["--config", str(recipe), "--grid_models", "hard=a", "soft=b", "fuzzy=c"]
+    )
+    assert len(decodings_of(grid)) == 18
+
+
 def test_there_are_recipes():
-    assert len(RECIPES) >= 2
+    assert len(RECIPES) >= 2 and EVALUATIONS
 
 
 def test_the_reasoner_learns(tmp_path):

@@ -57,15 +57,17 @@ class Decoding:
     def settings(self, preset: Preset, kind: str, saved: ThinkingSettings | None) -> ThinkingSettings:
         """
         How to think about one kind of benchmark: this decoding's fields; under them, where it names no thought, those
-        saved beside the model, or the preset's; under them the preset's end of thinking, caps and prefill.
+        saved beside the model with the preset's cap and prefill where it has them, or the preset's; where it names one,
+        the preset's end of thinking, cap and prefill.
         """
         of_preset = preset.thinking_settings(kind)
         frame = ("end_of_thinking", "max_thinking_length", "answer_prefill")
         base = {name: of_preset[name] for name in frame}
         if "thought" not in self.thinking:
             if saved is not None:
-                base |= {k: v for k, v in asdict(saved).items() if k not in (*frame, "eval_thought")}
-                base["end_of_thinking"] = saved.end_of_thinking
+                kept = {k: v for k, v in asdict(saved).items() if k != "eval_thought"}
+                # The preset's caps and prefill where it has any: the papers evaluate under others than they train.
+                base = kept | {k: base[k] for k in ("max_thinking_length", "answer_prefill") if base[k] is not None}
             else:
                 base |= of_preset
         return ThinkingSettings(**base | self.thinking)

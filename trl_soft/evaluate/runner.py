@@ -113,7 +113,7 @@ def evaluate(run: Evaluation) -> dict[str, dict[str, dict]]:
         `{benchmark: {decoding: metrics}}`, as `metrics.json` holds it; empty on processes other than the first.
     """
     run.check()
-    state = PartialState()
+    state = _processes()
     store = Store(run.output_dir, state.process_index)
     problems = {
         name: load_problems(
@@ -163,6 +163,18 @@ def evaluate(run: Evaluation) -> dict[str, dict[str, dict]]:
     metrics = score(store, run.k_values)
     store.write("metrics.json", metrics)
     return metrics
+
+
+def _processes() -> PartialState:
+    """The processes of this run; a `RuntimeError` where several were started and do not know of each other."""
+    state = PartialState(cpu=torch.accelerator.current_accelerator() is None)
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if state.num_processes != started:
+        raise RuntimeError(
+            f"{started} processes were started and accelerate sees {state.num_processes}: each would compute everything and "
+            "write over the others. Start them with `accelerate launch --num_processes` or `torchrun`, or start one."
+        )
+    return state
 
 
 class _Policy:
@@ -254,7 +266,7 @@ class _Policy:
     def _steps(self, rollout: Rollout, length: int) -> list[dict]:
         """Each step's token, entropy and heaviest candidates."""
         record, decode = rollout.record, self.tokenizer.decode
-        weights = record.thought.weights(record.map(lambda x: x[0, :length]).action)
+        weights = record.thought.weights({name: value[0, :length] for name, value in record.action.items()})
         steps: list[dict] = []
         for t in range(length):
             thought = bool(record.thinking_mask[0, t])
