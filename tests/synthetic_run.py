@@ -11,6 +11,8 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+from trl_soft.evaluate.store import Store
+
 
 GUMBEL = {"thought": "gumbel", "thinking_temperature": 0.6, "thinking_top_k": 5, "end_of_thinking": "</think>"}
 DECODINGS = {
@@ -159,8 +161,7 @@ def write_run(
                 for p in range(problems)
                 for s in range(samples)
             ]
-            text = "".join(json.dumps(line) + "\n" for line in lines)
-            (folder / "samples" / f"{benchmark}-{decoding}.jsonl").write_text(text)
+            Store(folder).append((benchmark, decoding, 0), lines, tokens=0, seconds=0.0)
             scores.setdefault(benchmark, {})[decoding] = _scores(lines, samples)
     manifest = {
         "name": name, "model": "synthetic/reasoner-0.6b", "commit": "0" * 40, "versions": {}, "hardware": {},

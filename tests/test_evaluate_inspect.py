@@ -14,6 +14,7 @@ import pytest
 from tests import chromium
 from tests.synthetic_run import write_run
 from trl_soft.evaluate.inspect import inspect_page, main
+from trl_soft.evaluate.store import Store
 
 
 # Ends of the data's element with and without a space, and the comment after which a browser overlooks the real end.
@@ -65,7 +66,7 @@ def run_of(folder: Path, lines: list[dict], name="run", end="</think>") -> Path:
     names = [*dict.fromkeys(line["decoding"] for line in lines)]
     decodings = [{"name": n, "thinking": {"thought": n, "end_of_thinking": end}, "num_samples": 1} for n in names]
     (folder / "manifest.json").write_text(json.dumps({"name": name, "model": "m", "decodings": decodings}))
-    (folder / "samples/0.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    Store(folder).append(("b", "all", 0), lines, tokens=0, seconds=0.0)
     return folder
 
 
@@ -149,14 +150,14 @@ def test_nothing_to_show_is_an_error(tmp_path, capsys):
     assert "nothing says which run this is" in capsys.readouterr().err and not (tmp_path / "p.html").exists()
 
 
-def test_a_line_that_a_killed_run_was_writing_is_passed_over(tmp_path):
+def test_what_a_killed_run_left_unsealed_is_passed_over(tmp_path):
     run = run_of(tmp_path / "run", [sample("soft", ["a", "2"])])
     file = run / "samples/0.jsonl"
     whole = file.read_text()
-    file.write_text(whole + whole[:40])
-    assert page_data(inspect_page(run, tmp_path / "p.html"))["benchmarks"]["b"]["problems"]["0"]
-    file.write_text(whole[:40] + "\n" + whole)
-    with pytest.raises(ValueError, match="line 1 is not JSON"):
+    file.write_text(whole + whole[: whole.index('{"seal"')])
+    assert list(page_data(inspect_page(run, tmp_path / "p.html"))["benchmarks"]["b"]["problems"]) == ["0"]
+    file.write_text(whole[: whole.index('{"seal"')])
+    with pytest.raises(FileNotFoundError, match="no finished chunk"):
         inspect_page(run, tmp_path / "p.html")
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .report import read_json
+from .store import Store
 
 
 PROBLEMS = 8
@@ -70,31 +71,16 @@ def inspect_page(
 
 
 def read_samples(folder: Path) -> Iterator[dict]:
-    """
-    The samples of a run, one at a time.
-
-    A last line without its line end is what a killed run was writing, and is passed over.
-    """
-    files = sorted((folder / "samples").glob("*.jsonl"))
-    if not files:
+    """The sealed samples of a run, one at a time; what a killed run left unsealed is passed over."""
+    found = False
+    for _, samples, _ in Store(folder).chunks():
+        found = True
+        yield from samples
+    if not found:
         raise FileNotFoundError(
-            f"{folder}/samples holds no .jsonl file, so there is nothing to show. Give a run folder."
+            f"{folder}/samples holds no finished chunk of samples, so there is nothing to show. Give a run folder, or let "
+            "the run go on."
         )
-    for path in files:
-        with path.open(encoding="utf-8", newline="\n") as file:
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                try:
-                    sample = json.loads(line)
-                except json.JSONDecodeError as error:
-                    if not line.endswith("\n"):
-                        continue
-                    raise ValueError(f"{path}, line {number} is not JSON ({error}). Take the line out.") from error
-                missing = [name for name in _FIELDS if name not in sample]
-                if missing:
-                    raise ValueError(f"{path}, line {number} lacks {missing}, so it is no sample. Take the line out.")
-                yield sample
 
 
 def _gather(folder: Path, benchmark: str | None, names: list[str], wanted: list[int] | None, samples: int):

@@ -58,7 +58,8 @@ class Store:
         lines = [{"begin": chunk}, *samples, {"seal": chunk, "samples": len(samples), **measured}]
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         torn = self.path.exists() and self.path.stat().st_size > 0 and not self.path.read_bytes().endswith(b"\n")
-        with open(self.path, "a", encoding="utf-8") as file:
+        # Half of a surrogate pair, which a cut text can end with, has no UTF-8; as JSON's own escape it is kept.
+        with open(self.path, "a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(("\n" if torn else "") + text)
             file.flush()
             os.fsync(file.fileno())
