@@ -276,7 +276,9 @@ class _Policy:
                 "thought": thought,
                 "candidates": [],
             }
-            if thought and weights is not None:
+            if thought and record.thought.is_token:
+                step["candidates"] = [[step["token"], 1.0]]
+            elif thought and weights is not None:
                 heaviest = weights[t].topk(min(self.run.candidates, weights.size(-1)))
                 ids = record.action["ids"][0, t][heaviest.indices]
                 pairs = zip(ids.tolist(), heaviest.values.tolist(), strict=True)
