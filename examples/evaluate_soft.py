@@ -2,7 +2,7 @@
 """Evaluate a model under any ways of thinking, hard tokens included.
 
     accelerate launch examples/evaluate_soft.py --config recipes/quickstart/evaluate.yaml
-    accelerate launch examples/evaluate_soft.py --config recipes/quickstart/evaluate.yaml \\
+    accelerate launch examples/evaluate_soft.py --benchmarks gsm8k math500 --preset soft_tokens \\
         --grid_models hard=outputs/hard soft=outputs/soft fuzzy=outputs/fuzzy
 
 Run it again to go on with what was interrupted. Writes `manifest.json`, `samples/*.jsonl` and `metrics.json`; then
@@ -19,7 +19,7 @@ from rich.table import Table
 
 from trl_soft.config import SoftParser
 from trl_soft.evaluate.decoding import Decoding, soft_tokens_grid
-from trl_soft.evaluate.runner import Evaluation, evaluate
+from trl_soft.evaluate.runner import Evaluation, evaluate, saved_beside
 
 
 def _help(text: str, default=None):
@@ -64,8 +64,12 @@ def decodings_of(arguments: Arguments) -> list[Decoding]:
             raise ValueError(
                 f"`grid_models` is {arguments.grid_models}, but each must be label=path, such as soft=outputs/soft."
             )
-        return soft_tokens_grid({label: path for label, _, path in pairs}, arguments.num_samples or 32)
-    entries = arguments.decodings or [{"name": "as saved"}]
+        if arguments.decodings:
+            raise ValueError("`grid_models` and `decodings` are both set, and each says how to think. Leave one out.")
+        models = {label: path for label, _, path in pairs}
+        return soft_tokens_grid(models, arguments.num_samples or 32, arguments.seed)
+    saved = saved_beside(arguments.model_name_or_path or "")
+    entries = arguments.decodings or [{"name": f"the preset's, {arguments.preset}" if saved is None else "as saved"}]
     return [Decoding.parse({"num_samples": arguments.num_samples, **entry}, arguments.seed) for entry in entries]
 
 

@@ -4,18 +4,20 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests import tiny
 from trl_soft import ThinkingSettings, soft_generate
-from trl_soft.evaluate.benchmarks import PRESETS
+from trl_soft.evaluate.benchmarks import PRESETS, Ask
 from trl_soft.evaluate.decoding import Decoding, soft_tokens_grid
-from trl_soft.evaluate.graders import exact
+from trl_soft.evaluate.graders import GRADERS, exact
 from trl_soft.evaluate.metrics import pass_at_k
 from trl_soft.evaluate.runner import Evaluation, evaluate, score
 from trl_soft.evaluate.store import Store
@@ -128,6 +130,52 @@ def test_another_question_in_the_same_folder_is_refused(world, finished):
     for changes in ({"preset": "soft_grpo"}, {"limit": 3}, {"chunk": 11}, {"max_completion_length": 13}):
         with pytest.raises(ValueError, match="would be mixed with others"):
             evaluate(evaluation(world, folder, **changes))
+
+
+def test_other_rows_weights_or_thoughts_under_the_same_path_are_refused(world, tmp_path):
+    own = tmp_path / "world"
+    shutil.copytree(world, own)
+    evaluate(evaluation(own, tmp_path / "out"))
+    rows, thinking = own / "sums.jsonl", own / "model" / "thinking_config.json"
+    kept = rows.read_text(), thinking.read_text()
+    rows.write_text(kept[0].replace("0+1", "8+8"))
+    with pytest.raises(ValueError, match="whose `problems` is"):
+        evaluate(evaluation(own, tmp_path / "out"))
+    rows.write_text(kept[0])
+    thinking.write_text(kept[1].replace('"thinking_top_k": 4', '"thinking_top_k": 3'))
+    with pytest.raises(ValueError, match="whose `decodings` is"):
+        evaluate(evaluation(own, tmp_path / "out"))
+    thinking.write_text(kept[1])
+    evaluate(evaluation(own, tmp_path / "out"))
+    tiny.model(seed=5).save_pretrained(own / "model")
+    with pytest.raises(ValueError, match="whose `weights` is"):
+        evaluate(evaluation(own, tmp_path / "out"))
+    (tmp_path / "out" / "manifest.json").unlink()
+    with pytest.raises(ValueError, match="no manifest says of what"):
+        evaluate(evaluation(own, tmp_path / "out"))
+
+
+def test_answers_are_read_where_they_were_prefilled(world, tmp_path, monkeypatch):
+    """soft_tokens: the box is found however the thought ended, and a cut answer is clipped."""
+    read = []
+    monkeypatch.setitem(GRADERS, "exact", lambda text, gold: (read.append(text), exact(text, gold))[1])
+    prefill = {"answer_prefill": ["=a", "b=a"], "end_of_thinking": "</think>", "max_thinking_length": 4}
+    ask = Ask("{question}", answer_after="b=a", answer_prefill=("=a", "b=a"), max_answer_length=3)
+    preset = replace(PRESETS["soft_tokens"], asks=dict.fromkeys(PRESETS["soft_tokens"].asks, ask))
+    monkeypatch.setitem(PRESETS, "soft_tokens", preset)
+    run = evaluation(world, tmp_path, preset="soft_tokens", max_completion_length=24)
+    run.decodings = [
+        Decoding.parse({"name": "g", "thought": "gumbel", "temperature": 1.0, "num_samples": 8, **prefill})
+    ]
+    evaluate(run)
+    rows = lines(tmp_path)
+    assert len(read) == len(rows) == 96
+    ended = [row for row in rows if not row["thinking_cut"]]
+    assert ended and len(ended) < 96 and any(row["clipped"] for row in rows)
+    for row in rows:
+        after = row["length"] - row["thinking_length"]
+        if row["clipped"] and not row["thinking_cut"]:
+            assert after == 2 + 3  # two letters forced, three drawn
 
 
 def test_a_torn_chunk_is_as_if_it_had_never_been(world, finished, tmp_path):

@@ -79,10 +79,12 @@ def test_evaluation_recipes_parse_strictly(scripts, recipe):
     assert arguments.benchmarks and len(decodings_of(arguments)) >= 2
     for decoding in decodings_of(arguments):
         decoding.settings(preset, "math", None)
-    (grid,) = SoftParser((Arguments,)).parse_args_and_config(
-        ["--config", str(recipe), "--grid_models", "hard=a", "soft=b", "fuzzy=c"]
-    )
-    assert len(decodings_of(grid)) == 18
+    flags = ["--benchmarks", "gsm8k", "--seed", "3", "--grid_models", "hard=a", "soft=b", "fuzzy=c"]
+    (grid,) = SoftParser((Arguments,)).parse_args_and_config(flags)
+    assert len(decodings_of(grid)) == 18 and {decoding.seed for decoding in decodings_of(grid)} == {3}
+    (both,) = SoftParser((Arguments,)).parse_args_and_config(["--config", str(recipe), *flags])
+    with pytest.raises(ValueError, match="Leave one out"):
+        decodings_of(both)
 
 
 def test_there_are_recipes():

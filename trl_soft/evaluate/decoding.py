@@ -52,6 +52,7 @@ class Decoding:
         decoding = cls(**{"seed": seed, **others}, thinking=thinking, answer=answer)
         for name in ("num_samples", "max_completion_length"):
             check_number(name, getattr(decoding, name), 1, None, whole=True, optional=True)
+        check_number("seed", decoding.seed, 0, 2**64 - 1, whole=True)
         return decoding
 
     def settings(self, preset: Preset, kind: str, saved: ThinkingSettings | None) -> ThinkingSettings:
@@ -73,11 +74,20 @@ class Decoding:
         return ThinkingSettings(**base | self.thinking)
 
     def sampling(self, preset: Preset) -> dict[str, Any]:
-        """The answer's sampling: this decoding's fields over the preset's."""
-        return {**preset.sampling, **self.answer}
+        """The answer's sampling: this decoding's fields over the preset's. Raises `ValueError` for what cannot be drawn."""
+        sampling = {**preset.sampling, **self.answer}
+        try:
+            check_number("temperature", sampling["temperature"], 0, None)
+            check_number("top_k", sampling["top_k"], 0, None, whole=True)
+            check_number("top_p", sampling["top_p"], 0, 1, open_low=True)
+            check_number("min_p", sampling.get("min_p"), 0, 1, optional=True)
+            check_number("repetition_penalty", sampling.get("repetition_penalty", 1.0), 0, None, open_low=True)
+        except ValueError as error:
+            raise ValueError(f"The decoding {self.name!r}: {error}") from error
+        return sampling
 
 
-def soft_tokens_grid(models: dict[str, str], num_samples: int) -> list[Decoding]:
+def soft_tokens_grid(models: dict[str, str], num_samples: int, seed: int = 0) -> list[Decoding]:
     """
     The grid of 2509.19170 (section 4): each trained model, by label, under six inference settings: hard, soft (T 0.5)
     and fuzzy (T 1e-4), greedy and sampled.
@@ -95,7 +105,7 @@ def soft_tokens_grid(models: dict[str, str], num_samples: int) -> list[Decoding]
         kinds[f"{name} greedy"] = ({**thinking, "noise_scale": 0.0}, {"temperature": 0.0}, 1)
         kinds[f"{name} sample"] = (thinking, {"temperature": 0.0}, num_samples)
     return [
-        Decoding(f"{label} / {name}", thinking, answer, samples, model=model)
+        Decoding(f"{label} / {name}", thinking, answer, samples, model=model, seed=seed)
         for label, model in models.items()
         for name, (thinking, answer, samples) in kinds.items()
     ]

@@ -37,6 +37,8 @@ _KINDS = ("mean", "pass", "maj", "first")
 _ALIASES = {"avg": "mean", "first_k": "first"}
 PathLike = str | Path
 
+_NOTES = 20  # sentences about what is missing
+
 
 def report(
     runs: Sequence[PathLike],
@@ -524,7 +526,11 @@ def _document(loaded: list[dict], rows: list[Row], tables: dict[str, Table], dra
         for stem, caption in drawn:
             lines += [f"![{caption}]({stem}.png)", "", f"{caption} [SVG]({stem}.svg)", ""]
     if notes:
-        lines += ["## What is missing", "", *(f"- {escape_markdown(note)}" for note in dict.fromkeys(notes)), ""]
+        said = list(dict.fromkeys(notes))
+        lines += ["## What is missing", "", *(f"- {escape_markdown(note)}" for note in said[:_NOTES])]
+        if len(said) > _NOTES:
+            lines.append(f"- and {len(said) - _NOTES} more cells of the tables, which are empty there.")
+        lines.append("")
     return "\n".join(lines)
 
 

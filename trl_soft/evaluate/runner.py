@@ -7,6 +7,8 @@ Processes (`accelerate launch`) take every so-manieth chunk. Noise is keyed by t
 chunk are always computed together, so neither the number of processes nor an interruption changes a result.
 """
 
+import hashlib
+import json
 import os
 import platform
 import subprocess
@@ -81,10 +83,12 @@ class Evaluation:
     name: str | None = None
 
     # What makes a sample what it is: a run with another value is another run.
-    SETTLED = (
+    ASKED = (
         "model", "benchmarks", "decodings", "preset", "limit", "question_column", "answer_column", "grader", "chunk",
         "engine", "dtype", "max_completion_length", "option_seed",
     )  # fmt: skip
+    # And what was found when it began: the same path can hold other rows or weights later.
+    SETTLED = (*ASKED, "problems", "weights")
 
     def check(self) -> None:
         """Raise a `ValueError` for what cannot be evaluated, before anything is loaded."""
@@ -103,6 +107,8 @@ class Evaluation:
             raise ValueError(f"`engine` is {self.engine!r}. Choose one of {', '.join(ENGINES)}.")
         if self.chunk < 1:
             raise ValueError(f"`chunk` is {self.chunk}, but it counts samples and must be at least 1.")
+        if self.k_values is not None and (not self.k_values or min(self.k_values) < 1):
+            raise ValueError(f"`k_values` is {self.k_values}, but each k counts samples and must be at least 1.")
 
 
 def evaluate(run: Evaluation) -> dict[str, dict[str, dict]]:
@@ -122,16 +128,15 @@ def evaluate(run: Evaluation) -> dict[str, dict[str, dict]]:
         for name in run.benchmarks
     }
     if state.is_main_process:
-        asked = {name: getattr(run, name) for name in run.SETTLED}
-        asked["decodings"] = [asdict(decoding) for decoding in run.decodings]
-        sizes = {name: len(rows) for name, rows in problems.items()}
+        asked = {name: getattr(run, name) for name in run.ASKED}
+        asked["decodings"] = [_told(decoding, run, problems) for decoding in run.decodings]
         found = environment(state)
         seeds = sorted({decoding.seed for decoding in run.decodings})
-        told: dict[str, Any] = {
-            "name": run.name or Path(run.output_dir).name,
-            "seed": seeds[0] if len(seeds) == 1 else seeds,
-        }
-        told |= {"commit": found["commit"], "problems": sizes, "environment": found}
+        told: dict[str, Any] = {"name": run.name or Path(run.output_dir).name}
+        told |= {"seed": seeds[0] if len(seeds) == 1 else seeds, "commit": found["commit"], "environment": found}
+        told["problems"] = {name: {"count": len(rows), "sha256": _digest(rows)} for name, rows in problems.items()}
+        models = sorted({decoding.model or run.model for decoding in run.decodings})
+        told["weights"] = {model: fingerprint(model) for model in models}
         store.open({**asked, **told}, run.SETTLED)
     state.wait_for_everyone()
     done = {chunk for chunk, _, _ in store.chunks()}
@@ -160,7 +165,7 @@ def evaluate(run: Evaluation) -> dict[str, dict[str, dict]]:
     state.wait_for_everyone()
     if not state.is_main_process:
         return {}
-    metrics = score(store, run.k_values)
+    metrics = score(store, run.k_values, {(name, d.name) for name in problems for d in run.decodings})
     store.write("metrics.json", metrics)
     return metrics
 
@@ -184,8 +189,7 @@ class _Policy:
         self.run, self.preset = run, get_preset(run.preset)
         self.tokenizer = AutoTokenizer.from_pretrained(path)
         self.model = AutoModelForCausalLM.from_pretrained(path, dtype=run.dtype).to(device).eval()
-        here = os.path.isfile(os.path.join(path, FILE_NAME))
-        self.saved = ThinkingSettings.load_thinking(path) if here else None
+        self.saved = saved_beside(path)
         eos = self.model.generation_config.eos_token_id
         eos = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
         self.eos = sorted({*eos, *([] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id])})
@@ -240,23 +244,23 @@ class _Policy:
                         "problem": problem.number,
                         "sample": sample,
                         "prompt": prompts[row],
-                        **self._described(one, plan),
+                        **self._described(one),
                         **self._graded(one, problem, kind),
                     }
                 bar.update(len(rows))
         return [line for line in lines if line is not None]
 
-    def _described(self, rollout: Rollout, plan) -> dict[str, Any]:
+    def _described(self, rollout: Rollout) -> dict[str, Any]:
         length = int(rollout.completion_mask.sum())
         ids = rollout.completion_ids[0, :length]
         thoughts = rollout.record.thinking_mask[0, :length]
         entropy = rollout.entropies[0, :length]
-        line = {
+        line: dict[str, Any] = {
             "text": self.tokenizer.decode(ids, skip_special_tokens=True),
             "length": length,
             "thinking_length": rollout.thinking_length.item(),
             "thinking_cut": rollout.thinking_cut.item(),
-            "clipped": length == plan.max_completion_length and int(ids[-1]) not in self.eos,
+            "clipped": int(ids[-1]) not in self.eos,  # a cap, of all or of the answer, and not its own end
             "entropy": entropy[thoughts].mean().item() if thoughts.any() else None,
         }
         if self.run.candidates:
@@ -288,19 +292,30 @@ class _Policy:
 
     def _graded(self, rollout: Rollout, problem: Problem, kind: str) -> dict[str, Any]:
         ids = rollout.completion_ids[0, : int(rollout.completion_mask.sum())]
+        forced = bool(rollout.record.forced_mask.any()) and self.preset.asks[kind].answer_prefill is not None
+        # What was prefilled begins the answer, however the thought ended.
+        ids = ids[int(rollout.thinking_length) :] if forced else ids
         # Marks such as </think> are special tokens of some tokenizers, and the preset may read from there on.
         text = str(self.tokenizer.decode([i for i in ids.tolist() if i not in self.eos], skip_special_tokens=False))
+        marker = self.preset.asks[kind].answer_after
+        if forced and marker is not None and marker not in text:
+            box = marker.removesuffix("\\boxed{") != marker
+            text = marker.removesuffix("\\boxed{") + (text[max(text.find("\\boxed{"), 0) :] if box else text)
         grader: Callable = GRADERS[self.run.grader or problem.meta["grader"]]
         verdict = grader(answer_text(text, self.preset, kind), problem.gold)
         found = {"answer": verdict.answer, "vote": verdict.vote, "correct": verdict.correct}
         return found | ({"reason": verdict.reason} if verdict.reason else {})
 
 
-def score(store: Store, k_values: list[int] | None = None) -> dict[str, dict[str, dict]]:
-    """Metrics of every benchmark and decoding of a run, from its sealed samples."""
+def score(
+    store: Store, k_values: list[int] | None = None, wanted: set[tuple[str, str]] | None = None
+) -> dict[str, dict[str, dict]]:
+    """Metrics of every benchmark and decoding of a run, or of some (`wanted`), from its sealed samples."""
     samples: dict[tuple[str, str], list[dict]] = defaultdict(list)
     spent: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0, 0.0])
     for (benchmark, decoding, _), lines, seal in store.chunks():
+        if wanted is not None and (benchmark, decoding) not in wanted:
+            continue
         samples[benchmark, decoding] += lines
         spent[benchmark, decoding][0] += seal["tokens"]
         spent[benchmark, decoding][1] += seal["seconds"]
@@ -326,6 +341,41 @@ def score(store: Store, k_values: list[int] | None = None) -> dict[str, dict[str
             "tokens_per_second": tokens / seconds if seconds else None,
         }
     return dict(result)
+
+
+def saved_beside(path: str) -> ThinkingSettings | None:
+    """The thinking settings in a model's folder, if it has any."""
+    return ThinkingSettings.load_thinking(path) if os.path.isfile(os.path.join(path, FILE_NAME)) else None
+
+
+def _told(decoding: Decoding, run: Evaluation, problems: dict[str, list[Problem]]) -> dict[str, Any]:
+    """A decoding as the manifest has it: what was asked, and what it came to."""
+    preset, saved = get_preset(run.preset), saved_beside(decoding.model or run.model)
+    kinds = {rows[0].meta["kind"] for rows in problems.values()}
+    settings = {kind: decoding.settings(preset, kind, saved).thinking_dict() for kind in sorted(kinds)}
+    common = {k: v for k, v in next(iter(settings.values())).items() if all(s[k] == v for s in settings.values())}
+    told = {**asdict(decoding), "thinking": common, "answer": decoding.sampling(preset)}
+    return told | {"num_samples": decoding.num_samples or preset.num_samples}
+
+
+def _digest(problems: list[Problem]) -> str:
+    text = json.dumps([[p.number, p.question, p.gold] for p in problems], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
+
+
+def fingerprint(path: str) -> str | None:
+    """Of the weights in a local folder: sizes, first and last megabyte of each file. `None` for a hub id."""
+    files = sorted(file for ending in ("*.safetensors", "*.bin") for file in Path(path).glob(ending))
+    if not files:
+        return None
+    found = hashlib.sha256()
+    for file in files:
+        with open(file, "rb") as weights:
+            found.update(f"{file.name} {file.stat().st_size}".encode())
+            found.update(weights.read(2**20))
+            weights.seek(max(file.stat().st_size - 2**20, 0))
+            found.update(weights.read(2**20))
+    return found.hexdigest()
 
 
 def environment(state) -> dict[str, Any]:

@@ -50,6 +50,11 @@ class Store:
                     "samples would be mixed with others. Set the same, or another output folder."
                 )
             manifest = {**before, "resumed": [*before.get("resumed", []), manifest["environment"]]}
+        elif any((self.folder / "samples").glob("*.jsonl")):
+            raise ValueError(
+                f"{self.folder}/samples holds samples and no manifest says of what. Put the manifest beside them, or set "
+                "another output folder."
+            )
         (self.folder / "samples").mkdir(parents=True, exist_ok=True)
         _replace(file, json.dumps(manifest, indent=2) + "\n")
 
@@ -57,7 +62,7 @@ class Store:
         """Write a whole chunk, and be sure that it is on the disk."""
         lines = [{"begin": chunk}, *samples, {"seal": chunk, "samples": len(samples), **measured}]
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        torn = self.path.exists() and self.path.stat().st_size > 0 and not self.path.read_bytes().endswith(b"\n")
+        torn = self.path.exists() and not _ends_a_line(self.path)
         # Half of a surrogate pair, which a cut text can end with, has no UTF-8; as JSON's own escape it is kept.
         with open(self.path, "a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(("\n" if torn else "") + text)
@@ -88,6 +93,14 @@ class Store:
     def write(self, name: str, content: Any) -> None:
         """A JSON file of the run, whole or not at all."""
         _replace(self.folder / name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def _ends_a_line(path: Path) -> bool:
+    with open(path, "rb") as file:
+        if file.seek(0, os.SEEK_END) == 0:
+            return True
+        file.seek(-1, os.SEEK_END)
+        return file.read() == b"\n"
 
 
 def _parsed(text: str) -> dict | None:
