@@ -246,6 +246,22 @@ def test_scores_are_of_sealed_samples_alone(finished, tmp_path):
     assert plain(score(Store(tmp_path))) == plain(metrics)
 
 
+def test_one_process_at_a_time_writes_a_file(tmp_path):
+    (tmp_path / "samples").mkdir()
+    first, second, other = Store(tmp_path), Store(tmp_path), Store(tmp_path, rank=1)
+    first.lock()
+    other.lock()
+    with pytest.raises(RuntimeError, match="Another process is writing"):
+        second.lock()
+
+
+def test_a_model_folder_that_is_not_there_is_said(world, tmp_path):
+    run = evaluation(world, tmp_path)
+    run.model = str(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
+        evaluate(run)
+
+
 def test_decodings_say_what_they_are():
     with pytest.raises(ValueError, match="nearest known name is `thinking_top_k`"):
         Decoding.parse({"name": "a", "thinking_topk": 3})

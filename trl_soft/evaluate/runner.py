@@ -107,6 +107,9 @@ class Evaluation:
             raise ValueError(f"`engine` is {self.engine!r}. Choose one of {', '.join(ENGINES)}.")
         if self.chunk < 1:
             raise ValueError(f"`chunk` is {self.chunk}, but it counts samples and must be at least 1.")
+        for model in {decoding.model or self.model for decoding in self.decodings}:
+            if (os.path.isabs(model) or model.startswith(".") or model.count("/") > 1) and not os.path.isdir(model):
+                raise FileNotFoundError(f"The model folder {model} does not exist (looked from {os.getcwd()}).")
         if self.k_values is not None and (not self.k_values or min(self.k_values) < 1):
             raise ValueError(f"`k_values` is {self.k_values}, but each k counts samples and must be at least 1.")
 
@@ -139,6 +142,7 @@ def evaluate(run: Evaluation) -> dict[str, dict[str, dict]]:
         told["weights"] = {model: fingerprint(model) for model in models}
         store.open({**asked, **told}, run.SETTLED)
     state.wait_for_everyone()
+    store.lock()
     done = {chunk for chunk, _, _ in store.chunks()}
     state.wait_for_everyone()  # all have read before anyone writes
 

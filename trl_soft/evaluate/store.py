@@ -58,6 +58,18 @@ class Store:
         (self.folder / "samples").mkdir(parents=True, exist_ok=True)
         _replace(file, json.dumps(manifest, indent=2) + "\n")
 
+    def lock(self) -> None:
+        """Be the only process that writes this file, until this process ends, however it ends."""
+        import fcntl
+
+        self._lock = open(self.path.with_suffix(".lock"), "w")  # held for as long as the store lives
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RuntimeError(
+                f"Another process is writing {self.path}. Wait for it, stop it, or set another output folder."
+            ) from error
+
     def append(self, chunk: Chunk, samples: list[dict], **measured) -> None:
         """Write a whole chunk, and be sure that it is on the disk."""
         lines = [{"begin": chunk}, *samples, {"seal": chunk, "samples": len(samples), **measured}]
