@@ -163,21 +163,16 @@ def main():
         step = seconds["soft"] / (sum(some[1]) / slots)
         results["noise_share_of_a_step"] = statistics.median(spent) / step
 
-        growth, peaks = {}, {}
-        for times in (1, 2, 4, 8):
-            count = times * options.samples
-            # The slots are as long as the longest sample: the same at every number of them.
-            part = prompts[:count], [CAP, *lengths[1:count]]
+        def many(times: int, first: int) -> float:
+            """Tokens a second of so many times the samples, the first of them `first` long."""
+            count, start = times * options.samples, time.perf_counter()
+            drawn = rollout(net, gumbel, prompts[:count], [first, *lengths[1:count]], slots=slots)
+            return drawn / (time.perf_counter() - start)
 
-            def run(part=part):
-                start = time.perf_counter()
-                return rollout(net, gumbel, *part, slots=slots) / (time.perf_counter() - start)
-
-            speeds: list[float] = []
-            peaks[times] = peak(lambda run=run, speeds=speeds: speeds.append(run()))
-            growth[times] = speeds[0]
-        results["growth"] = {times: speed / growth[1] for times, speed in growth.items()}
-        results["memory_at_8x"] = peaks[8] / peaks[1]
+        speeds = {times: many(times, lengths[0]) for times in (1, 2, 4, 8)}
+        results["growth"] = {times: speed / speeds[1] for times, speed in speeds.items()}
+        # With a longest sample that is the same, so that the slots are as long at every number of samples.
+        results["memory_at_8x"] = peak(lambda: many(8, CAP)) / peak(lambda: many(1, CAP))
     print(json.dumps(results))
 
 

@@ -150,6 +150,8 @@ class Rollout:
         return self._map(lambda x: x if x.dim() == 1 else x[:, part])
 
     def to(self, device) -> "Rollout":
+        if self.completion_ids.device == torch.device(device):
+            return self
         return self._map(lambda x: x.to(device))
 
     def tensors(self) -> list[torch.Tensor]:

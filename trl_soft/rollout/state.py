@@ -308,7 +308,7 @@ class Slots:
 
     def result(self, slots: list[int]) -> Rollout:
         """What some slots have drawn, as long as the longest of them; of one slot, as views."""
-        index = torch.tensor(slots, device=self.device)
+        index = slice(slots[0], slots[0] + 1) if len(slots) == 1 else torch.tensor(slots, device=self.device)
         numbers = [dict(zip(_NUMBERS, row, strict=True)) for row in self.blocks["numbers"][index].tolist()]
         flags = [dict(zip(_FLAGS, row, strict=True)) for row in self.blocks["flags"][index].tolist()]
         used = max(row["t"] for row in numbers)
