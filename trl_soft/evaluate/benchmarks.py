@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from .boxed import closing_brace
+
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -82,18 +84,8 @@ def last_boxed(text: str) -> str | None:
     if not rest.startswith("{"):
         token = re.match(r"\d+|\\[a-zA-Z]+|\S", rest)
         return token.group() if token else None
-    end = _closing_brace(rest[1:])
+    end = closing_brace(rest[1:])
     return None if end is None else rest[1 : 1 + end].strip()
-
-
-def _closing_brace(text: str) -> int | None:
-    """Where the brace that opened before `text` closes."""
-    depth = 1
-    for match in re.finditer(r"\\.|[{}]", text, re.DOTALL):
-        depth += {"{": 1, "}": -1}.get(match.group(), 0)
-        if depth == 0:
-            return match.start()
-    return None
 
 
 def _text(row: Row, column: str) -> str:
@@ -686,7 +678,7 @@ def answer_text(completion: str, preset: str | Preset, kind: str) -> str:
     answer = completion.partition(marker)[2]
     if not marker.endswith("\\boxed{"):
         return answer
-    end = _closing_brace(answer)
+    end = closing_brace(answer)
     return "\\boxed{" + (answer if end is None else answer[:end]) + "}"
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 
+from .boxed import closing_brace
 from .sandbox import run_program
 
 
@@ -152,18 +153,8 @@ _NOT_UNITS = re.compile(r"(?i)\b(?:pi|sqrt|sin|cos|tan|log|ln|or|and|to|if|milli
 
 def _closing(text: str, start: int) -> int | None:
     """Where the brace that opens at `start` closes, or `None`."""
-    depth, position = 0, start
-    while position < len(text):
-        if text[position] == "\\":
-            position += 1  # an escaped brace does not count
-        elif text[position] == "{":
-            depth += 1
-        elif text[position] == "}":
-            depth -= 1
-            if depth == 0:
-                return position
-        position += 1
-    return None
+    end = closing_brace(text[start + 1 :])
+    return None if end is None else start + 1 + end
 
 
 def _boxes(text: str) -> list[tuple[int, int, str]]:
