@@ -5,7 +5,7 @@ An engine completes n prompts, and yields the completions in parts as they finis
 
     engine(model, prompts, plan, key, options) -> iterator of (numbers of the prompts, Rollout of those)
 
-A part may be a view of memory that the engine goes on writing to: it is read before the next one is asked for.
+A part is the caller's: the engine writes nothing more to it.
 
 `model` is a causal LM (or a PEFT model around one) with `add_soft_tokens`, and is left as it was found.
 """
@@ -141,9 +141,9 @@ class Rollout:
     thinking_length: torch.Tensor
     thinking_cut: torch.Tensor
 
-    def __getitem__(self, rows) -> "Rollout":
-        """Some of the B rows, copied, so that the others can be forgotten."""
-        return self._map(lambda x: x[rows].clone())
+    def __getitem__(self, rows: slice) -> "Rollout":
+        """Some of the B rows."""
+        return self._map(lambda x: x[rows])
 
     def columns(self, part: slice) -> "Rollout":
         """Some of the C positions."""
