@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a soft rollout costs on the CPU, against a hard one, `generate`, and the engine with its parts taken out.
 
-    python benchmarks/rollout.py [--samples 48] [--slots 16] [--repeats 2]
+    python benchmarks/rollout.py [--samples 48] [--slots 16] [--repeats 3]
 
 A random model of 50M parameters (V = 32,000, float32), completions of log-normal lengths that are forced, so that all
 rivals draw the same number of tokens. Prints one JSON object last, of ratios inside this run (medians of interleaved runs):
@@ -119,7 +119,7 @@ def main():
     parser.add_argument("--samples", type=int, default=48)
     parser.add_argument("--slots", type=int, default=16)
     parser.add_argument("--mean", type=float, default=40.0, help="mean length of a completion")
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     net, slots = model(), options.slots
     lengths = log_normal(8 * options.samples, options.mean)
