@@ -39,9 +39,14 @@ def numbered(directory: str) -> list[str]:
     """The checkpoints of an output folder, the latest step first, whole or not."""
     if not os.path.isdir(directory):
         return []
-    found = [(int(match.group(1)), match.group()) for match in map(_NAME.match, os.listdir(directory)) if match]
-    folders = (os.path.join(directory, name) for _, name in sorted(found, reverse=True))
-    return [folder for folder in folders if os.path.isdir(folder)]
+    found = (os.path.join(directory, name) for name in os.listdir(directory) if _NAME.match(name))
+    return sorted(filter(os.path.isdir, found), key=step_of, reverse=True)
+
+
+def step_of(folder: str) -> int:
+    """The step in a checkpoint's name; -1 for another name."""
+    match = _NAME.match(os.path.basename(folder))
+    return int(match.group(1)) if match else -1
 
 
 def stage(directory: str) -> None:
@@ -134,7 +139,7 @@ def rotate(directory: str, limit: int | None, keep: Iterable[str | None]) -> Non
     if not limit or limit <= 0:
         return
     kept = {os.path.realpath(path) for path in keep if path}
-    folders = sorted(reversed(numbered(directory)), key=_age)
+    folders = sorted(numbered(directory), key=lambda folder: (_age(folder), step_of(folder)))
     surplus = [folder for folder in folders if os.path.realpath(folder) not in kept]
     staging = os.path.join(directory, STAGING)
     for folder in surplus[: max(len(folders) - limit, 0)]:

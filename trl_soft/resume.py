@@ -351,8 +351,8 @@ class ResumableMixin(_Host):
             folder = os.path.normpath(wanted)
             if problem := self._problem(folder):
                 raise CheckpointError(f"{problem} {self._offer(folder)}")
-            later = [path for path in checkpoint.numbered(os.path.dirname(folder)) if path > folder]
-            if later := [path for path in later if _step_of(path) > _step_of(folder)]:
+            siblings = checkpoint.numbered(os.path.dirname(folder))
+            if later := [path for path in siblings if checkpoint.step_of(path) > checkpoint.step_of(folder)]:
                 logger.warning(
                     f"Resuming from {folder}, though {later[0]} is later. `resume_from_checkpoint: true` would take that "
                     "one until this run has passed it."
@@ -593,11 +593,6 @@ def _model_difference(theirs: dict[str, list[int]], ours: dict[str, list[int]]) 
             shapes = [f"shape {tuple(side[name])}" if name in side else "no such parameter" for side in (theirs, ours)]
             return f"`{name}` has {shapes[0]} there and {shapes[1]} here"
     return None
-
-
-def _step_of(folder: str) -> int:
-    tail = os.path.basename(folder).rpartition("-")[2]
-    return int(tail) if tail.isdigit() else -1
 
 
 def _unshared(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
