@@ -93,8 +93,7 @@ def seal(folder: str, facts: dict[str, Any], files: dict[str, dict[str, Any]]) -
     content = {"format": _FORMAT, **facts, "files": dict(sorted(files.items()))}
     content["digest"] = _checksum(content)
     with open(os.path.join(folder, MANIFEST), "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1)
-        file.write("\n")
+        json.dump(content, file, indent=1)  # ends with its brace, so that none of its bytes can be lost unseen
 
 
 def _checksum(content: dict[str, Any]) -> str:

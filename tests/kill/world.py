@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """One process of a run that will be killed: plain, DDP or ZeRO-3, over the tiny world, leaving a trail of what it does."""
 
+import errno
+import math
 import os
+import signal
 import sys
 
 import deepspeed  # noqa: F401 (imported by the server that forks, not by each process)
@@ -33,6 +36,8 @@ class Traced(SoftGRPOTrainer):
 
     trail: int
     begun = None
+    # Steps at which the last process is told to end, at which its disk is full, and at which it returns a bad reward.
+    signal_at = full_at = bad_reward_at = None
 
     def note(self, phase: str) -> None:
         if self.begun is not None:
@@ -47,12 +52,23 @@ class Traced(SoftGRPOTrainer):
         finally:
             self.note("between")
 
+    def _meets(self, step: int | None, at: int | None) -> bool:
+        return step == at and self.accelerator.process_index == self.accelerator.num_processes - 1
+
     def _generate_and_score_completions(self, inputs):
         return self._within("rollout", super()._generate_and_score_completions, inputs)
 
     def _compute_loss(self, model, inputs):
         self.note("update")
+        if self._meets(self.state.global_step + 1, self.signal_at):
+            os.kill(os.getpid(), signal.SIGTERM)
         return super()._compute_loss(model, inputs)
+
+    def _save_rng_state(self, output_dir):
+        with self._guarded():
+            if self._meets(self.state.global_step, self.full_at):
+                raise OSError(errno.ENOSPC, "No space left on device")
+        super()._save_rng_state(output_dir)
 
     def _save_checkpoint(self, model, trial):
         return self._within("save", super()._save_checkpoint, model, trial)
@@ -97,12 +113,18 @@ def train(folder: str, world: str, rank: int, port: int, changes: dict, begun) -
         }  # fmt: skip
     os.environ |= ZERO3 if world == "zero3" else {}
     changes = dict(changes)
-    resume = changes.pop("resume", "auto")
+    given = {name: changes.pop(name, None) for name in ("signal_at", "full_at", "bad_reward_at")}
     # ZeRO-3 shards a model as it is read from a folder.
     net = os.path.join(os.path.dirname(folder), "model")
+
+    def reward(completion_ids, trainer_state, **kwargs):
+        bad = trainer._meets(trainer_state.global_step + 1, trainer.bad_reward_at)
+        return [math.nan if bad else value for value in tiny.reward(completion_ids)]
+
+    changes.setdefault("reward_funcs", reward)
     trainer = tiny.trainer(os.path.join(folder, "out"), net, Traced, **settings_of(world, changes))
-    trainer.trail, trainer.begun = trail, begun
-    trainer.train(resume)
+    vars(trainer).update(given, trail=trail, begun=begun)
+    trainer.train("auto")
     expected = {"plain": "Qwen2ForCausalLM", "ddp": "DistributedDataParallel", "zero3": "DeepSpeedEngine"}[world]
     # accelerate can start one process, or another wrapper, without a word.
     assert type(trainer.model_wrapped).__name__ == expected, type(trainer.model_wrapped)
