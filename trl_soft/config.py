@@ -13,6 +13,9 @@ from .settings import ThinkingSettings, check_range
 from .thoughts import THOUGHTS
 
 
+NONFINITE = ("stop", "skip")
+
+
 @dataclass
 class RolloutSettings:
     """
@@ -43,10 +46,29 @@ class RolloutSettings:
 
 
 @dataclass
-class SoftGRPOConfig(ThinkingSettings, RolloutSettings, GRPOConfig):
+class NonfiniteSettings:
     """
-    Configuration of [`SoftGRPOTrainer`]: every field of [`~trl.GRPOConfig`], and those of [`ThinkingSettings`] and
-    [`RolloutSettings`].
+    > Parameters that decide what a NaN does
+
+    Args:
+        nonfinite (`str`, *optional*, defaults to `"stop"`):
+            What a NaN or an infinity in a reward, a loss or a gradient does. `stop`: an error, before any weight is
+            touched. `skip`: the update is left out, weights, moments and the learning rate stay as they were, and
+            `nonfinite/skipped` is the share of updates left out; one bad reward leaves out every update of its rollout.
+            Either way the batch is written to `output_dir/nonfinite/step-N-rank-R.safetensors` and `.json`, of the first
+            32. A reward function that returns `None` says that it does not apply, as in TRL.
+    """
+
+    nonfinite: str = field(
+        default="stop", metadata={"help": "What a NaN in reward, loss or gradient does: stop or skip."}
+    )
+
+
+@dataclass
+class SoftGRPOConfig(ThinkingSettings, RolloutSettings, NonfiniteSettings, GRPOConfig):
+    """
+    Configuration of [`SoftGRPOTrainer`]: every field of [`~trl.GRPOConfig`], and those of [`ThinkingSettings`],
+    [`RolloutSettings`] and [`NonfiniteSettings`].
 
     `temperature`, `top_p`, `top_k`, `min_p` and `repetition_penalty` shape the answer; the `thinking_*` fields shape
     the thought. A setting that cannot be soft raises a `ValueError` here or when the trainer is built, before anything
@@ -60,10 +82,10 @@ class SoftGRPOConfig(ThinkingSettings, RolloutSettings, GRPOConfig):
 
 
 @dataclass
-class SoftRLOOConfig(ThinkingSettings, RolloutSettings, RLOOConfig):
+class SoftRLOOConfig(ThinkingSettings, RolloutSettings, NonfiniteSettings, RLOOConfig):
     """
-    Configuration of [`SoftRLOOTrainer`]: every field of [`~trl.RLOOConfig`], and those of [`ThinkingSettings`] and
-    [`RolloutSettings`].
+    Configuration of [`SoftRLOOTrainer`]: every field of [`~trl.RLOOConfig`], and those of [`ThinkingSettings`],
+    [`RolloutSettings`] and [`NonfiniteSettings`].
     """
 
     def __post_init__(self):
@@ -102,6 +124,19 @@ def refuse(args) -> None:
         raise ValueError(
             "`use_transformers_continuous_batching` is set, but continuous batching takes token ids only and cannot "
             "feed a mixture back. Set it to false."
+        )
+    if args.nonfinite not in NONFINITE:
+        raise ValueError(f"`nonfinite` is {args.nonfinite!r}. Choose one of {', '.join(NONFINITE)}.")
+    optimizer = str(getattr(args.optim, "value", args.optim))
+    if optimizer in ("lomo", "adalomo") or "layerwise" in optimizer:
+        raise ValueError(
+            f"`optim` is {optimizer}, which changes weights during the backward, before anyone can see that a gradient is "
+            "not finite. Choose an optimiser that steps after it."
+        )
+    if args.enable_jit_checkpoint:
+        raise ValueError(
+            "`enable_jit_checkpoint` is set, but it saves in the middle of a step, where a run cannot be continued from "
+            "exactly, and each process when it likes. Leave it unset: SIGTERM saves at the end of the step and exits."
         )
     if not args.ds3_gather_for_generation:
         raise ValueError(

@@ -62,6 +62,7 @@ _READERS = {
     "gumbel_density": ("gumbel",),
     "noise_scale": ("gumbel", "gaussian"),
     "noise_placement": ("gaussian",),
+    "noise_rms": ("gaussian",),
     "dirichlet_concentration": ("dirichlet",),
     "mixture_beta": ("mixture",),
     "multiplex_width": ("multiplex",),
@@ -134,6 +135,10 @@ class ThinkingSettings:
             1.0. At 0 nothing is drawn: greedy evaluation, refused in training.
         noise_placement (`str`, *optional*, defaults to `"embedding"`):
             gaussian: what the noise is added to, `embedding`, `hidden`, `logits` or `probabilities`.
+        noise_rms (`float`, *optional*):
+            gaussian, on embedding and hidden: the RMS that `noise_scale` is a share of. `None`: measured over the
+            embedding table when training starts, and written beside the weights, so that a resumed run and an
+            evaluation keep the sigma that was trained with.
         dirichlet_concentration (`float`, *optional*, defaults to `1.0`):
             alpha of dirichlet, above 0.
         mixture_beta (`float`, *optional*, defaults to `1.0`):
@@ -170,6 +175,7 @@ class ThinkingSettings:
     gumbel_density: str = _help("How a gumbel thought is scored: gumbel, concrete or softgrpo (no density).", "gumbel")
     noise_scale: float | None = _help("gaussian: sigma over the RMS of the table (0.33). gumbel: factor on the noise.")
     noise_placement: str = _help("gaussian: noise on the embedding, hidden, logits or probabilities.", "embedding")
+    noise_rms: float | None = _help("gaussian: the RMS noise_scale is a share of; unset: of the table at the start.")
     dirichlet_concentration: float = _help("dirichlet: alpha, above 0.", 1.0)
     mixture_beta: float = _help("mixture: beta, above 0; the larger, the closer to the sampled token.", 1.0)
     multiplex_width: int = _help("multiplex: number of tokens drawn.", 3)
@@ -203,6 +209,7 @@ class ThinkingSettings:
         check_range(self, "cold_stop_length", 1, None)
         check_range(self, "gumbel_temperature", 0, None, open_low=True)
         check_range(self, "noise_scale", 0, None)
+        check_range(self, "noise_rms", 0, None, open_low=True)
         check_range(self, "dirichlet_concentration", 0, None, open_low=True)
         check_range(self, "mixture_beta", 0, None, open_low=True)
         check_range(self, "multiplex_width", 1, None)
@@ -230,6 +237,17 @@ class ThinkingSettings:
                     f"{' and '.join(readers)} thoughts do. Leave it unset, or choose such a thought."
                 )
 
+        if self.noise_rms is not None and not self.reads_noise_rms:
+            raise ValueError(
+                f"`noise_rms` is {self.noise_rms} with `noise_placement: {self.noise_placement}`, where `noise_scale` is "
+                "sigma itself. Leave it unset."
+            )
+
+    @property
+    def reads_noise_rms(self) -> bool:
+        """Whether sigma is a share of the embedding table's RMS."""
+        return "gaussian" in (self.thought, self.eval_thought) and self.noise_placement in ("embedding", "hidden")
+
     def resolved(self, kind: str, name: str):
         """The value of a field for a kind of thought: its default where the field is unset or meant for another."""
         value = getattr(self, name) if kind == self.thought else None
@@ -244,7 +262,8 @@ class ThinkingSettings:
 
         Args:
             answer (`Hard`): how answers are sampled; a hard thought takes from it what is unset here.
-            table_rms (`float`, *optional*): per-element RMS of the embedding table, which a gaussian thought needs.
+            table_rms (`float`, *optional*):
+                Per-element RMS of the embedding table, which a gaussian thought needs where `noise_rms` is unset.
             evaluation (`bool`): make `eval_thought`.
         """
         kind = (self.eval_thought if evaluation else None) or self.thought
@@ -280,6 +299,7 @@ class ThinkingSettings:
                 return placement(temperature, scale, top_k)
             if self.noise_placement == "probabilities":
                 return placement(temperature, scale, top_k, top_p, min_p or 0.0)
+            table_rms = table_rms if self.noise_rms is None else self.noise_rms
             if table_rms is None:
                 raise ValueError("A gaussian thought's sigma is a share of the embedding table's RMS: pass table_rms.")
             return placement(temperature, scale * table_rms)
@@ -319,6 +339,8 @@ class ThinkingSettings:
             )
         if changes.get("thought", saved.get("thought")) != saved.get("thought"):
             saved = {name: value for name, value in saved.items() if name not in (*_TRUNCATIONS, *_READERS)}
+        if changes.get("noise_placement") in ("logits", "probabilities"):
+            saved.pop("noise_rms", None)
         return ThinkingSettings(**{**saved, **changes})
 
 

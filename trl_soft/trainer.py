@@ -7,7 +7,8 @@ What differs from plain GRPO and RLOO, and all of it:
 2. The record rides in the batch under `soft_*` keys; TRL shuffles, splits, buffers and replays it.
 3. The model is called with the record, so that mixtures are fed again and thoughts are scored by their density.
 
-Rewards, advantages, every loss type, the reference model, logging and saving are TRL's, through `super()`.
+Rewards, advantages, every loss type, the reference model and logging are TRL's, through `super()`. What a run saves and
+how it goes on is in `resume.py`, what it does about a NaN in `nonfinite.py`.
 """
 
 import functools
@@ -24,12 +25,15 @@ from .config import SoftGRPOConfig, SoftRLOOConfig
 from .draws import gather, spread
 from .forward import add_soft_tokens
 from .metrics import rollout_metrics, update_metrics
+from .nonfinite import NonfiniteMixin
 from .record import SoftTokens
+from .resume import ResumableMixin
 from .rollout import ENGINES, Key, assemble
 from .rollout.base import positions
 from .rollout.cache import check_slots
 from .rollout.gather import unsharded
 from .rollout.plan import make_plan, table_rms
+from .settings import ThinkingSettings
 from .thoughts import Hard
 
 
@@ -54,6 +58,7 @@ class SoftTokensMixin(_Host):
     _config_class: type
     args: Any
     model: Any
+    thinking: ThinkingSettings  # as trained: what was measured when training started is filled in
 
     def __init__(self, *args, **kwargs):
         bound = inspect.signature(super().__init__).bind(*args, **kwargs)
@@ -114,23 +119,30 @@ class SoftTokensMixin(_Host):
         self._takes_position_ids = "position_ids" in inspect.signature(base.forward).parameters
         if self.ref_model is not None:
             add_soft_tokens(self.accelerator.unwrap_model(self.ref_model))
+        self._vocab_size = base.config.get_text_config().vocab_size
+        self._take_noise_rms(table_rms(base) if self.args.noise_rms is None else self.args.noise_rms)
+        _save_settings_with(self.model, self)
+
+    def _take_noise_rms(self, rms: float | None) -> None:
+        """Plan rollouts with an RMS that sigma is a share of; `None` changes nothing."""
+        if rms is None:
+            return
+        settings = self.args.thinking_dict()
+        self.thinking = ThinkingSettings(**settings | ({"noise_rms": rms} if self.args.reads_noise_rms else {}))
         answer = Hard(self.temperature, self.top_k, self.top_p, self.min_p)
-        rms = table_rms(base)
         self._plans = {
             mode: make_plan(
-                self.args,
+                self.thinking,
                 self._tokenizer,
                 answer,
-                vocab_size=base.config.get_text_config().vocab_size,
+                vocab_size=self._vocab_size,
                 max_completion_length=cast(int, self.max_completion_length),  # the config refuses None
                 eos_token_ids=self.eos_token_ids,
-                rms=rms,
                 evaluation=mode == "eval",
                 repetition_penalty=self.repetition_penalty,
             )
             for mode in ("train", "eval")
         }
-        _save_settings_with(self.model, self.args)
 
     @property
     def _mode(self) -> str:
@@ -269,7 +281,7 @@ class SoftTokensMixin(_Host):
         return loss
 
 
-class SoftGRPOTrainer(SoftTokensMixin, GRPOTrainer):
+class SoftGRPOTrainer(ResumableMixin, NonfiniteMixin, SoftTokensMixin, GRPOTrainer):
     """
     Drop-in for [`~trl.GRPOTrainer`] whose policy thinks in soft tokens: the same arguments in the same order, with
     `args` a [`SoftGRPOConfig`].
@@ -310,7 +322,7 @@ class SoftGRPOTrainer(SoftTokensMixin, GRPOTrainer):
         return prompt_ids, completion_ids, tool_mask, *rest
 
 
-class SoftRLOOTrainer(SoftTokensMixin, RLOOTrainer):
+class SoftRLOOTrainer(ResumableMixin, NonfiniteMixin, SoftTokensMixin, RLOOTrainer):
     """
     Drop-in for [`~trl.RLOOTrainer`] whose policy thinks in soft tokens, with `args` a [`SoftRLOOConfig`].
 
@@ -400,7 +412,7 @@ def _check_dataset(name: str, dataset) -> None:
         )
 
 
-def _save_settings_with(model, settings) -> None:
+def _save_settings_with(model, trainer) -> None:
     """Let `save_pretrained` write the thinking settings beside the weights, whoever calls it."""
     save_pretrained = model.save_pretrained
     signature = inspect.signature(save_pretrained)
@@ -411,7 +423,7 @@ def _save_settings_with(model, settings) -> None:
         given = signature.bind(*args, **kwargs)
         given.apply_defaults()
         if given.arguments.get("is_main_process", True):
-            settings.save_thinking(given.arguments["save_directory"])
+            trainer.thinking.save_thinking(given.arguments["save_directory"])
         return result
 
     model.save_pretrained = save_with_settings

@@ -59,7 +59,7 @@ class Decoding:
         """
         How to think about one kind of benchmark: this decoding's fields; under them, where it names no thought, those
         saved beside the model with the preset's cap and prefill where it has them, or the preset's; where it names one,
-        the preset's end of thinking, cap and prefill.
+        the preset's end of thinking, cap and prefill, and for a gaussian thought the RMS the model was trained with.
         """
         of_preset = preset.thinking_settings(kind)
         frame = ("end_of_thinking", "max_thinking_length", "answer_prefill")
@@ -71,6 +71,9 @@ class Decoding:
                 base = kept | {k: base[k] for k in ("max_thinking_length", "answer_prefill") if base[k] is not None}
             else:
                 base |= of_preset
+        elif self.thinking["thought"] == "gaussian" and saved is not None and saved.noise_rms is not None:
+            if self.thinking.get("noise_placement", "embedding") in ("embedding", "hidden"):
+                base["noise_rms"] = saved.noise_rms  # sigma is a share of what the model was trained with
         return ThinkingSettings(**base | self.thinking)
 
     def sampling(self, preset: Preset) -> dict[str, Any]:

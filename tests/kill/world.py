@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One process of a run that will be killed: plain, DDP or ZeRO-3, over the tiny world, leaving a trail of what it does."""
+
+import errno
+import math
+import os
+import signal
+import sys
+
+import deepspeed  # noqa: F401 (imported by the server that forks, not by each process)
+import torch
+import torch._dynamo
+
+from tests import tiny
+from trl_soft import SoftGRPOTrainer
+
+
+WORLDS = {"plain": 1, "ddp": 2, "zero3": 2}
+PHASES = ("start", "rollout", "update", "save", "between", "end")
+# What `accelerate launch` says to its processes under ZeRO-3.
+ZERO3 = {
+    "ACCELERATE_USE_DEEPSPEED": "true",
+    "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3",
+    "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "none",
+    "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "none",
+    "ACCELERATE_DEEPSPEED_ZERO3_INIT": "true",
+    "ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL": "true",
+    "ACCELERATE_MIXED_PRECISION": "no",
+    "ACCELERATE_CONFIG_DS_FIELDS": "zero_stage,zero3_init_flag,zero3_save_16bit_model,offload_optimizer_device,"
+    "offload_param_device,mixed_precision",
+}
+
+
+class Traced(SoftGRPOTrainer):
+    """Writes what it is doing to a file that outlives it."""
+
+    trail: int
+    begun = None
+    # Steps at which the last process is told to end, at which its disk is full, and at which it returns a bad reward.
+    signal_at = full_at = bad_reward_at = None
+
+    def note(self, phase: str) -> None:
+        if self.begun is not None:
+            self.begun.send(None)
+            self.begun = None
+        os.pwrite(self.trail, f"{phase} {self.state.global_step}".ljust(32).encode(), 0)
+
+    def _within(self, phase: str, method, *args, **kwargs):
+        self.note(phase)
+        try:
+            return method(*args, **kwargs)
+        finally:
+            self.note("between")
+
+    def _meets(self, step: int | None, at: int | None) -> bool:
+        return step == at and self.accelerator.process_index == self.accelerator.num_processes - 1
+
+    def _generate_and_score_completions(self, inputs):
+        return self._within("rollout", super()._generate_and_score_completions, inputs)
+
+    def _compute_loss(self, model, inputs):
+        self.note("update")
+        if self._meets(self.state.global_step + 1, self.signal_at):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super()._compute_loss(model, inputs)
+
+    def _save_rng_state(self, output_dir):
+        with self._guarded():
+            if self._meets(self.state.global_step, self.full_at):
+                raise OSError(errno.ENOSPC, "No space left on device")
+        super()._save_rng_state(output_dir)
+
+    def _save_checkpoint(self, model, trial):
+        return self._within("save", super()._save_checkpoint, model, trial)
+
+
+def phase_of(folder, rank: int) -> tuple[str, int]:
+    """What a process was doing last, and after how many steps."""
+    path = os.path.join(folder, f"trail_{rank}")
+    words = open(path).read().split() if os.path.exists(path) else []
+    return (words[0], int(words[1])) if words else ("start", 0)
+
+
+def settings_of(world: str, changes: dict) -> dict:
+    """Eight completions a batch in every world, two batches and two passes a rollout, a checkpoint a step."""
+    rows = 8 // WORLDS[world]
+    schedule = {"per_device_train_batch_size": rows, "steps_per_generation": 2, "num_iterations": 2}
+    saving = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 3, "logging_steps": 3}
+    # Sixteen prompts are sixteen steps, so the order of the data is drawn again on the way.
+    other = {"max_steps": 24, "gradient_accumulation_steps": 1, "train_dataset": tiny.prompts(4)}
+    return {**schedule, **saving, **other, **changes}
+
+
+def warm() -> None:
+    """Nothing, in a process whose server has imported everything."""
+
+
+def train(folder: str, world: str, rank: int, port: int, changes: dict, begun) -> None:
+    """
+    Start or continue the run in `folder` as one of its processes, until the end. `begun` is sent to at the first rollout
+    or update.
+    """
+    os.makedirs(folder, exist_ok=True)
+    trail = os.open(os.path.join(folder, f"trail_{rank}"), os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+    log = os.open(os.path.join(folder, f"log_{rank}"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    torch.set_num_threads(1)
+    if WORLDS[world] > 1:
+        os.environ |= {
+            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORLDS[world]),
+            "LOCAL_WORLD_SIZE": str(WORLDS[world]), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        }  # fmt: skip
+    os.environ |= ZERO3 if world == "zero3" else {}
+    changes = dict(changes)
+    given = {name: changes.pop(name, None) for name in ("signal_at", "full_at", "bad_reward_at")}
+    # ZeRO-3 shards a model as it is read from a folder.
+    net = os.path.join(os.path.dirname(folder), "model")
+
+    def reward(completion_ids, trainer_state, **kwargs):
+        bad = trainer._meets(trainer_state.global_step + 1, trainer.bad_reward_at)
+        return [math.nan if bad else value for value in tiny.reward(completion_ids)]
+
+    changes.setdefault("reward_funcs", reward)
+    trainer = tiny.trainer(os.path.join(folder, "out"), net, Traced, **settings_of(world, changes))
+    vars(trainer).update(given, trail=trail, begun=begun)
+    trainer.train("auto")
+    expected = {"plain": "Qwen2ForCausalLM", "ddp": "DistributedDataParallel", "zero3": "DeepSpeedEngine"}[world]
+    # accelerate can start one process, or another wrapper, without a word.
+    assert type(trainer.model_wrapped).__name__ == expected, type(trainer.model_wrapped)
+    assert trainer.accelerator.num_processes == WORLDS[world]
+    os.pwrite(trail, b"end".ljust(32), 0)
+    sys.stdout.flush()
+    os._exit(0)  # tearing a group down is nobody's test here

@@ -1,0 +1,409 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Nothing is lost: runs that are killed, checkpoints that are torn or foreign, full disks, SIGTERM.
+
+Killed runs are compared with the run that nobody killed, to the last bit. `make test-kill` is the long form.
+"""
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM
+
+from tests import tiny
+from tests.kill.chain import PATIENCE, chain, difference, end, log_of, prepare, start, wait
+from tests.test_algorithms import rloo_config
+from trl_soft import SoftGRPOTrainer, SoftRLOOTrainer, ThinkingSettings, checkpoint
+from trl_soft.checkpoint import CheckpointError
+
+
+SAVING = {"save_strategy": "steps", "save_steps": 1, "max_steps": 6, "logging_steps": 2}
+REPLAY = {"num_iterations": 2, "steps_per_generation": 2}
+
+
+@pytest.mark.parametrize(
+    ("world", "thought", "kills"), [("plain", "gumbel", 3), ("ddp", "gaussian", 1), ("zero3", "gumbel", 1)]
+)
+def test_killed_runs_end_as_the_one_that_was_not(tmp_path, world, thought, kills):
+    """
+    With two processes too the difference is 0.0: a sum of two numbers has one order. With more it would be that of
+    rounding, since DDP and NCCL cut and order their sums by what they saw before.
+    """
+    prepare(tmp_path)
+    figures = chain(tmp_path, world, {"thought": thought, "max_steps": 8}, kills, seed=kills)
+    print(figures)
+    assert len(figures["moments"]) == kills and figures["largest_difference"] == 0.0
+
+
+EPOCHS = {"train_dataset": tiny.prompts(1), "max_steps": -1, "num_train_epochs": 3, "logging_steps": 5}
+CASES = {
+    "replay-gumbel": {"thought": "gumbel", **REPLAY},
+    "replay-gaussian": {"thought": "gaussian", "eval_strategy": "steps", "eval_steps": 2, **REPLAY},
+    "replay-hard": {"thought": "hard", "max_thinking_length": None, **REPLAY},
+    "replay-draws": {"thought": "multiplex", "multiplex_ratio": "draw", **REPLAY},
+    "replay-lora": {"peft_config": LoraConfig(r=4, target_modules=["q_proj", "up_proj"]), **REPLAY},
+    "replay-rloo": {"thought": "gaussian", "beta": 0.1, **REPLAY},
+    "accumulation": {"gradient_accumulation_steps": 2, "steps_per_generation": 4, "per_device_train_batch_size": 4},
+    "second-epoch": EPOCHS,
+    "between-epochs": {**EPOCHS, "save_steps": 4},
+    "streamed": {},
+    "moving-reference": {"beta": 0.1, "sync_ref_model": True, "ref_model_sync_steps": 2, "ref_model_mixup_alpha": 0.5},
+}
+
+
+def build(out, model_folder, name: str):
+    settings = {**SAVING, "save_steps": 3, **CASES[name]}
+    if name == "streamed":
+        settings["train_dataset"] = tiny.prompts().to_iterable_dataset()
+    if settings.get("eval_strategy"):
+        settings["eval_dataset"] = tiny.prompts(1)
+    net = AutoModelForCausalLM.from_pretrained(model_folder)
+    if name.endswith("rloo"):
+        args = rloo_config(out, **settings)
+        return SoftRLOOTrainer(net, tiny.reward, args, tiny.prompts(), processing_class=tiny.tokenizer())
+    return tiny.trainer(out, net, **settings)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_resumed_run_is_the_same_run(tmp_path, name):
+    """Weights, optimiser and RNG states, the rollout in flight and every log line, from the middle of a replay."""
+    tiny.model().save_pretrained(tmp_path / "model")
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    build(whole, tmp_path / "model", name).train()
+    first = checkpoint.numbered(str(whole))[-1]
+    shutil.copytree(first, resumed / Path(first).name)
+    # The resumed run draws from another state of the global RNG until it has loaded its own.
+    torch.rand(1)
+    build(resumed, tmp_path / "model", name).train("auto")
+    assert len(checkpoint.numbered(str(resumed))) == 2
+    if "replay" in name:
+        assert list(Path(first).glob("rollout_0.safetensors"))
+    assert difference(whole, resumed) == 0.0
+
+
+def test_what_is_buffered_is_what_will_be_replayed(tmp_path):
+    """Two batches a rollout, one pass: after the first, one slice is left to replay, and after the second none."""
+    trainer = tiny.trainer(tmp_path, **{**SAVING, "steps_per_generation": 2, "max_steps": 2})
+    trainer.train()
+    first, second = tmp_path / "checkpoint-1", tmp_path / "checkpoint-2"
+    assert json.loads((first / "progress_0.json").read_text())["buffered"]["slices"] == [1]
+    assert (first / "rollout_0.safetensors").exists() and not (second / "rollout_0.safetensors").exists()
+
+
+def test_a_run_that_had_finished_takes_no_further_step(tmp_path):
+    tiny.trainer(tmp_path, **SAVING).train()
+    again = tiny.trainer(tmp_path, tiny.model(seed=1), **SAVING)
+    again.train("auto")
+    assert again.state.global_step == 6
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint-6").state_dict()
+    assert all(torch.equal(value, saved[name]) for name, value in again.model.state_dict().items())
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> Path:
+    """A folder with three checkpoints of one run, the last in the middle of a replay. Tests copy it."""
+    folder = tmp_path_factory.mktemp("written")
+    tiny.trainer(folder, **{**SAVING, "max_steps": 3, "num_iterations": 2, "thought": "gaussian"}).train()
+    return folder
+
+
+def run_of(folder, net=None, **changes) -> SoftGRPOTrainer:
+    settings = {**SAVING, "max_steps": 4, "num_iterations": 2, "thought": "gaussian", **changes}
+    return tiny.trainer(folder, net, **settings)
+
+
+def tear(path: Path, how: str) -> None:
+    content = bytearray(path.read_bytes())
+    if how == "removed":
+        path.unlink()
+    elif how == "truncated":
+        path.write_bytes(content[:-1])
+    else:
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+
+
+def files_of(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("how", ["removed", "truncated", "flipped"])
+def test_every_torn_file_is_named(tmp_path, written, how):
+    source = written / "checkpoint-3"
+    assert checkpoint.problem_of(str(source)) is None
+    names = [path.relative_to(source) for path in files_of(source)]
+    assert {"optimizer.pt", "rng_state.pth", "progress_0.json", "rollout_0.safetensors"} <= set(map(str, names))
+    for name in names:
+        copy = tmp_path / f"{name.name}-{how}"
+        shutil.copytree(source, copy)
+        tear(copy / name, how)
+        assert str(copy / name) in (checkpoint.problem_of(str(copy)) or ""), name
+
+
+def test_a_torn_checkpoint_is_refused_and_the_last_good_one_offered(tmp_path, written):
+    folder = tmp_path / "run"
+    shutil.copytree(written, folder)
+    tear(folder / "checkpoint-3" / "optimizer.pt", "truncated")
+    with pytest.raises(CheckpointError, match=r"checkpoint-3/optimizer.pt has \d+ bytes.*last good.*checkpoint-2:"):
+        run_of(folder).train(str(folder / "checkpoint-3"))
+    tear(folder / "checkpoint-1" / "checkpoint_manifest.json", "removed")
+    trainer = run_of(folder)
+    trainer.train(True)
+    assert trainer._resumed_from == str(folder / "checkpoint-2")
+    assert checkpoint.problem_of(str(folder / "checkpoint-3")) is None  # written again on the way
+    for step in (2, 3, 4):
+        tear(folder / f"checkpoint-{step}" / "model.safetensors", "flipped")
+    for wanted in (True, "auto"):
+        with pytest.raises(CheckpointError, match=r"None of the 4.*checkpoint-4/model.safetensors has other contents"):
+            run_of(folder).train(wanted)
+
+
+def test_without_a_checkpoint(tmp_path):
+    with pytest.raises(CheckpointError, match=r"holds no checkpoint.*`auto`"):
+        run_of(tmp_path).train(True)
+    with pytest.raises(CheckpointError, match="nowhere does not exist"):
+        run_of(tmp_path).train(str(tmp_path / "nowhere"))
+    trainer = run_of(tmp_path, max_steps=1)
+    trainer.train("auto")
+    assert trainer.state.global_step == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"net": {"intermediate_size": 48}},
+            r"another model: `model.layers.0.mlp.down_proj.weight` has shape \(32, 64\)",
+        ),
+        ({"thought": "gumbel"}, "trained with `thought: gaussian`, and this run has `thought: gumbel`"),
+        ({"noise_scale": 0.5}, "`noise_scale: None`"),
+        ({"noise_rms": 0.5}, "`noise_rms: 0.0"),
+        ({"seed": 8}, "`seed: 7`"),
+        ({"num_iterations": 1}, "`num_iterations: 2`"),
+        ({"train_dataset": tiny.prompts(5)}, "trained on 16 prompts, and this run has 20"),
+    ],
+    ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
+)
+def test_a_foreign_checkpoint_is_refused(tmp_path, written, changes, sentence):
+    folder = tmp_path / "run"
+    shutil.copytree(written, folder)
+    net = tiny.model(**changes.pop("net")) if "net" in changes else None
+    for wanted in (True, str(folder / "checkpoint-2")):
+        with pytest.raises(CheckpointError, match=sentence):
+            run_of(folder, net, **changes).train(wanted)
+
+
+def test_of_other_processes_other_sharding_or_weights_alone(tmp_path, written):
+    folder = tmp_path / "run"
+    for change, sentence in (
+        ({"trainer": "SoftRLOOTrainer"}, "written by a SoftRLOOTrainer, and this is a SoftGRPOTrainer"),
+        ({"processes": 2}, "processes: 2, and this run has 1; RNG and rollouts"),
+        ({"sharding": "DeepSpeed ZeRO-3"}, "sharding: DeepSpeed ZeRO-3, and this run has none"),
+        ({"resumable": False}, "`save_only_model`.*start a new run with `model_name_or_path"),
+    ):
+        shutil.copytree(written, folder)
+        manifest = checkpoint.read_manifest(str(folder / "checkpoint-3"))
+        checkpoint.seal(str(folder / "checkpoint-3"), manifest | change, manifest["files"])
+        with pytest.raises(CheckpointError, match=f"{sentence}.*last good checkpoint is .*checkpoint-2"):
+            run_of(folder).train(str(folder / "checkpoint-3"))
+        shutil.rmtree(folder)
+
+
+def test_evaluation_may_think_otherwise_when_resumed(tmp_path, written):
+    shutil.copytree(written, tmp_path / "run")
+    run_of(tmp_path / "run", eval_thought="hard").train(True)
+
+
+def test_sigma_is_a_share_of_the_table_training_started_from(tmp_path, written):
+    """Whatever weights a resumed run is built around; and an evaluation of the trained model keeps it."""
+    shutil.copytree(written, tmp_path / "run")
+    rms = tiny.model().get_input_embeddings().weight.square().mean().sqrt().item()
+    other = tiny.model(scale=5.0)
+    trainer = run_of(tmp_path / "run", other)
+    assert trainer._plans["train"].thought.sigma != pytest.approx(0.33 * rms)
+    trainer.train(True)
+    assert trainer._plans["train"].thought.sigma == pytest.approx(0.33 * rms, rel=1e-6)
+    trainer.save_model(str(tmp_path / "model"))
+    for folder in (tmp_path / "model", tmp_path / "run" / "checkpoint-4"):
+        saved = ThinkingSettings.load_thinking(folder)
+        assert saved.noise_rms == pytest.approx(rms, rel=1e-6)
+        # A gaussian thought of another placement, and another thought, know nothing of it.
+        assert ThinkingSettings.load_thinking(folder, thought="gumbel").noise_rms is None
+        assert ThinkingSettings.load_thinking(folder, noise_placement="logits").noise_rms is None
+    for settings in ({"noise_placement": "logits"}, {"thought": "gumbel"}, {"noise_rms": -1.0}):
+        with pytest.raises(ValueError, match="`noise_rms` is"):
+            ThinkingSettings(**{"thought": "gaussian", "noise_rms": 1.0, **settings})
+
+
+def test_leftovers_are_cleaned_and_what_was_moved_aside_comes_back(tmp_path, written):
+    folder = tmp_path / "run"
+    shutil.copytree(written, folder)
+    staging = folder / checkpoint.STAGING
+    (staging / "checkpoint-9").mkdir(parents=True)
+    (staging / "checkpoint-9" / "half").write_text("")
+    os.rename(folder / "checkpoint-3", staging / "replaced-checkpoint-3")
+    trainer = run_of(folder)
+    trainer.train(True)
+    assert trainer._resumed_from == str(folder / "checkpoint-3") and not staging.exists()
+
+
+def test_rotation_keeps_the_best_and_the_latest(tmp_path):
+    """`best_model_checkpoint` is where the checkpoint is, not where it was written; it is loaded at the end."""
+    scores = iter([0.1, 0.9, 0.2, 0.3, 0.4, 0.5])
+
+    class Scored(SoftGRPOTrainer):
+        def evaluate(self, *args, **kwargs):
+            metrics = {"eval_score": next(scores)}
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+            return metrics
+
+        def _evaluate(self, *args, **kwargs):
+            return self.evaluate()
+
+    best = {"metric_for_best_model": "score", "greater_is_better": True, "load_best_model_at_end": True}
+    trainer = tiny.trainer(
+        tmp_path,
+        trainer_class=Scored,
+        eval_dataset=tiny.prompts(1),
+        **{**SAVING, **best, "eval_strategy": "steps", "eval_steps": 1, "save_total_limit": 2},
+    )
+    trainer.train()
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-6"]
+    state = json.loads((tmp_path / "checkpoint-6" / "trainer_state.json").read_text())
+    assert state["best_model_checkpoint"] == trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-2")
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint-2").state_dict()
+    assert all(torch.equal(value, saved[name]) for name, value in trainer.model.state_dict().items())
+
+
+def test_going_back_does_not_cost_what_is_written_since(tmp_path, written, caplog):
+    """From checkpoint-1 with a limit of one: checkpoint-2 is written, and 3, which is older, goes."""
+    folder = tmp_path / "run"
+    shutil.copytree(written, folder)
+    run_of(folder, max_steps=2, save_total_limit=1).train(str(folder / "checkpoint-1"))
+    assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-2"]
+
+
+# Full disks
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system that holds one checkpoint and a half."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=700k", "none", str(folder)], capture_output=True, text=True
+    )
+    if done.returncode:
+        pytest.skip(f"a small file system cannot be mounted here: {done.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_that_is_really_full(small_disk):
+    trainer = tiny.trainer(small_disk, **{**SAVING, "max_steps": 8})
+    with pytest.raises(CheckpointError) as caught:
+        trainer.train()
+    told, last = str(caught.value), f"checkpoint-{trainer.state.global_step - 1}"
+    assert f"checkpoint-{trainer.state.global_step} could not be saved" in told
+    assert f"the disk of {small_disk} is full" in told and f"last good checkpoint is {small_disk / last}:" in told
+    assert checkpoint.problem_of(str(small_disk / last)) is None
+    assert not (small_disk / checkpoint.STAGING).exists()
+
+
+WRITERS = {
+    "_save": SoftGRPOTrainer,
+    "_save_optimizer_and_scheduler": SoftGRPOTrainer,
+    "_save_rng_state": SoftGRPOTrainer,
+    "_save_progress": SoftGRPOTrainer,
+    "flush": checkpoint,
+    "seal": checkpoint,
+    "publish": checkpoint,
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_wherever_the_disk_fills_up(tmp_path, written, monkeypatch, writer):
+    """What the writer wrote in part is gone, and the run goes on from the last good checkpoint."""
+    folder = tmp_path / "run"
+    shutil.copytree(written, folder)
+    owner = WRITERS[writer]
+    for base in owner.__mro__ if isinstance(owner, type) else [owner]:
+        if base.__module__.startswith("transformers") if isinstance(base, type) else True:
+            if writer in vars(base):
+                owner = base
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    trainer = run_of(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, writer, full)
+        with pytest.raises(
+            CheckpointError, match=r"checkpoint-4 could not be saved.*is full.*checkpoint is .*checkpoint-3"
+        ):
+            trainer.train(True)
+    assert not (folder / checkpoint.STAGING).exists() and not (folder / "checkpoint-4").exists()
+    run_of(folder).train(True)
+    assert checkpoint.problem_of(str(folder / "checkpoint-4")) is None
+
+
+# SIGTERM
+
+
+def told_to_end(at: int):
+    """A reward function that is interrupted by SIGTERM in its rollout number `at`."""
+    rollouts = []
+
+    def reward(completion_ids, **kwargs):
+        rollouts.append(1)
+        if len(rollouts) == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return tiny.reward(completion_ids)
+
+    return reward
+
+
+def test_sigterm_saves_and_exits(tmp_path):
+    """At the end of its step, though no checkpoint was due; the run that goes on is the one that was not interrupted."""
+    settings = {"save_strategy": "steps", "save_steps": 6, "max_steps": 6, "logging_steps": 2, "num_iterations": 2}
+    tiny.trainer(tmp_path / "whole", **settings).train()
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as caught:
+        tiny.trainer(tmp_path / "run", reward_funcs=told_to_end(2), **settings).train()
+    assert caught.value.code == 143 and signal.getsignal(signal.SIGTERM) is before
+    assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-3"]
+    tiny.trainer(tmp_path / "run", **settings).train("auto")
+    assert difference(tmp_path / "whole", tmp_path / "run") == 0.0
+
+
+@pytest.mark.parametrize("world", ["ddp"])
+def test_a_signal_to_one_process_ends_all_at_the_same_step(tmp_path, world):
+    prepare(tmp_path)
+    settings = {"max_steps": 8, "save_steps": 100, "signal_at": 1}
+    processes, _ = start(tmp_path / "run", world, settings)
+    assert wait(processes, PATIENCE), log_of(tmp_path / "run")
+    assert [process.exitcode for process in processes] == [143, 143], log_of(tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run" / "out").glob("checkpoint-*")] == ["checkpoint-1"]
+
+
+@pytest.mark.parametrize("world", ["ddp", "zero3"])
+def test_one_full_disk_stops_every_process(tmp_path, world):
+    """Rank 1 cannot write: both end with the same sentence, and neither waits for the other."""
+    prepare(tmp_path)
+    processes, _ = start(tmp_path / "run", world, {"max_steps": 4, "full_at": 2})
+    if not wait(processes, PATIENCE):
+        end(processes)
+        raise AssertionError(log_of(tmp_path / "run"))
+    assert all(process.exitcode == 1 for process in processes)
+    for rank in range(2):
+        told = (tmp_path / "run" / f"log_{rank}").read_text()
+        assert "checkpoint-2 could not be saved, and nothing of it was kept. process 1: OSError" in told, told
+    assert sorted(os.listdir(tmp_path / "run" / "out")) == ["README.md", "checkpoint-1"]

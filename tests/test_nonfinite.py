@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A NaN or an infinity in reward, loss or gradient stops a run or is skipped, and never touches a weight."""
+
+import json
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, TrainerCallback
+
+from tests import tiny
+from tests.kill.chain import PATIENCE, log_of, prepare, start, wait
+from tests.test_algorithms import rloo_config
+from trl_soft import SoftGRPOTrainer, SoftRLOOTrainer
+from trl_soft.nonfinite import NonfiniteError
+
+
+SAVING = {"save_strategy": "steps", "save_steps": 1, "max_steps": 4}
+
+
+def reward_with(value, at: int = 2):
+    """The tiny reward, whose third value is `value` in rollout number `at`."""
+    rollouts = []
+
+    def reward(completion_ids, **kwargs):
+        rollouts.append(1)
+        values = tiny.reward(completion_ids)
+        return [*values[:2], value, *values[3:]] if len(rollouts) == at else values
+
+    return reward
+
+
+class BadLoss(SoftGRPOTrainer):
+    """The loss of the second step, or the gradient that it gives, is not finite."""
+
+    where = "loss"
+
+    def _get_per_token_logps_and_entropies(self, *args, **kwargs):
+        logps, *rest = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        if self._loss_inputs is not None and self.state.global_step == 1:
+            if self.where == "loss":
+                logps = logps * math.nan
+            else:
+                logps.register_hook(lambda gradient: gradient * math.inf)
+        return logps, *rest
+
+
+class BadGradient(BadLoss):
+    where = "gradient"
+
+
+class Rates(TrainerCallback):
+    def __init__(self):
+        self.rates = []
+
+    def on_step_end(self, args, state, control, lr_scheduler=None, **kwargs):
+        self.rates.append(lr_scheduler.get_last_lr()[0])
+
+
+BAD = {
+    "nan-reward": (
+        {"reward_funcs": reward_with(math.nan)},
+        "the reward function reward returned nan for completion 2",
+    ),
+    "inf-reward": ({"reward_funcs": reward_with(-math.inf)}, "returned -inf for completion 2"),
+    "loss": ({"trainer_class": BadLoss}, "the loss is nan"),
+    "gradient": ({"trainer_class": BadGradient}, "the norm of the gradient is"),
+}
+
+
+def run(folder, name: str, **changes):
+    settings, _ = BAD[name]
+    settings = dict(settings)
+    if "reward_funcs" in settings:
+        settings["reward_funcs"] = reward_with(math.nan if name == "nan-reward" else -math.inf)
+    return tiny.trainer(folder, **{**SAVING, **settings, **changes})
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_stop(tmp_path, name):
+    """An error in a sentence, before a weight is touched; the batch is there with its texts and its record."""
+    trainer = run(tmp_path, name)
+    with pytest.raises(NonfiniteError, match=f"Step 1: .*{BAD[name][1]}.*No weight was touched"):
+        trainer.train()
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint-1").state_dict()
+    assert all(torch.equal(value, saved[key]) for key, value in trainer.model.state_dict().items())
+    told = json.loads((tmp_path / "nonfinite" / "step-1-rank-0.json").read_text())
+    tensors = load_file(tmp_path / "nonfinite" / "step-1-rank-0.safetensors")
+    assert BAD[name][1] in told["problems"][0] and len(told["samples"]) == 8
+    assert told["samples"][0]["prompt"].endswith("=") and told["samples"][0]["completion"]
+    assert {"0.completion_ids", "0.advantages", "0.soft_thinking_mask", "0.soft_log_probs"} <= set(tensors)
+    if "reward" in name:
+        assert not math.isfinite(told["samples"][2]["rewards"]["reward"])
+
+
+@pytest.mark.parametrize("name", BAD)
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_skip(tmp_path, name, accumulation):
+    """Weights, moments and learning rate are those of the step before; the steps around it move them."""
+    rates = Rates()
+    rows = {"per_device_train_batch_size": 8 // accumulation, "gradient_accumulation_steps": accumulation}
+    trainer = run(tmp_path, name, nonfinite="skip", callbacks=[rates], **rows)
+    trainer.train()
+    log = [row for row in trainer.state.log_history if "loss" in row]
+    assert [row["nonfinite/skipped"] for row in log] == [0.0, 1.0, 0.0, 0.0]
+    folders = [tmp_path / f"checkpoint-{step}" for step in (1, 2, 3, 4)]
+    weights = [load_file(folder / "model.safetensors") for folder in folders]
+    moments = [torch.load(folder / "optimizer.pt", weights_only=True)["state"] for folder in folders]
+    for step, same in ((1, True), (2, False), (3, False)):
+        before, after = weights[step - 1 : step + 1]
+        assert all(torch.equal(before[key], after[key]) for key in before) == same
+        before, after = moments[step - 1 : step + 1]
+        assert all(torch.equal(before[i]["exp_avg"], after[i]["exp_avg"]) for i in before) == same
+    assert rates.rates[0] == rates.rates[1] > rates.rates[2] > rates.rates[3]
+    assert all(value.isfinite().all() for value in weights[-1].values())
+    assert len(list((tmp_path / "nonfinite").glob("step-1-rank-0.*"))) == 2
+
+
+def test_a_bad_reward_leaves_out_every_update_of_its_rollout(tmp_path):
+    trainer = run(tmp_path, "nan-reward", nonfinite="skip", num_iterations=2, max_steps=6)
+    trainer.train()
+    log = [row["nonfinite/skipped"] for row in trainer.state.log_history if "loss" in row]
+    assert log == [0.0, 0.0, 1.0, 1.0, 0.0, 0.0]
+    # A run that goes on in between leaves out the second one as well.
+    again = tiny.trainer(tmp_path, **{**SAVING, "nonfinite": "skip", "num_iterations": 2, "max_steps": 6})
+    again.train(str(tmp_path / "checkpoint-3"))
+    assert [row["nonfinite/skipped"] for row in again.state.log_history if "loss" in row] == log
+
+
+def test_none_still_says_that_a_reward_does_not_apply(tmp_path):
+    def sometimes(completion_ids, **kwargs):
+        return [None if i % 2 else 1.0 for i in range(len(completion_ids))]
+
+    trainer = tiny.trainer(tmp_path, reward_funcs=[tiny.reward, sometimes], max_steps=1)
+    trainer.train()
+    assert trainer.state.log_history[0]["rewards/sometimes/mean"] == 1.0
+    assert trainer.reward_funcs == [tiny.reward, sometimes] and not (tmp_path / "nonfinite").exists()
+
+
+def test_rloo_and_reward_functions_that_are_awaited(tmp_path):
+    async def reward(completion_ids, **kwargs):
+        return reward_with(math.inf, at=1)(completion_ids)
+
+    args = rloo_config(tmp_path)
+    trainer = SoftRLOOTrainer(tiny.model(), reward, args, tiny.prompts(), processing_class=tiny.tokenizer())
+    with pytest.raises(NonfiniteError, match="the reward function reward returned inf"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("world", ["ddp", "zero3"])
+def test_what_one_process_sees_all_leave_out(tmp_path, world):
+    """A NaN in a reward of the last process alone: neither waits, and the sharded weights are those of before."""
+    prepare(tmp_path)
+    settings = {
+        "max_steps": 3,
+        "bad_reward_at": 2,
+        "nonfinite": "skip",
+        "num_iterations": 1,
+        "steps_per_generation": 1,
+    }
+    processes, _ = start(tmp_path / "run", world, {**settings, "logging_steps": 1})
+    assert wait(processes, PATIENCE) and not any(process.exitcode for process in processes), log_of(tmp_path / "run")
+    out = tmp_path / "run" / "out"
+    log = json.loads((out / "checkpoint-3" / "trainer_state.json").read_text())["log_history"]
+    assert [row["nonfinite/skipped"] for row in log] == [0.0, 1.0, 0.0]
+    # A line has the rate its own step was made with.
+    assert log[0]["learning_rate"] > log[1]["learning_rate"] == log[2]["learning_rate"]
+    weights = [load_file(out / f"checkpoint-{step}" / "model.safetensors") for step in (1, 2, 3)]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+    assert not all(torch.equal(weights[1][key], weights[2][key]) for key in weights[0])
+    assert len(list((out / "nonfinite").glob("step-1-rank-*.json"))) == 2
