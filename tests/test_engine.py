@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The slot engine against the simple loop: the same tokens, records and log-probabilities, however it is arranged."""
 
+import gc
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -310,3 +312,22 @@ def test_between_two_parts_the_model_is_the_callers():
         assert net.config._attn_implementation == tiny.model().config._attn_implementation and torch.is_grad_enabled()
         net(input_ids=torch.tensor([[4, 5]])).logits.sum().backward()
         parts.close()
+
+
+def test_keys_and_values_are_gone_when_the_rollout_is(monkeypatch):
+    """By themselves: a collector that runs when it likes would leave them to the update, in need of the memory."""
+    net, kept = tiny.model(), []
+
+    def made(*args):
+        cache = cache_of(*args)
+        kept.extend([weakref.ref(cache), weakref.ref(cache.slot_layers[0].keys)])
+        return cache
+
+    cache_of = engine_module.SlotCache
+    monkeypatch.setattr(engine_module, "SlotCache", made)
+    gc.disable()
+    try:
+        run(net, plan(net, {"thought": "gumbel"}), slots=3)
+        assert len(kept) == 2 and [reference() for reference in kept] == [None, None]
+    finally:
+        gc.enable()

@@ -8,6 +8,7 @@ looks no further than that, so that no prompt is padded on the left and no mask 
 
 import inspect
 import threading
+import weakref
 from contextlib import contextmanager
 from typing import Any
 
@@ -111,7 +112,9 @@ class _SlotLayer(CacheLayerMixin):
 
     def __init__(self, cache: SlotCache, *shape: int):
         super().__init__()
-        self.cache, self.shape = cache, shape
+        # Weak, or cache and layers hold each other, and gigabytes wait for Python's collector through the update.
+        self.cache: Any = weakref.proxy(cache)
+        self.shape = shape
 
     def lazy_initialization(self, key_states, value_states):
         pass
