@@ -2,6 +2,8 @@
 # make test         set up, run the tests
 # make bench-update   what scoring and feeding thoughts cost, as ratios
 # make bench-rollout  what a soft rollout costs on the CPU, as ratios       make bench-gpu   the same on a GPU
+# make bench-scale    how a training step grows with length, K, group and vocabulary
+# make plan CONFIG=RECIPE   the memory a recipe takes (PLAN="--gpu_gb 80 --accelerate_config ..." for more)
 # make quality      lint and type-check           make style   format
 
 PYTHON ?= python3
@@ -11,7 +13,7 @@ READY := $(VENV)/.ready
 SEED ?= 0
 SOURCES := trl_soft examples tests benchmarks
 
-.PHONY: install quickstart test bench-update bench-rollout bench-gpu quality style clean
+.PHONY: install quickstart test plan bench-update bench-rollout bench-scale bench-gpu quality style clean
 
 install: $(READY)
 
@@ -29,11 +31,17 @@ quickstart: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest
 
+plan: $(READY)
+	$(BIN)/python -m trl_soft.plan --config $(CONFIG) $(PLAN)
+
 bench-update: $(READY)
 	$(BIN)/python benchmarks/update.py
 
 bench-rollout: $(READY)
 	$(BIN)/python benchmarks/rollout.py
+
+bench-scale: $(READY)
+	$(BIN)/python benchmarks/scale.py
 
 # Where torch and transformers are at hand for the device; no environment is made for it.
 bench-gpu:

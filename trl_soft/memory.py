@@ -257,9 +257,11 @@ def gathered(shape: Shape, run: Run) -> float:
 # Activations
 
 
-def linear_inputs(shape: Shape, names: tuple[str, ...]) -> bool:
-    """Whether the input of some linear layers is kept for a gradient."""
-    return not shape.adapter or any(name in names for name, _ in shape.adapted)
+def linear_inputs(shape: Shape, run: Run, names: tuple[str, ...]) -> bool:
+    """Whether the input of some linear layers is kept as it is; an adapter may keep a cast or dropped copy of its own."""
+    if not shape.adapter:
+        return True
+    return run.compute == FLOAT and not shape.lora_dropout and any(name in names for name, _ in shape.adapted)
 
 
 def mask_bytes(run: Run) -> float:
@@ -276,7 +278,7 @@ def layer_activations(shape: Shape, run: Run) -> float:
         norms       2 x (4 H, and w H where it is trained), their output c H; once for each product under autocast
         attention   c (A + A), keys and values c 2 KV, or c 2 A repeated for a mask; 4 bytes a head; the mask
         MLP         c 4 F: gate, silu(gate), up and their product
-        adapters    c_a r each, and the copy of the input that dropout or a cast makes
+        adapters    4 r each, and 4 bytes of each input that dropout or a cast copies, and dropout's mask
     """
     H, F, c = shape.hidden, shape.intermediate, run.compute
     full = not shape.adapter
@@ -284,16 +286,16 @@ def layer_activations(shape: Shape, run: Run) -> float:
     of_norm = FLOAT if run.autocast else c
     token = 2 * (FLOAT * H + full * of_norm * H)
     for names, products in ((("q_proj", "k_proj", "v_proj"), 3), (("gate_proj", "up_proj"), 2)):
-        if linear_inputs(shape, names):
+        if linear_inputs(shape, run, names):
             token += c * H * (products if run.autocast and full else 1)
     if shape.qk_norm:
         token += (A + KV) * (FLOAT + full * of_norm)
     repeated = (run.masked and run.attention == "sdpa") or run.attention == "eager"
     token += c * (2 * A + 2 * (A if repeated else KV)) + 4 * shape.heads
-    token += c * F * (3 + linear_inputs(shape, ("down_proj",)))
+    token += c * F * (3 + linear_inputs(shape, run, ("down_proj",)))
     for _, width in shape.adapted:
-        copies = (c < FLOAT) + (shape.lora_dropout > 0)
-        token += FLOAT * (shape.lora_r + copies * width) + (shape.lora_dropout > 0) * width
+        copied = c < FLOAT or shape.lora_dropout > 0
+        token += FLOAT * (shape.lora_r + copied * width) + (shape.lora_dropout > 0) * width
     scores = run.micro_batch * shape.heads * run.length**2 * (FLOAT + c) if run.attention == "eager" else 0.0
     return token * run.tokens + mask_bytes(run) + scores + cast_weights(shape.layer, shape, run)
 
@@ -546,7 +548,7 @@ def estimate_bytes(shape: Shape, run: Run, reserve: float = 0.0) -> Estimate:
     # For the length of a forward autocast keeps what it cast.
     cast = cast_weights(shape.parameters, shape, run)
     rollout = {
-        "gathered weights": whole + cast,
+        "gathered and cast weights": whole + cast,
         "keys and values": keys,
         "record of the slots": slots_memory(run),
         "logits and prompts": max(decode(shape, run), prefill(shape, run)),

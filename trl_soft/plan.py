@@ -25,7 +25,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from trl import ModelConfig, get_peft_config
 
 from .config import SoftGRPOConfig, SoftParser, SoftRLOOConfig
-from .memory import FLOAT, Estimate, Run, Shape, estimate_bytes
+from .memory import FLOAT, Estimate, Run, Shape, estimate_bytes, per_token
 from .noise import KeyedNoise
 from .rollout.base import packed
 from .scoring import DenseLogits
@@ -345,7 +345,7 @@ def savings(shape: Shape, run: Run, reserve: float = 0.0) -> list[tuple[str, Sha
             {},
         ),
     ]
-    longest = run.length * 2 * shape.layers * KV * run.compute / GB
+    longest = run.length * per_token(shape, run) / GB
     now = estimate_bytes(shape, run, reserve)
     held = now.phases["rollout"]["keys and values"] / GB
     if held / 4 > longest:
@@ -366,10 +366,11 @@ def advice(shape: Shape, run: Run, reserve: float = 0.0) -> list[str]:
     if found.fits:
         return []
     lines = []
+    keys = run.length * per_token(shape, run)
     if found.longest_slots < 1:
         lines.append(
-            f"A rollout would be refused: the longest completion takes more keys and values than the cache may hold "
-            f"({found.phases['rollout']['keys and values'] / GB:.3g} GB, {found.longest_slots:.2f} completions)."
+            f"A rollout would be refused: the longest prompt and completion take {keys / GB:.2f} GB of keys and values, and "
+            f"the cache may have {found.phases['rollout']['keys and values'] / GB:.2f} GB."
         )
     if found.memory is not None and found.peak + reserve > found.memory:
         over = (found.peak + reserve - found.memory) / GB
@@ -509,7 +510,7 @@ def main(argv: list[str] | None = None) -> int:
     if found.host:
         print(f"In the host's memory, for each GPU: {found.host / GB:.1f} GB.")
     held = found.longest_slots
-    if held < run.slots:
+    if 1 <= held < run.slots:
         print(
             f"The cache holds {held:.1f} of {run.slots} completions of full length at once; the rest wait their turn."
         )

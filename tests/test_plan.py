@@ -1,0 +1,398 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m trl_soft.plan`: arithmetic by hand, against what is saved for a backward, and against trainers that ran."""
+
+import importlib
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM
+from trl import ModelConfig
+
+from tests import tiny
+from trl_soft import plan
+from trl_soft.memory import (
+    Estimate,
+    Run,
+    Shape,
+    activations,
+    answer_tile,
+    cache,
+    estimate_bytes,
+    gradients,
+    layer_activations,
+    master,
+    optimiser,
+    per_token,
+    record,
+    update,
+    weights,
+)
+
+
+ROOT = Path(__file__).parent.parent
+LLAMA, QWEN = (
+    ROOT / "recipes/models" / f"{name}.json" for name in ("Llama-3.1-8B-Instruct", "DeepSeek-R1-Distill-Qwen-7B")
+)
+# V = 10, H = 4, F = 8, 2 layers, two query heads over one key head of size 2.
+TINY = Shape(10, 4, 8, 2, 2, 1, 2, False, parameters=500)
+# One row of 2 + 3 tokens.
+ROW = Run(rows=1, micro_batch=1, prompt=2, completion=3, thinking=2, masked=False, candidates=5, cuda=False)
+
+
+@pytest.fixture(scope="module")
+def memory():
+    """benchmarks/memory.py, which lies in no package."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        yield importlib.import_module("memory")
+    finally:
+        sys.path.remove(str(ROOT / "benchmarks"))
+
+
+def llama(**settings) -> tuple[Shape, Run]:
+    shape = plan.shape_of(plan.read_config(None, str(LLAMA)))
+    run = Run(rows=8, micro_batch=1, prompt=256, completion=160, thinking=128, compute=2, checkpointing=True)
+    return shape, replace(run, **settings)
+
+
+# Arithmetic
+
+
+def test_llama_8b_by_its_published_sizes():
+    shape, run = llama(backend="zero3", gpus=8, accumulates=True)
+    assert shape.parameters == 8_030_261_248
+    assert per_token(shape, run) == 131_072
+    assert weights(shape, replace(run, weight=2, backend="single", gpus=1)) / 1e9 == pytest.approx(16.06, abs=0.01)
+    # bf16 weights and gradients, float32 master and moments: 2 + 2 + 4 + 8 bytes over eight devices.
+    states = [part(shape, run) for part in (weights, gradients, master, optimiser)]
+    assert sum(states) == 16 * shape.parameters / 8
+    assert estimate_bytes(shape, run).phases["rollout"]["gathered and cast weights"] == 2 * shape.parameters
+
+
+@pytest.mark.parametrize(
+    "backend, weight, held",
+    [  # bytes a parameter on each of four devices: weights, gradients, master, moments
+        ("single", 4, (4, 4, 0, 8)),
+        ("single", 2, (2, 2, 0, 4)),
+        ("ddp", 4, (4, 4, 0, 8)),
+        ("zero0", 4, (2, 2, 0, 4)),
+        ("zero1", 4, (2, 2, 1, 2)),
+        ("zero2", 4, (2, 0.5, 1, 2)),
+        ("zero3", 4, (0.5, 0.5, 1, 2)),
+        ("fsdp2", 2, (1, 1, 0, 2)),
+    ],
+)
+def test_states_of_each_backend(backend, weight, held):
+    run = replace(ROW, backend=backend, gpus=4 if backend != "single" else 1, weight=weight, compute=2)
+    found = tuple(part(TINY, run) / TINY.parameters for part in (weights, gradients, master, optimiser))
+    assert found == held
+
+
+def test_offloading_moves_states_to_the_host():
+    run = replace(ROW, backend="zero3", gpus=4, compute=2, offload_optimizer=True, offload_parameters=True)
+    assert [part(TINY, run) for part in (weights, gradients, master, optimiser)] == [0, 0, 0, 0]
+    # Master, moments and gradients, and the weights: 4 + 8 + 2 + 2 over four devices.
+    assert estimate_bytes(TINY, run).host == 16 * 500 / 4
+
+
+def test_a_layers_activations_by_hand():
+    # 2 norms of 4 (H + H) = 64, their outputs 32, q and out 32, k and v 16, a float a head 8, four of the MLP's width 128.
+    assert layer_activations(TINY, ROW) == 5 * (64 + 32 + 32 + 16 + 8 + 128)
+    # A mask repeats keys and values for every query head, 16 more, and is itself 5 x 5 numbers.
+    assert layer_activations(TINY, replace(ROW, masked=True)) == 5 * (280 + 16) + 100
+    # bf16: the norms keep a float32 copy of what they were given, 2 (16 + 8), and all else is half.
+    assert layer_activations(TINY, replace(ROW, weight=2, compute=2)) == 5 * (48 + 16 + 16 + 8 + 8 + 64)
+
+
+def test_checkpointing_keeps_the_input_of_each_layer():
+    checkpointed = replace(ROW, checkpointing=True)
+    one_more = replace(TINY, layers=3)
+    assert activations(one_more, checkpointed) - activations(TINY, checkpointed) == 5 * 4 * TINY.hidden
+    assert activations(one_more, ROW) - activations(TINY, ROW) == layer_activations(TINY, ROW)
+
+
+def test_scores_on_a_gpu_are_one_tile():
+    run = replace(ROW, completion=20_000, thinking=8_000, compute=2, cuda=True)
+    assert answer_tile(replace(TINY, vocab=150_000), run, True) == 2 * 4096 * 32768
+
+
+def test_the_logits_never_grow_with_length_times_vocabulary():
+    """Doubling both adds what doubling each adds, but for the kinks where another part is the largest."""
+
+    def logits(length: int, vocabulary: int, candidates: int) -> float:
+        run = replace(ROW, completion=length, thinking=length - 1, candidates=candidates, cuda=True)
+        return update(replace(TINY, vocab=vocabulary, hidden=64), run)["logits"]
+
+    L, V = 10_000, 100_000
+    for candidates in (5, 0):
+        mixed = sum(
+            sign * logits(n * L, m * V, candidates) for n, m, sign in ((2, 2, 1), (2, 1, -1), (1, 2, -1), (1, 1, 1))
+        )
+        assert abs(mixed) < 0.01 * 4 * L * V  # one float for each position and token would be all of it
+
+
+@pytest.mark.parametrize(
+    "thought, size",
+    [  # ids, values and a flag for each of 5 candidates, and a flag; 20 and a drawn index; H numbers in bf16
+        ({"thought": "gumbel"}, 5 * 9 + 1),
+        ({"thought": "mixture"}, 20 * 9 + 8),
+        ({"thought": "dirichlet"}, 5 * 9),
+        ({"thought": "gaussian"}, 2 * 4096),
+        ({"thought": "gaussian", "noise_placement": "hidden"}, 2 * 2 * 4096),
+    ],
+)
+def test_the_record_of_a_rollout(tmp_path, thought, size):
+    settings = tiny.config(tmp_path, **thought)
+    assert plan.action_bytes(settings, 4096, torch.bfloat16) == size
+    # Two masks and a log-probability beside it.
+    assert record(replace(ROW, rows=64, completion=100, action=size)) == 64 * 100 * (size + 6)
+
+
+def test_the_cache_is_what_the_slots_need_or_half_of_what_is_free():
+    run = replace(ROW, rows=8, slots=4)
+    needed = 4 * 5 * (2 * 2 * 1 * 2 * 4)  # slots, tokens, two of 2 layers x 1 head x 2 x float32
+    assert cache(TINY, run, None) == cache(TINY, run, 1e9) == needed
+    assert cache(TINY, run, 400.0) == 200
+    assert cache(TINY, replace(run, cache=150.0), 1e9) == 150
+
+
+# Against the model
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("adapter", [False, True])
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_layers_activations_are_what_autograd_saves(kind, dtype, adapter, padded):
+    config = AutoConfig.for_model(
+        kind, vocab_size=64, hidden_size=64, intermediate_size=160, num_hidden_layers=2, num_attention_heads=8,
+        num_key_value_heads=2, head_dim=8,
+    )  # fmt: skip
+    lora = (
+        LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "v_proj", "down_proj"]) if adapter else None
+    )
+    shape = plan.shape_of(config, lora)
+    net = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    if lora:
+        net = get_peft_model(net, lora)
+    mask = torch.ones(3, 20, dtype=torch.long)
+    mask[0, 0] = 1 - padded
+    seen: dict[int, int] = {}
+    own = {p.untyped_storage().data_ptr() for p in net.parameters()}
+
+    def keep(x):
+        pointer = x.untyped_storage().data_ptr()
+        if pointer not in own:
+            seen[pointer] = x.untyped_storage().nbytes()
+        return x
+
+    def saved(layers: int) -> int:
+        seen.clear()
+        base = net.get_base_model() if lora else net
+        kept, base.model.layers = base.model.layers, base.model.layers[:layers]
+        base.config.num_hidden_layers = layers
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            out = base.model(input_ids=torch.arange(60).view(3, 20), attention_mask=mask, use_cache=False)
+        base.model.layers = kept
+        assert out.last_hidden_state.requires_grad
+        return sum(seen.values())
+
+    c = dtype.itemsize
+    run = replace(ROW, micro_batch=3, prompt=10, completion=10, weight=c, compute=c, masked=padded)
+    # Sums of squares and the like, a float a token, are what is not counted.
+    assert layer_activations(shape, run) == pytest.approx(saved(2) - saved(1), rel=0.03)
+
+
+CASES = {
+    "wide vocabulary, gumbel": {},
+    "wide vocabulary, gaussian": {},
+    "deep, checkpointing": {"max_completion_length": 64},
+    "long answers": {"max_completion_length": 96, "max_thinking_length": 16},
+    "LoRA, no checkpointing": {"max_completion_length": 48},
+    "beta > 0": {"max_completion_length": 48},
+    "bf16 autocast": {"max_completion_length": 48},
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_an_estimate_is_within_15_percent_of_a_trainer(memory, name):
+    """Two real steps; the bytes of torch's own tensors, which are the same in every run, as resident memory is not."""
+    case = memory.CASES[name] | CASES[name]
+    measured, estimated = memory.measured(case), memory.estimated(case)
+    assert measured.keys() == estimated.keys()
+    for phase, peak in measured.items():
+        assert estimated[phase] == pytest.approx(peak, rel=0.15), phase
+
+
+# The command
+
+
+RECIPE = {
+    "model_name_or_path": "nobody/nothing",
+    "dataset_name": "unread",
+    "output_dir": "outputs/unused",
+    "thought": "gumbel",
+    "max_completion_length": 8192,
+    "per_device_train_batch_size": 1,
+    "gradient_accumulation_steps": 64,
+    "num_generations": 8,
+    "beta": 0.001,
+    "bf16": True,
+    "gradient_checkpointing": True,
+}
+ZERO3 = {
+    "distributed_type": "DEEPSPEED",
+    "num_processes": 8,
+    "mixed_precision": "bf16",
+    "deepspeed_config": {"zero_stage": 3, "offload_optimizer_device": "none", "offload_param_device": "none"},
+}
+
+
+def write(path: Path, values: dict) -> str:
+    path.write_text(json.dumps(values))  # JSON is YAML
+    return str(path)
+
+
+@pytest.fixture
+def asked(tmp_path, capsys):
+    """Run the command on a recipe with changes; its JSON object, or its text."""
+
+    def ask(*flags: str, world: dict | None = ZERO3, model: Path | None = QWEN, text=False, **changes):
+        command = ["--config", write(tmp_path / "recipe.yaml", RECIPE | changes), *flags]
+        command += ["--model_config", str(model)] if model else []
+        command += ["--accelerate_config", write(tmp_path / "world.yaml", world)] if world else []
+        status = plan.main(command if text else [*command, "--json"])
+        out = capsys.readouterr().out
+        if text:
+            return status, out
+        found = json.loads(out)
+        assert status == (0 if found["fits"] else 1)
+        return found
+
+    return ask
+
+
+def test_a_recipe_is_counted_over_all_processes(asked):
+    found = asked()
+    assert (found["backend"], found["gpus"], found["rows"]) == ("zero3", 8, 64)
+    assert found["parameters"] == 7_615_616_512
+    assert found["largest"] == "rollout" and found["fits"]
+    states = sum(
+        found["phases_gb"]["optimizer"][k] for k in ("weights", "master weights", "optimiser states", "gradients")
+    )
+    assert states == pytest.approx(16 * 7.6156 / 8, rel=1e-3)
+    # The same by another spelling, and by flags that beat the file and the accelerate config.
+    assert asked("--generation_batch_size", "512")["rows"] == 64
+    assert asked("--num_gpus", "16", "--gradient_accumulation_steps", "16")["rows"] == 16
+
+
+def test_what_does_not_fit_names_three_settings_and_they_save_so_much(asked):
+    settings = {"gradient_checkpointing": False, "max_completion_length": 4096, "rollout_cache_gb": 30}
+    before = asked("--gpu_gb", "48", **settings)
+    assert not before["fits"] and len(before["savings_gb"]) == 3
+    saved = list(before["savings_gb"].values())
+    assert saved == sorted(saved, reverse=True) and saved[-1] > 0
+    assert "above the device's memory" in before["advice"][0]
+    for text, value in before["savings_gb"].items():
+        assert any(text in line and f"{value:.1f} GB" in line for line in before["advice"])
+    # What it says of a setting is what it says once that is set.
+    assert "max_completion_length: 2048" in before["savings_gb"]
+    after = asked("--gpu_gb", "48", **settings | {"max_completion_length": 2048})
+    expected = before["savings_gb"]["max_completion_length: 2048"]
+    assert before["peak_gb"] - after["peak_gb"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_completion_that_no_cache_holds(asked):
+    found = asked(rollout_cache_gb=0.1)
+    assert not found["fits"] and found["longest_slots"] < 1
+    assert "rollout would be refused" in found["advice"][0]
+
+
+def test_the_table(asked):
+    status, text = asked(text=True)
+    lines = text.splitlines()
+    head = next(i for i, line in enumerate(lines) if line.split()[:4] == ["rollout", "scoring", "update", "optimizer"])
+    peaks = next(line for line in lines if line.startswith("peak of the phase"))
+    columns = [line.split()[-4:] for line in lines[head + 1 : lines.index(peaks) - 1]]
+    for phase, peak in enumerate(map(float, peaks.split()[-4:])):
+        parts = sum(float(row[phase].replace("-", "0")) for row in columns)
+        assert parts == pytest.approx(peak, abs=0.05)  # a hundredth of rounding for each part
+    assert status == 0 and text.rstrip().endswith("It fits.")
+
+
+def test_rloo_recipes_and_lora(asked):
+    changes = {"thought": "gaussian", "max_completion_length": 160, "max_thinking_length": 128, "beta": 0.0}
+    with pytest.raises(ValueError, match="`normalize_advantages`"):
+        asked(normalize_advantages=False, **changes)
+    full = asked("--algorithm", "rloo", normalize_advantages=False, **changes)
+    lora = asked("--algorithm", "rloo", "--use_peft", "true", "--lora_r", "8", **changes)
+    # r (in + out) for q_proj (3584 to 3584) and v_proj (3584 to 512) of 28 layers.
+    assert full["trained"] == full["parameters"] and lora["trained"] == 28 * 8 * (7168 + 4096)
+    assert lora["peak_gb"] < full["peak_gb"]
+
+
+def test_it_can_be_imported(tmp_path):
+    config = AutoConfig.for_model("llama", hidden_size=64, intermediate_size=128, num_hidden_layers=2, vocab_size=100)
+    config.num_attention_heads = config.num_key_value_heads = 4
+    found = plan.estimate(tiny.config(tmp_path), config, ModelConfig(), plan.World("ddp", 2), 16, gpu_gb=1)
+    assert isinstance(found, Estimate) and found.fits
+    assert found.phases["update"]["buckets"] == found.phases["rollout"]["weights"]
+
+
+@pytest.mark.parametrize(
+    "changes, flags, error",
+    [
+        ({"thinking_topk": 5}, (), "`thinking_topk`.*`thinking_top_k`"),
+        ({}, ("--num_gpus", "0"), "`--num_gpus` is 0"),
+        ({"optim": "adamw_anyprecision"}, (), "`optim` is 'adamw_anyprecision'"),
+        ({"load_in_4bit": True, "use_peft": True}, (), "load_in_4bit"),
+        ({"attn_implementation": "paged"}, (), "`attn_implementation` is 'paged'"),
+        ({"thought": "soft"}, (), "no density"),
+    ],
+)
+def test_refusals(asked, changes, flags, error):
+    with pytest.raises(ValueError, match=error):
+        asked(*flags, **changes)
+
+
+def test_a_model_that_cannot_be_had_or_is_unknown(asked, tmp_path):
+    with pytest.raises(OSError, match=r"'nobody/nothing' is neither.*`--model_config FILE`"):
+        asked(model=None)
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.json"):
+        asked(model=Path("nowhere.json"))
+    experts = json.loads(QWEN.read_text()) | {"model_type": "qwen3_moe", "num_experts": 8}
+    with pytest.raises(ValueError, match="experts"):
+        asked(model=Path(write(tmp_path / "experts.json", experts)))
+    with pytest.raises(ValueError, match="no intermediate_size"):
+        asked(model=Path(write(tmp_path / "gpt2.json", {"model_type": "gpt2"})))
+
+
+@pytest.mark.parametrize(
+    "world, expected",
+    [
+        ({"distributed_type": "NO"}, ("single", 1)),
+        ({"distributed_type": "MULTI_GPU", "num_processes": 4}, ("ddp", 4)),
+        ({"distributed_type": "FSDP", "num_processes": 8, "fsdp_config": {"fsdp_version": 2}}, ("fsdp2", 8)),
+        (ZERO3 | {"deepspeed_config": {"zero_stage": 2}}, ("zero2", 8)),
+    ],
+)
+def test_worlds(tmp_path, world, expected):
+    found = plan.read_world(write(tmp_path / "world.yaml", world), None)
+    assert (found.backend, found.gpus) == expected
+    assert plan.read_world(str(tmp_path / "world.yaml"), 2).gpus == 2
+
+
+def test_worlds_that_are_refused_or_offload(tmp_path):
+    with pytest.raises(ValueError, match="FSDP1"):
+        plan.read_world(write(tmp_path / "fsdp.yaml", {"distributed_type": "FSDP", "fsdp_config": {}}), None)
+    with pytest.raises(ValueError, match="TPU"):
+        plan.read_world(write(tmp_path / "tpu.yaml", {"distributed_type": "TPU"}), None)
+    stage = {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}}}
+    options = {"deepspeed_config_file": write(tmp_path / "ds.json", stage)}
+    found = plan.read_world(write(tmp_path / "world.yaml", ZERO3 | {"deepspeed_config": options}), None)
+    assert (found.backend, found.offload_optimizer, found.offload_parameters) == ("zero3", True, False)
