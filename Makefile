@@ -2,6 +2,7 @@
 # make test         set up, run the tests
 # make bench-update   what scoring and feeding thoughts cost, as ratios
 # make bench-rollout  what a soft rollout costs on the CPU, as ratios       make bench-gpu   the same on a GPU
+# make table PAPER=soft_grpo   a paper's tables, with what has been run; also PAPER=soft_tokens
 # make quality      lint and type-check           make style   format
 
 PYTHON ?= python3
@@ -9,9 +10,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SEED ?= 0
+PAPER ?= soft_grpo
 SOURCES := trl_soft examples tests benchmarks
 
-.PHONY: install quickstart test bench-update bench-rollout bench-gpu quality style clean
+.PHONY: install quickstart test table bench-update bench-rollout bench-gpu quality style clean
 
 install: $(READY)
 
@@ -38,6 +40,9 @@ bench-rollout: $(READY)
 # Where torch and transformers are at hand for the device; no environment is made for it.
 bench-gpu:
 	PYTHONPATH=. $(PYTHON) benchmarks/gpu.py
+
+table: $(READY)
+	$(BIN)/python -m trl_soft.evaluate.paper_table recipes/papers/$(PAPER).yaml -o outputs/tables
 
 quality: $(READY)
 	$(BIN)/ruff check $(SOURCES)

@@ -146,7 +146,7 @@ def check_update(arguments: Arguments, training) -> None:
         raise ValueError(
             f"`completions_per_update` is {wanted}, but {training.world_size} processes x `per_device_train_batch_size` "
             f"{training.per_device_train_batch_size} x `gradient_accumulation_steps` "
-            f"{training.gradient_accumulation_steps} are {have}. Set {remedy}, and `steps_per_generation` in proportion."
+            f"{training.gradient_accumulation_steps} are {have}. Set {remedy}."
         )
 
 
