@@ -4,6 +4,7 @@
 # make bench-rollout  what a soft rollout costs on the CPU, as ratios       make bench-gpu   the same on a GPU
 # make bench-scale    how a training step grows with length, K, group and vocabulary
 # make plan CONFIG=RECIPE   the memory a recipe takes (PLAN="--gpu_gb 80 --accelerate_config ..." for more)
+# make table PAPER=soft_grpo   a paper's tables, with what has been run; also PAPER=soft_tokens
 # make quality      lint and type-check           make style   format
 
 PYTHON ?= python3
@@ -11,9 +12,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SEED ?= 0
+PAPER ?= soft_grpo
 SOURCES := trl_soft examples tests benchmarks
 
-.PHONY: install quickstart test plan bench-update bench-rollout bench-scale bench-gpu quality style clean
+.PHONY: install quickstart test table plan bench-update bench-rollout bench-scale bench-gpu quality style clean
 
 install: $(READY)
 
@@ -46,6 +48,9 @@ bench-scale: $(READY)
 # Where torch and transformers are at hand for the device; no environment is made for it.
 bench-gpu:
 	PYTHONPATH=. $(PYTHON) benchmarks/gpu.py
+
+table: $(READY)
+	$(BIN)/python -m trl_soft.evaluate.paper_table recipes/papers/$(PAPER).yaml -o outputs/tables
 
 quality: $(READY)
 	$(BIN)/ruff check $(SOURCES)

@@ -4,19 +4,22 @@
     accelerate launch examples/grpo_soft.py --config recipes/quickstart/gumbel.yaml
     accelerate launch examples/grpo_soft.py --config recipes/quickstart/gsm8k.yaml --model_name_or_path MODEL
 
-The command line beats the YAML file; a key that nothing reads is an error.
+The command line beats the YAML file; a key that nothing reads is an error. `{seed}` in `output_dir` is the seed.
 """
 
 import logging
 import sys
 from dataclasses import dataclass, field
+from typing import cast
 
+from datasets import Dataset
 from transformers import AutoConfig, AutoTokenizer
 from trl import ModelConfig, ScriptArguments, get_peft_config, get_quantization_config
 
 from trl_soft import SoftGRPOConfig, SoftGRPOTrainer
 from trl_soft.config import SoftParser
-from trl_soft.data import drop_long_prompts, load_rows, to_prompts
+from trl_soft.data import drop_long_prompts, load_rows, overlap, to_prompts
+from trl_soft.evaluate.benchmarks import BENCHMARKS, load_problems
 from trl_soft.rewards import REWARDS
 
 
@@ -30,36 +33,124 @@ class Arguments(ScriptArguments):
     dataset_test_name: str | None = field(
         default=None, metadata={"help": "Hub id or file to evaluate on; unset: dataset_test_split of dataset_name."}
     )
+    data_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": f"Folder with local files of {', '.join(BENCHMARKS)}, which are data sets too; unset: the hub."
+        },
+    )
+    validation_rows: int | None = field(
+        default=None,
+        metadata={"help": "Rows to hold out of the training set and evaluate on, the same for every seed."},
+    )
     question_column: str = field(default="question", metadata={"help": "Column that holds the question."})
     answer_column: str = field(default="answer", metadata={"help": "Column that holds the answer."})
     answer_marker: str | None = field(
         default=None, metadata={"help": "The answer is what follows the last of these marks (GSM8K: '####')."}
     )
     prompt_template: str = field(default="{question}", metadata={"help": "The prompt, with {question} in it."})
+    raw_prompt: bool = field(default=False, metadata={"help": "The prompt is text, without the chat template."})
+    max_prompt_length: int | None = field(
+        default=None,
+        metadata={"help": "Drop longer prompts, in tokens; unset: those that leave no room in the context."},
+    )
+    contamination: list[str] | None = field(
+        default=None,
+        metadata={"help": "Benchmarks, files or hub ids whose questions are looked for among the training ones."},
+    )
+    drop_contaminated: bool = field(default=False, metadata={"help": "Leave those training questions out."})
+    completions_per_update: int | None = field(
+        default=None,
+        metadata={"help": "Refuse to start where processes, batch and accumulation do not make so many an update."},
+    )
     reward_funcs: list[str] = field(
         default_factory=lambda: ["math"], metadata={"help": f"Rewards, among {', '.join(REWARDS)}."}
     )
 
 
-def load_prompts(arguments: Arguments, name: str, split: str, tokenizer, limit: int):
-    """Prompts that fit the context, with the count of those that did not."""
-    rows = load_rows(name, split, arguments.dataset_config)
+def questions(arguments: Arguments, name: str, split: str) -> Dataset:
+    """Rows with the question and answer columns, of a benchmark by its name, a file or a hub id."""
+    if name not in BENCHMARKS:
+        return load_rows(name, split, arguments.dataset_config)
+    if arguments.answer_marker is not None:
+        raise ValueError(
+            f"`answer_marker` is set with {name!r}, whose answers are read already. Leave `answer_marker` unset."
+        )
+    problems = load_problems(name, arguments.data_dir)
+    corrected = [problem.number for problem in problems if "corrected" in problem.meta]
+    if corrected:
+        logger.warning("%s: wrong or missing answers corrected in rows %s", name, corrected)
+    columns = {
+        arguments.question_column: [problem.question for problem in problems],
+        arguments.answer_column: [problem.gold for problem in problems],
+    }
+    return Dataset.from_dict(columns)
+
+
+def without_held_out(arguments: Arguments, name: str, rows: Dataset) -> Dataset:
+    """The training rows, with a count of those that some benchmark asks too; without them if so wanted."""
+    found: set[int] = set()
+    for benchmark in arguments.contamination or ():
+        held_out = load_problems(benchmark, arguments.data_dir)
+        same = overlap(rows[arguments.question_column], [problem.question for problem in held_out])
+        names = [str(held_out[n].meta.get("unique_id", held_out[n].meta.get("id", n))) for n in same]
+        logger.warning("%s: %d questions of %s are among its %d: %s", name, len(same), benchmark, len(rows), names)
+        found |= {row for copies in same.values() for row in copies}
+    if not arguments.drop_contaminated:
+        return rows
+    logger.warning("%s: %d rows dropped because a benchmark asks them", name, len(found))
+    return rows.select([row for row in range(len(rows)) if row not in found])
+
+
+def load_prompts(arguments: Arguments, name: str, split: str, tokenizer, limit: int, training: bool) -> Dataset:
+    """Prompts that fit the context, with the counts of those that do not and of those that are elsewhere too."""
+    rows = questions(arguments, name, split)
     prompts = to_prompts(
-        rows,
+        without_held_out(arguments, name, rows) if training else rows,
         tokenizer,
         arguments.question_column,
         arguments.answer_column,
         arguments.prompt_template,
         arguments.answer_marker,
+        arguments.raw_prompt,
     )
-    prompts, dropped = drop_long_prompts(prompts, tokenizer, limit)
+    prompts, dropped = drop_long_prompts(prompts, tokenizer, limit, arguments.max_prompt_length)
+    most = min(limit, arguments.max_prompt_length or limit)
     logger.warning(
-        "%s: %d prompts, %d dropped because they are longer than %d tokens", name, len(prompts), dropped, limit
+        "%s: %d prompts, %d dropped because they are longer than %d tokens", name, len(prompts), dropped, most
     )
     return prompts
 
 
-def main(arguments: Arguments, training: SoftGRPOConfig, model: ModelConfig):
+def split_off(prompts: Dataset, count: int) -> tuple[Dataset, Dataset]:
+    """Training and validation rows."""
+    if not 0 < count < len(prompts):
+        raise ValueError(
+            f"`validation_rows` is {count} of {len(prompts)} prompts, but some must be left on either side. Set it to "
+            f"between 1 and {len(prompts) - 1}."
+        )
+    parts = prompts.train_test_split(test_size=count, seed=0)
+    return parts["train"], parts["test"]
+
+
+def check_update(arguments: Arguments, training) -> None:
+    """Hold the size of an update, which nothing else does when the number of processes changes."""
+    wanted = arguments.completions_per_update
+    at_once = training.per_device_train_batch_size * training.world_size
+    have = at_once * training.gradient_accumulation_steps
+    if wanted not in (None, have):
+        steps, rest = divmod(cast(int, wanted), at_once)
+        remedy = (
+            f"`gradient_accumulation_steps: {steps}`" if steps and not rest else "another number of processes or batch"
+        )
+        raise ValueError(
+            f"`completions_per_update` is {wanted}, but {training.world_size} processes x `per_device_train_batch_size` "
+            f"{training.per_device_train_batch_size} x `gradient_accumulation_steps` "
+            f"{training.gradient_accumulation_steps} are {have}. Set {remedy}."
+        )
+
+
+def main(arguments: Arguments, training, model: ModelConfig, trainer_class=SoftGRPOTrainer):
     if arguments.dataset_name is None or model.model_name_or_path is None:
         raise ValueError("`dataset_name` and `model_name_or_path` must both be set, in the YAML file or as flags.")
     if arguments.dataset_streaming:
@@ -69,6 +160,13 @@ def main(arguments: Arguments, training: SoftGRPOConfig, model: ModelConfig):
     unknown = [name for name in arguments.reward_funcs if name not in REWARDS]
     if unknown:
         raise ValueError(f"`reward_funcs` holds {unknown}. Choose among {', '.join(REWARDS)}.")
+    if arguments.validation_rows is not None and (arguments.dataset_test_name or training.eval_strategy == "no"):
+        raise ValueError(
+            "`validation_rows` is set, but `dataset_test_name` names other rows to evaluate on or `eval_strategy` is no. "
+            "Leave one out."
+        )
+    check_update(arguments, training)
+    training.output_dir = training.output_dir.replace("{seed}", str(training.seed))
 
     tokenizer = AutoTokenizer.from_pretrained(
         model.model_name_or_path, revision=model.model_revision, trust_remote_code=training.trust_remote_code
@@ -78,11 +176,13 @@ def main(arguments: Arguments, training: SoftGRPOConfig, model: ModelConfig):
     ).get_text_config()
     # Models without a fixed context (ALiBi, say) have no such field, and no prompt is too long for them.
     limit = getattr(config, "max_position_embeddings", sys.maxsize) - training.max_completion_length
-    train = load_prompts(arguments, arguments.dataset_name, arguments.dataset_train_split, tokenizer, limit)
+    train = load_prompts(arguments, arguments.dataset_name, arguments.dataset_train_split, tokenizer, limit, True)
     evaluation = None
-    if training.eval_strategy != "no":
+    if arguments.validation_rows is not None:
+        train, evaluation = split_off(train, arguments.validation_rows)
+    elif training.eval_strategy != "no":
         name = arguments.dataset_test_name or arguments.dataset_name
-        evaluation = load_prompts(arguments, name, arguments.dataset_test_split, tokenizer, limit)
+        evaluation = load_prompts(arguments, name, arguments.dataset_test_split, tokenizer, limit, False)
 
     training.model_init_kwargs = {
         "revision": model.model_revision,
@@ -90,7 +190,7 @@ def main(arguments: Arguments, training: SoftGRPOConfig, model: ModelConfig):
         "dtype": model.dtype,
         **(training.model_init_kwargs or {}),
     }
-    trainer = SoftGRPOTrainer(
+    trainer = trainer_class(
         model=model.model_name_or_path,
         reward_funcs=[REWARDS[name] for name in arguments.reward_funcs],
         args=training,

@@ -13,8 +13,9 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
 from tests import tiny
-from trl_soft.data import drop_long_prompts, load_rows, to_prompts
-from trl_soft.rewards import exact_answer_reward, math_reward
+from trl_soft.data import drop_long_prompts, fingerprint, load_rows, overlap, to_prompts
+from trl_soft.evaluate.benchmarks import load_problems
+from trl_soft.rewards import exact_answer_reward, math_reward, soft_grpo_reward, soft_tokens_reward
 
 
 ROOT = Path(__file__).parent.parent
@@ -128,3 +129,99 @@ def test_a_typo_in_a_recipe_stops_the_script(tmp_path):
     done = run_script(tmp_path, "--config", str(recipe), "--output_dir", str(tmp_path / "out"))
     assert done.returncode != 0 and "nearest known name is `thinking_top_k`" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_gold_answer_is_read_as_mathematics():
+    """Read as plain text, these are 2, 6 and nothing."""
+    right = [r"\boxed{2x-2}", r"\boxed{(-6,6)}", r"\boxed{[0,3)}"]
+    assert math_reward(right, ["2x-2", "(-6, 6)", "[0,3)"]) == [1.0] * 3
+    assert math_reward([r"\boxed{2}", r"\boxed{6}", r"\boxed{3}"], ["2x-2", "(-6, 6)", "[0,3)"]) == [0.0] * 3
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        (r"\frac12", "1/2"), ("0.5", r"\dfrac{1}{2}"), (".5", "0.5"), ("k = 3", "3"), (r"90^\circ", "90"),
+        (r"5\text{ cm}", "5"), (r"\sqrt3", r"\sqrt{3}"), (r"10\%", "10"), (r"\$5", "5"), (r"\frac1{72}", r"\frac{1}{72}"),
+        (r"\left(1, 2\right)", "(1,2)"), ("x \\in\n[2,3]", r"x\in[2,3]"), (r"{.5}", "{0.5}"),
+    ],
+)  # fmt: skip
+def test_spellings_that_soft_grpo_pays_for(a, b):
+    assert soft_grpo_reward([rf"so \boxed{{{a}}}", rf"\boxed{{7}} \boxed{{{b}}}"], [b, a]) == [1.0, 1.0]
+
+
+def test_what_soft_grpo_does_not_pay_for():
+    """The last box counts, as a string; mathematics' judge is kinder."""
+    completions = [r"\boxed{0.25}", "The answer is 4.", r"\boxed{4} \boxed{5}", r"\boxed{4", r"\boxed{x=y=1}"]
+    assert soft_grpo_reward(completions, [r"\frac14", "4", "4", "4", "1"]) == [0.0] * 5
+    assert math_reward(completions[:2], [r"\frac14", "4"]) == [1.0, 1.0]
+
+
+def test_soft_tokens_reward():
+    final = "The final answer is: "
+    completions = [
+        rf"a thought. {final}\boxed{{42}}.",  # right
+        [{"role": "assistant", "content": rf"{final}\boxed{{\frac{{84}}{{2}}}}"}],  # right
+        rf"{final}\boxed{{41}} User: and",  # wrong
+        rf"\boxed{{42}} and so on. {final}\boxed{{42",  # the answer's cap left it open
+        r"a thought that ended the text: \boxed{42}",
+        "nothing",
+        rf"{final}\boxed{{}}",
+        rf"{final}\boxed{{41}} cut {final}\boxed{{42}}",  # what is forced after a cut thought comes last
+    ]
+    assert soft_tokens_reward(completions, ["42"] * 8) == [100.0, 100.0, 10.0, 0.0, 100.0, 0.0, 0.0, 100.0]
+    assert soft_tokens_reward([r"\boxed{1}"], [""]) == [None]
+
+
+def test_copies_are_found_by_their_letters_and_digits():
+    ours = ["What is $x^2$?", "Else?", "what is  x^{2}", "?!"]
+    assert fingerprint(ours[0]) == fingerprint(ours[2]) == "whatisx2"
+    assert overlap(ours, ["Other", "What is $x^2$ ?", "", "!"]) == {1: [0, 2]}
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs the real data sets (TRL_SOFT_SHARED)")
+@pytest.mark.parametrize(
+    ("training", "held_out", "copies"),
+    [
+        ("gsm8k_train", "gsm8k", []),
+        ("math_train", "math500", ["test/precalculus/285.json"]),
+        ("math12k", "math500", ["test/precalculus/285.json"]),
+        ("deepscaler", "math500", ["test/intermediate_algebra/1411.json", "test/intermediate_algebra/1791.json"]),
+        ("deepscaler_train_math.json.gz", "math500", []),
+        (
+            "deepscaler_train_aime.json.gz",
+            "math500",
+            [f"test/intermediate_algebra/{n}.json" for n in (1365, 1411, 1849, 2146, 582, 90)],
+        ),
+        ("math_train", "olympiadbench", ["2791", "2890"]),
+        ("deepscaler", "aime24", []),
+        ("math_train", "aime25", []),
+    ],
+)
+def test_known_contamination(training, held_out, copies):
+    """The overlaps that were counted by hand when the files were collected."""
+    data = str(SHARED / "data")
+    if training.endswith(".gz"):
+        questions = load_rows(f"{data}/{training}")["problem"]
+    else:
+        questions = [problem.question for problem in load_problems(training, data)]
+    asked = load_problems(held_out, data)
+    found = overlap(questions, [problem.question for problem in asked])
+    names = [str(asked[n].meta.get("unique_id", asked[n].meta.get("id"))) for n in found]
+    assert sorted(names) == sorted(copies)
+
+
+def test_a_cap_on_prompts():
+    tokenizer = tiny.tokenizer()
+    prompts = Dataset.from_dict({"prompt": ["1", "1+1", "1+1+1"], "answer": ["a", "b", "c"]})
+    kept, dropped = drop_long_prompts(prompts, tokenizer, 100, 1)
+    assert (kept["answer"], dropped) == (["a"], 2)
+    assert drop_long_prompts(prompts, tokenizer, 3, 100)[1] == 1
+    with pytest.raises(ValueError, match="longer than 0 tokens, `max_prompt_length`"):
+        drop_long_prompts(prompts, tokenizer, 100, 0)
+
+
+def test_a_raw_prompt_is_text():
+    tokenizer, rows = tiny.tokenizer(), Dataset.from_list(ROWS)
+    tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    assert to_prompts(rows, tokenizer, prompt_template="Q {question} A", raw=True)[2]["prompt"] == "Q 2+2= A"

@@ -188,7 +188,7 @@ def test_a_length_of_its_own_for_each():
 @pytest.mark.parametrize("engine", ["slots", "simple"])
 def test_an_answer_has_a_cap_of_its_own(engine):
     net = tiny.model()
-    made = plan(net, {"max_thinking_length": 5, "answer_prefill": ["=a", "b+"]}, max_answer_length=3)
+    made = plan(net, {"max_thinking_length": 5, "answer_prefill": ["=a", "b+"], "max_answer_length": 3})
     out = run(net, made, engine, slots=4)
     own = out.completion_mask & ~out.record.thinking_mask & ~out.record.forced_mask
     assert own.sum(-1).max() == 3 and out.thinking_length.unique().numel() > 1

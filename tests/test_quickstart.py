@@ -18,7 +18,7 @@ from trl_soft.rewards import REWARDS
 
 ROOT = Path(__file__).parent.parent
 ASSETS = ROOT / "examples/quickstart"
-ALL = sorted((ROOT / "recipes").rglob("*.yaml"))
+ALL = sorted((ROOT / "recipes/quickstart").glob("*.yaml"))
 EVALUATIONS = [recipe for recipe in ALL if recipe.stem.startswith("evaluate")]
 RECIPES = [recipe for recipe in ALL if recipe not in EVALUATIONS]
 

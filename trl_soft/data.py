@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Questions with answers, from a hub id or a local file, as prompts for a trainer."""
+"""Questions with answers, from a hub id or a local file, as prompts for a trainer; what must not be among them."""
 
 import os
+from collections.abc import Iterable
 
 from datasets import Dataset, load_dataset
 
@@ -40,6 +41,7 @@ def to_prompts(
     answer_column: str = "answer",
     prompt_template: str = "{question}",
     answer_marker: str | None = None,
+    raw: bool = False,
 ) -> Dataset:
     """
     Rows with a `prompt` and an `answer`.
@@ -47,6 +49,7 @@ def to_prompts(
     Args:
         rows: with a question column and an answer column.
         tokenizer: with a chat template the prompt is a user message, without one it is text.
+        raw (`bool`): text, chat template or not (2509.19170 asks so).
         prompt_template (`str`): holds `{question}`.
         answer_marker (`str`, *optional*): the answer is what follows its last occurrence (GSM8K: `####`), without
             thousands commas; a row without it is an error, so that no row is graded against a whole solution.
@@ -71,14 +74,20 @@ def to_prompts(
             if not found:
                 raise ValueError(f"`answer_marker` {answer_marker!r} is not in the answer {row[answer_column]!r}.")
             answer = answer.strip().replace(",", "")
-        prompt = [{"role": "user", "content": text}] if tokenizer.chat_template else text
+        prompt = [{"role": "user", "content": text}] if tokenizer.chat_template and not raw else text
         return {"prompt": prompt, "answer": answer}
 
     return rows.map(convert, remove_columns=rows.column_names, desc="Building prompts")
 
 
-def drop_long_prompts(prompts: Dataset, tokenizer, limit: int) -> tuple[Dataset, int]:
-    """The rows whose prompt has at most `limit` tokens, and how many had more; a `ValueError` if none is left."""
+def drop_long_prompts(prompts: Dataset, tokenizer, limit: int, cap: int | None = None) -> tuple[Dataset, int]:
+    """
+    The rows whose prompt has at most `limit` tokens, and how many had more; a `ValueError` if none is left.
+
+    Args:
+        limit (`int`): the model's context less the completion. cap (`int`, *optional*): a lower limit that is wanted.
+    """
+    limit = limit if cap is None else min(limit, cap)
 
     def fits(row: dict) -> bool:
         if isinstance(row["prompt"], str):
@@ -91,8 +100,26 @@ def drop_long_prompts(prompts: Dataset, tokenizer, limit: int) -> tuple[Dataset,
 
     kept = prompts.filter(fits, desc="Measuring prompts")
     if len(kept) == 0:
-        raise ValueError(
-            f"All {len(prompts)} prompts are longer than {limit} tokens, the model's context less "
-            "`max_completion_length`. Lower `max_completion_length` or use a model with a longer context."
-        )
+        reason = "the model's context less `max_completion_length`" if limit != cap else "`max_prompt_length`"
+        remedy = "Lower `max_completion_length` or use a model with a longer context." if limit != cap else "Raise it."
+        raise ValueError(f"All {len(prompts)} prompts are longer than {limit} tokens, {reason}. {remedy}")
     return kept, len(prompts) - len(kept)
+
+
+def fingerprint(question: str) -> str:
+    """A question's letters and digits, in lower case: equal for copies that differ in blanks, marks and LaTeX spacing."""
+    return "".join(c for c in question.lower() if c.isalnum())
+
+
+def overlap(questions: Iterable[str], held_out: Iterable[str]) -> dict[int, list[int]]:
+    """
+    Which held-out questions are among others: row of the held-out question -> rows that ask the same.
+
+    Compared by `fingerprint`, so a paraphrase is not found. A question without a letter or digit is nobody's copy.
+    """
+    rows: dict[str, list[int]] = {}
+    for row, question in enumerate(questions):
+        rows.setdefault(fingerprint(question), []).append(row)
+    rows.pop("", None)
+    prints = [fingerprint(question) for question in held_out]
+    return {number: rows[key] for number, key in enumerate(prints) if key in rows}

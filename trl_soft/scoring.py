@@ -19,6 +19,8 @@ from .rows import dot_rows
 
 # Logits held at once: 2**22 float32 numbers are 16 MiB.
 _TILE_ELEMENTS = 2**22
+# More candidates than this are cheaper from one product with the whole head than row by row.
+_MANY = 1024
 _LOWEST = torch.finfo(torch.float32).min / 4
 
 
@@ -136,11 +138,16 @@ class HeadLogits:
         return self.hidden.size(0)
 
     def at(self, ids: torch.Tensor) -> torch.Tensor:
-        """Logits of the candidates `ids` (N, K) -> (N, K) float32: K rows of the head a position, never all V."""
+        """Logits of the candidates `ids` (N, K) -> (N, K) float32: K rows of the head a position, or all V if many."""
         weight, bias = whole(self.head.weight), None if self.head.bias is None else whole(self.head.bias)
         # Outside autocast: the products are few, and the density multiplies their rounding.
         with gathered(self.head.weight, self.head.bias), torch.autocast(self.hidden.device.type, enabled=False):
-            z = dot_rows(self.hidden, ids, weight, gathered)
+            if ids.size(-1) > _MANY:
+                # A copy, which stays whole for the backward where a shard does not.
+                rows = weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True)
+                z = F.linear(self.hidden.to(rows.dtype), rows).gather(-1, ids.long())
+            else:
+                z = dot_rows(self.hidden, ids, weight, gathered)
             if bias is not None:
                 z = z + F.embedding(ids, bias.unsqueeze(-1)).squeeze(-1).float()
         return _transform(z, self.scale, self.softcap)[0]

@@ -56,6 +56,7 @@ _UNTRUNCATED = {
 
 
 _TRUNCATIONS = ("thinking_temperature", "thinking_top_k", "thinking_top_p", "thinking_min_p")
+_NEVER_GREEDY = ("dirichlet", "mixture", "multiplex")
 # Which thoughts read an option of one kind; set for another it would be ignored, so it is refused.
 _READERS = {
     "gumbel_temperature": ("gumbel",),
@@ -90,6 +91,9 @@ class ThinkingSettings:
             The same during evaluation; `None` is as trained. Train soft, infer hard is 2509.19170's headline setting.
             The `thinking_*` fields and `noise_scale` are the trained thought's: another kind of thought is evaluated
             at its own defaults, a hard one with the answer's sampling.
+        eval_greedy (`bool`, *optional*, defaults to `False`):
+            Evaluate during training without noise and with greedy answers, as 2509.19170 chooses its checkpoints: a hard
+            thought at temperature 0, a gaussian or gumbel one at `noise_scale` 0.
 
     > Parameters that shape the distribution a thought is made from (the answer keeps `temperature`, `top_k`, ...)
 
@@ -121,6 +125,9 @@ class ThinkingSettings:
             Soft Thinking's Cold Stop: below this entropy in nats (whole vocabulary, at `thinking_temperature`) for
             `cold_stop_length` steps in a row the thought is cut, as by its cap. `None` is off.
         cold_stop_length (`int`, *optional*, defaults to `256`).
+        max_answer_length (`int`, *optional*):
+            Cap of the answer's own tokens, after the thought and what was forced (2509.19170: 32). `None`: what
+            `max_completion_length` leaves.
 
     > Parameters of one kind of thought
 
@@ -162,6 +169,7 @@ class ThinkingSettings:
 
     thought: str = _help(f"What a thinking step feeds back: {', '.join(THOUGHTS)}.", "gumbel")
     eval_thought: str | None = _help("The thought used during evaluation; unset: as trained.")
+    eval_greedy: bool = _help("Evaluate without noise and with greedy answers.", False)
     thinking_temperature: float | None = _help("Temperature of the distribution a thought is made from, above 0.")
     thinking_top_k: int | None = _help("Number of candidates of a thought, from 1 to the size of the vocabulary.")
     thinking_top_p: float | None = _help("Nucleus of a thought, in (0, 1], on the renormalised top-k.")
@@ -171,6 +179,7 @@ class ThinkingSettings:
     answer_prefill: list[str] | None = _help("Two texts forced after the thought: when it ended itself, when cut.")
     cold_stop_entropy: float | None = _help("End the thought when its entropy (nats) stays below this; unset: off.")
     cold_stop_length: int = _help("Steps in a row below cold_stop_entropy that end the thought.", 256)
+    max_answer_length: int | None = _help("Cap of the answer's own tokens; unset: what max_completion_length leaves.")
     gumbel_temperature: float = _help("tau_g: temperature of the Gumbel-softmax mixture, above 0.", 0.1)
     gumbel_density: str = _help("How a gumbel thought is scored: gumbel, concrete or softgrpo (no density).", "gumbel")
     noise_scale: float | None = _help("gaussian: sigma over the RMS of the table (0.33). gumbel: factor on the noise.")
@@ -205,6 +214,7 @@ class ThinkingSettings:
         check_range(self, "thinking_top_p", 0, 1, open_low=True)
         check_range(self, "thinking_min_p", 0, 1)
         check_range(self, "max_thinking_length", 1, None)
+        check_range(self, "max_answer_length", 1, None)
         check_range(self, "cold_stop_entropy", 0, None)
         check_range(self, "cold_stop_length", 1, None)
         check_range(self, "gumbel_temperature", 0, None, open_low=True)
@@ -220,6 +230,12 @@ class ThinkingSettings:
             raise ValueError(
                 f"`answer_prefill` is {self.answer_prefill!r}. It takes two texts: the one forced after a thought that "
                 "ended itself, and the one forced after a thought that was cut. An empty text forces nothing."
+            )
+        evaluated = self.eval_thought or self.thought
+        if self.eval_greedy and evaluated in _NEVER_GREEDY:
+            raise ValueError(
+                f"`eval_greedy` is set, but a {evaluated} thought is a draw and has no noise to leave out. Unset it, or set "
+                "`eval_thought` to hard or soft."
             )
         placed = {"logits": _TRUNCATIONS[2:], "probabilities": ()}.get(self.noise_placement, _TRUNCATIONS[1:])
         ignored = {"multiplex": _TRUNCATIONS[1:], "latent": _TRUNCATIONS[1:], "gaussian": placed}
@@ -264,17 +280,19 @@ class ThinkingSettings:
             answer (`Hard`): how answers are sampled; a hard thought takes from it what is unset here.
             table_rms (`float`, *optional*):
                 Per-element RMS of the embedding table, which a gaussian thought needs where `noise_rms` is unset.
-            evaluation (`bool`): make `eval_thought`.
+            evaluation (`bool`): make `eval_thought`, without noise under `eval_greedy`.
         """
         kind = (self.eval_thought if evaluation else None) or self.thought
-        thought = self._make(kind, answer, table_rms)
+        thought = self._make(kind, answer, table_rms, greedy=evaluation and self.eval_greedy)
         thought.detach_inputs = self.detach_soft_inputs
         return thought
 
-    def _make(self, kind: str, answer: Hard, table_rms: float | None) -> Thought:
+    def _make(self, kind: str, answer: Hard, table_rms: float | None, greedy: bool) -> Thought:
         temperature = self.resolved(kind, "thinking_temperature")
         top_k, top_p = self.resolved(kind, "thinking_top_k"), self.resolved(kind, "thinking_top_p")
         min_p = self.resolved(kind, "thinking_min_p")
+        if kind == "hard" and greedy:
+            return Hard(0.0)
         if kind == "hard":
             return Hard(
                 answer.temperature if temperature is None else temperature,
@@ -292,7 +310,7 @@ class ThinkingSettings:
             return Mixture(temperature, top_k, top_p, min_p or 0.0, self.mixture_beta)
         if kind == "dirichlet":
             return Dirichlet(temperature, top_k, top_p, min_p or 0.0, self.dirichlet_concentration)
-        scale = self.resolved(kind, "noise_scale")
+        scale = 0.0 if greedy else self.resolved(kind, "noise_scale")
         if kind == "gaussian":
             placement: Any = PLACEMENTS[self.noise_placement]
             if self.noise_placement == "logits":

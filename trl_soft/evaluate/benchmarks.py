@@ -485,6 +485,7 @@ class Preset:
             "end_of_thinking": self.end_of_thinking,
             "max_thinking_length": self.max_thinking_length,
             "answer_prefill": None if prefill is None else list(prefill),
+            "max_answer_length": self.asks[kind].max_answer_length,
             **self.thinking,
         }
 

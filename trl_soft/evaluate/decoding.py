@@ -9,7 +9,7 @@ from ..settings import ThinkingSettings, check_number
 from .benchmarks import Preset
 
 
-_THINKING = {f.name for f in fields(ThinkingSettings)} - {"eval_thought"}
+_THINKING = {f.name for f in fields(ThinkingSettings)} - {"eval_thought", "eval_greedy"}
 _ANSWER = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 _OTHERS = ("name", "num_samples", "max_completion_length", "model", "seed")
 
@@ -59,16 +59,17 @@ class Decoding:
         """
         How to think about one kind of benchmark: this decoding's fields; under them, where it names no thought, those
         saved beside the model with the preset's cap and prefill where it has them, or the preset's; where it names one,
-        the preset's end of thinking, cap and prefill, and for a gaussian thought the RMS the model was trained with.
+        the preset's end of thinking, caps and prefill, and for a gaussian thought the RMS the model was trained with.
         """
         of_preset = preset.thinking_settings(kind)
-        frame = ("end_of_thinking", "max_thinking_length", "answer_prefill")
+        caps = ("max_thinking_length", "answer_prefill", "max_answer_length")
+        frame = ("end_of_thinking", *caps)
         base = {name: of_preset[name] for name in frame}
         if "thought" not in self.thinking:
             if saved is not None:
-                kept = {k: v for k, v in asdict(saved).items() if k != "eval_thought"}
+                kept = {k: v for k, v in asdict(saved).items() if k in _THINKING}
                 # The preset's caps and prefill where it has any: the papers evaluate under others than they train.
-                base = kept | {k: base[k] for k in ("max_thinking_length", "answer_prefill") if base[k] is not None}
+                base = kept | {k: base[k] for k in caps if base[k] is not None}
             else:
                 base |= of_preset
         elif self.thinking["thought"] == "gaussian" and saved is not None and saved.noise_rms is not None:

@@ -212,7 +212,6 @@ class _Policy:
             eos_token_ids=self.eos,
             rms=table_rms(self.model),
             repetition_penalty=decoding.sampling(self.preset).get("repetition_penalty", 1.0),
-            max_answer_length=self.preset.asks[kind].max_answer_length,
         )
         total, right = sum(len(part) for _, part in parts), []
         title = f"{benchmark} · {decoding.name}"

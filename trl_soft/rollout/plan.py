@@ -37,7 +37,6 @@ def make_plan(
     rms: float | None = None,
     evaluation: bool = False,
     repetition_penalty: float = 1.0,
-    max_answer_length: int | None = None,
 ) -> Plan:
     """
     Resolve the settings against a tokenizer and a model's sizes.
@@ -46,6 +45,8 @@ def make_plan(
         ValueError: if `end_of_thinking` or `answer_prefill` can never be produced, if the thought asks for more
             candidates than there are tokens, or if thought and forced text leave no room for an answer.
     """
+    if evaluation and settings.eval_greedy:
+        answer = Hard(0.0)
     thought = settings.make_thought(answer, rms, evaluation)
     end = EndOfThinking(tokenizer, settings.end_of_thinking)
     forced = forced_ids(settings, tokenizer, end)
@@ -85,5 +86,5 @@ def make_plan(
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
         forced=forced,
         repetition_penalty=repetition_penalty,
-        max_answer_length=max_answer_length,
+        max_answer_length=settings.max_answer_length,
     )

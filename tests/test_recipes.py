@@ -1,0 +1,354 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recipes do not rot: each is parsed, trained on for two updates and evaluated, on stand-ins for model and data."""
+
+import functools
+import hashlib
+import json
+import re
+import shlex
+import statistics
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import AutoTokenizer
+from trl import ModelConfig
+
+from tests import standins
+from trl_soft import SoftGRPOConfig, SoftGRPOTrainer, SoftRLOOConfig, SoftRLOOTrainer, ThinkingSettings
+from trl_soft.config import SoftParser
+from trl_soft.evaluate.benchmarks import PRESETS, Problem, answer_text, build_prompt
+from trl_soft.evaluate.paper_table import load_paper
+from trl_soft.rewards import math_reward, soft_grpo_reward, soft_tokens_reward
+from trl_soft.rollout.stop import EndOfThinking
+
+
+ROOT = Path(__file__).parent.parent
+# Not recipes: how processes are started, and the papers' numbers.
+RECIPES = sorted(
+    path for path in (ROOT / "recipes").rglob("*.yaml") if path.parent.name not in ("accelerate", "papers")
+)
+README = (ROOT / "recipes/README.md").read_text(encoding="utf-8")
+ACCELERATE = ("single", "ddp", "zero2", "zero3", "zero3_offload", "fsdp2", "multi_node")
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT / "recipes").with_suffix(""))
+
+
+def is_evaluation(path: Path) -> bool:
+    return path.parent.name == "eval" or path.stem.startswith("evaluate")
+
+
+TRAINING = [path for path in RECIPES if not is_evaluation(path)]
+EVALUATION = [path for path in RECIPES if is_evaluation(path)]
+PAPERS = [path for path in TRAINING if path.parent.name != "quickstart"]
+# Settings that need no source: names, arithmetic, and what only watches.
+PLAIN = (
+    "model_name_or_path", "thought", "noise_placement", "gradient_accumulation_steps", "eval_strategy", "report_to",
+    "per_device_eval_batch_size", "num_generations_eval", "load_best_model_at_end", "greater_is_better",
+    "save_total_limit", "logging_steps",
+)  # fmt: skip
+KINDS = {"grpo_soft": (SoftGRPOConfig, SoftGRPOTrainer), "rloo_soft": (SoftRLOOConfig, SoftRLOOTrainer)}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Stand-in models by their hub id's last part, and data."""
+    folder = tmp_path_factory.mktemp("world")
+    models = {model: standins.save_model(model, folder) for model in standins.TOKENIZERS}
+    return models, standins.save_data(folder / "data")
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    monkeypatch.chdir(ROOT)
+    yield
+    for module in ("grpo_soft", "rloo_soft", "evaluate_soft"):
+        sys.modules.pop(module, None)
+
+
+def command(path: Path) -> list[str]:
+    """The command in a recipe's head, its lines joined."""
+    head = "".join(line for line in path.read_text(encoding="utf-8").splitlines(True) if line.startswith("#"))
+    found = re.search(r"#   (accelerate launch (?:.*\\\n#     )*.*)", head)
+    assert found, f"{path} begins with no command"
+    return shlex.split(re.sub(r"\\\n#     ", "", found.group(1)))
+
+
+def parse(path: Path, *flags: str):
+    from grpo_soft import Arguments
+
+    script = "rloo_soft" if path.parent.name == "soft_tokens" else "grpo_soft"
+    classes = (Arguments, KINDS[script][0], ModelConfig)
+    return SoftParser(classes).parse_args_and_config(["--config", str(path), "--use_cpu", "true", *flags])
+
+
+def test_there_are_as_many_recipes_as_the_index_says():
+    said = re.search(r"(\d+) recipes: (\d+) that train and (\d+) that evaluate", README)
+    assert said, "recipes/README.md says no longer how many recipes there are"
+    assert tuple(map(int, said.groups())) == (len(RECIPES), len(TRAINING), len(EVALUATION))
+    assert len(TRAINING) >= 41 and len(EVALUATION) >= 6
+
+
+@pytest.mark.parametrize("path", PAPERS, ids=name)
+def test_a_recipe_says_how_it_is_run_and_where_each_setting_is_from(path, scripts):
+    words = command(path)
+    script = "rloo_soft" if path.parent.name == "soft_tokens" else "grpo_soft"
+    assert f"examples/{script}.py" in words and words[words.index("--config") + 1] == str(path.relative_to(ROOT))
+    accelerate = Path(words[words.index("--config_file") + 1])
+    assert accelerate.parent == Path("recipes/accelerate") and accelerate.stem in ACCELERATE
+    arguments, training, model = parse(path)
+    processes = int(words[words.index("--num_processes") + 1])
+    update = processes * training.per_device_train_batch_size * training.gradient_accumulation_steps
+    assert update == arguments.completions_per_update
+    assert training.generation_batch_size == (64 if script == "rloo_soft" else 512)
+    assert training.generation_batch_size % (processes * training.per_device_train_batch_size) == 0
+    assert training.output_dir == f"outputs/{path.parent.name}/{path.stem}/seed{{seed}}"
+    assert (
+        ROOT / f"recipes/models/{model.model_name_or_path.split('/')[1]}.json"
+    ).is_file() and arguments.contamination
+    for line in path.read_text(encoding="utf-8").splitlines():
+        setting = re.match(r"(\w+): ", line)
+        assert not setting or "  # " in line or setting.group(1) in PLAIN, f"{line!r} does not say where it is from"
+
+
+@pytest.mark.parametrize("path", PAPERS, ids=name)
+def test_a_recipe_asks_and_stops_as_its_paper_is_evaluated(path, scripts):
+    arguments, training, _ = parse(path)
+    preset = PRESETS[path.parent.name]
+    assert arguments.prompt_template == preset.asks["math"].user
+    assert arguments.raw_prompt is not preset.chat
+    assert (training.thought == "hard" and preset.chat) or training.end_of_thinking == preset.end_of_thinking
+    if not preset.chat:
+        assert tuple(training.answer_prefill) == preset.asks["math"].answer_prefill
+        assert training.max_answer_length == preset.asks["math"].max_answer_length
+        known = {"math12k": "math_train"}.get(arguments.dataset_name, arguments.dataset_name)
+        assert training.max_thinking_length == preset.training[known]["max_thinking_length"]
+
+
+def shrunk(path: Path, world, out: Path) -> list[str]:
+    """Flags that make a recipe small and change nothing else."""
+    models, data = world
+    recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    flags = {"output_dir": out / "seed{seed}", "seed": 3, "max_steps": 2, "logging_steps": 1, "disable_tqdm": "true"}
+    flags |= {"bf16": "false", "dtype": "float32", "use_cpu": "true", "num_generations": 4}
+    updates = recipe["generation_batch_size"] // recipe["completions_per_update"]  # of a rollout
+    flags |= {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "generation_batch_size": 4 * updates}
+    flags |= {"max_completion_length": 40, "report_to": "none", "per_device_eval_batch_size": 4}
+    flags |= {"completions_per_update": 4, "data_dir": data, "save_steps": 2, "eval_steps": 2}
+    flags["model_name_or_path"] = models[recipe["model_name_or_path"].split("/")[1]]
+    if "validation_rows" in recipe:
+        flags["validation_rows"] = 4
+    if "max_thinking_length" in recipe:
+        flags["max_thinking_length"] = 16
+    if "max_answer_length" in recipe:
+        flags["max_answer_length"] = 6
+    if recipe.get("thinking_top_k", 0) > 1000:
+        flags["thinking_top_k"] = 400
+    return [str(word) for key, value in flags.items() for word in (f"--{key}", value)]
+
+
+def differing(reward):
+    """A reward that a random model can earn something of: its own, and up to a half by what the text is."""
+
+    @functools.wraps(reward)
+    def made(completions, **kwargs):
+        spread = [hashlib.sha256(str(text).encode()).digest()[0] / 512 for text in completions]
+        return [(own or 0) + more for own, more in zip(reward(completions, **kwargs), spread, strict=True)]
+
+    return made
+
+
+@pytest.mark.parametrize("path", PAPERS, ids=name)
+def test_a_recipe_takes_two_updates_and_an_evaluation(path, scripts, world, tmp_path, caplog, monkeypatch):
+    from grpo_soft import REWARDS, main
+
+    arguments, training, model = parse(path, *shrunk(path, world, tmp_path))
+    (reward,) = arguments.reward_funcs
+    monkeypatch.setitem(REWARDS, reward, differing(REWARDS[reward]))
+    trainer_class = SoftRLOOTrainer if isinstance(training, SoftRLOOConfig) else SoftGRPOTrainer
+    main(arguments, training, model, trainer_class)
+    out = tmp_path / "seed3"
+    history = json.loads((out / "trainer_state.json").read_text())["log_history"]
+    steps = [row for row in history if "loss" in row]
+    evaluation = [row for row in history if "eval_loss" in row]
+    assert len(steps) == 2 and len(evaluation) == 1
+    assert all(row["grad_norm"] > 0 for row in steps)
+    for row, prefix in ((steps[0], ""), (evaluation[0], "eval_")):
+        for metric in ("reward", f"rewards/{reward}_reward/mean", "completions/mean_length", "entropy"):
+            assert row[prefix + metric] > 0, metric
+        assert row[f"{prefix}thinking/mean_length"] >= 1
+    # Drawn is what is scored again: rounding of float32, which a gaussian density multiplies by 1/sigma^2.
+    bound = 1e-2 if training.thought == "gaussian" else 1e-4
+    assert all(row["thinking/logp_difference/mean"] < bound for row in steps)
+    assert json.loads((out / "thinking_config.json").read_text())["thought"] == training.thought
+    assert "are among its" in caplog.text and "dropped because they are longer than 1024 tokens" in caplog.text
+
+
+@pytest.mark.parametrize("path", EVALUATION, ids=name)
+def test_an_evaluation_recipe_runs_on_two_problems(path, scripts, world, tmp_path):
+    """The recipe with a tiny model, two problems, two samples and short caps."""
+    from evaluate_soft import Arguments, main
+
+    models, data = world
+    recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    (asked,) = SoftParser((Arguments,)).parse_args_and_config(["--config", str(path)])
+    assert asked.decodings and [d["name"] for d in asked.decodings] == [d["name"] for d in recipe["decodings"]]
+    of_papers = path.parent.name == "eval"
+    for decoding in recipe["decodings"]:
+        decoding["num_samples"] = min(2, decoding.get("num_samples", 2))
+        decoding["max_completion_length"] = 40
+        if recipe.get("preset") == "soft_tokens":
+            decoding |= {"max_thinking_length": 16, "max_answer_length": 6}
+    recipe |= {"limit": 2, "output_dir": str(tmp_path / "run"), "dtype": "float32"}
+    if of_papers:
+        model = "Llama-3.2-3B-Instruct" if recipe["preset"] == "soft_tokens" else "DeepSeek-R1-Distill-Qwen-1.5B"
+        ThinkingSettings(thought="dirichlet").save_thinking(models[model])
+        recipe |= {"model_name_or_path": str(models[model]), "data_dir": str(data)}
+    small = tmp_path / "recipe.yaml"
+    small.write_text(yaml.safe_dump(recipe))
+    main(*SoftParser((Arguments,)).parse_args_and_config(["--config", str(small)]))
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert set(metrics) == set(recipe["benchmarks"])
+    for decodings in metrics.values():
+        assert set(decodings) == {decoding["name"] for decoding in recipe["decodings"]}
+        assert all(row["problems"] == 2 for row in decodings.values())
+    told = json.loads((tmp_path / "run/manifest.json").read_text())["decodings"]
+    if "as_trained" in path.stem:
+        assert told[0]["thinking"]["thought"] == "dirichlet"  # what lies beside the weights, not the preset's
+
+
+# What the papers' numbers, the index and the recipes say of each other.
+
+
+def papers() -> list[Path]:
+    return sorted((ROOT / "recipes/papers").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", papers(), ids=lambda path: path.stem)
+def test_every_published_row_has_a_recipe_and_an_evaluation(path):
+    entries = load_paper(path)
+    runs = {recipe.stem for recipe in PAPERS if recipe.parent.name == path.stem}
+    families = {run.split("_")[0] for run in runs}
+    named = {entry["name"] for entry in entries}
+    assert named - runs == {f"{family}_none" for family in families}
+    assert runs <= named
+    evaluations = [yaml.safe_load(p.read_text()) for p in EVALUATION if p.parent.parent.name == path.stem]
+    decodings = {decoding["name"] for recipe in evaluations for decoding in recipe["decodings"]}
+    assert {entry["decoding"] for entry in entries} <= decodings | {"training", "likelihood"}
+    measured = {(b, m) for e in entries if e["decoding"] in decodings for b, ms in e["values"].items() for m in ms}
+    for benchmark, metric in measured:
+        assert any(benchmark in recipe["benchmarks"] for recipe in evaluations), benchmark
+        assert any(int(metric.split("@")[1]) in recipe["k_values"] for recipe in evaluations), metric
+
+
+def test_the_index_has_every_recipe_and_the_papers_numbers():
+    rows = [line for line in README.splitlines() if line.startswith("| ")]
+    for path in [*PAPERS, *(p for p in EVALUATION if p.parent.name == "eval")]:
+        assert f"({path.relative_to(ROOT / 'recipes')})" in README, path
+    grpo, tokens = ({}, {})
+    for index, paper in ((grpo, "soft_grpo"), (tokens, "soft_tokens")):
+        for e in load_paper(ROOT / f"recipes/papers/{paper}.yaml"):
+            index[e["source"].split(", ")[1], e["name"], e["decoding"]] = e["values"]
+
+    def row(run: str, *parts: str) -> str:
+        found = [r for r in rows if (f"[{run}](" in r or f"`{run}`" in r) and all(part in r for part in parts)]
+        assert len(found) == 1, (run, parts, found)
+        return found[0]
+
+    for (table, run, decoding), values in grpo.items():
+        if not table.startswith("Table") or table == "Table 4":
+            continue
+        metrics = next(iter(values.values()))
+        means = " / ".join(f"{statistics.fmean(v[m] for v in values.values()):.1f}" for m in metrics)
+        line = row(run, f"| {table[-1]}: ", f"`{decoding}`")
+        assert f"| {means} | not run |" in line, (table, run, means)
+    for (table, run, decoding), values in tokens.items():
+        if (
+            table != "Appendix F"
+            or decoding != "hard greedy"
+            or run in ("llama3b_none", "llama3b_gsm8k_soft", "llama3b_gsm8k_fuzzy")
+        ):
+            continue
+        sample = tokens[table, run, "hard sample"]["gsm8k"]
+        assert f"| {values['gsm8k']['mean@1']} / {sample['mean@32']} / {sample['pass@32']} | not run |" in row(run)
+
+
+# Special tokens, chat templates, stop rules and answers, on the real tokenizers where the hub's cache has them.
+
+HUB = {path.split("/")[1]: path for path in {yaml.safe_load(p.read_text())["model_name_or_path"] for p in PAPERS}}
+
+
+@pytest.fixture(
+    scope="module", params=[f"{name} ({kind})" for name in standins.TOKENIZERS for kind in ("stand-in", "real")]
+)
+def tokenizer(request):
+    model, kind = request.param.rstrip(")").split(" (")
+    if kind == "stand-in":
+        return model, standins.tokenizer(model)
+    try:
+        return model, AutoTokenizer.from_pretrained(HUB[model], local_files_only=True)
+    except OSError:
+        pytest.skip(f"the tokenizer of {HUB[model]} is not in the hub's cache")
+
+
+def test_what_a_prompt_is(tokenizer):
+    """R1 begins its thought in the prompt; a chat has one beginning of sequence, and a raw prompt is the paper's text."""
+    model, tok = tokenizer
+    family = standins.FAMILIES[standins.TOKENIZERS[model]]
+    assert (tok.bos_token or None, tok.eos_token) == (family["bos"], family["eos"])
+    problem = Problem(0, "1+1?", "2", {"kind": "math"})
+    chat = build_prompt(problem, "soft_grpo", tok)
+    ids = tok(chat)["input_ids"]
+    assert "1+1? Let's think step by step and output the final answer within \\boxed{}." in chat
+    assert ids.count(tok.bos_token_id) == (1 if family["bos"] else 0)
+    assert chat.endswith("<think>\n") is (family["added"] != [])
+    raw = build_prompt(problem, "soft_tokens", tok)
+    assert raw.endswith("User: 1+1? Assistant:") and tok.decode(tok(raw)["input_ids"], skip_special_tokens=True) == raw
+
+
+def test_what_ends_a_thought(tokenizer):
+    """</think> is one token of R1's, and text to a Llama; neither ends a completion."""
+    model, tok = tokenizer
+    end = EndOfThinking(tok, "</think>")
+    assert end.is_token is (standins.TOKENIZERS[model] == "deepseek") and (len(end.ids) == 1) is end.is_token
+    assert tok.eos_token_id not in end.ids
+    assert ended(tok, "</think>", "so x > 1 it is </think>\n42") == "so x > 1 it is </think>"
+    # A bare ">", where the released code would stop, does not.
+    assert ended(tok, "</think>", "x > 1 and <b> y") is None
+
+
+def test_when_the_final_answer_is_announced(tokenizer):
+    """The blank belongs to what follows it, unless that is a digit: so the paper's rule stops before the one alone."""
+    _, tok = tokenizer
+    rule = "The final answer is: "
+    assert ended(tok, rule, "2. The final answer is: 42") == "2. The final answer is: "
+    assert ended(tok, rule, "2. The final answer is: \\boxed{42}") is None
+    assert ended(tok, rule.strip(), "2. The final answer is: \\boxed{42}") == "2. The final answer is:"
+    ids = tok("The final answer is: \\boxed{", add_special_tokens=False)["input_ids"]
+    assert tok.decode(ids) == "The final answer is: \\boxed{" and len(ids) <= 16  # the room that recipes leave
+
+
+def ended(tok, rule: str, text: str) -> str | None:
+    """What has been thought when the rule ends a thought that goes like `text`, one token a step; `None`: it does not."""
+    end, ids = EndOfThinking(tok, rule), tok(text, add_special_tokens=False)["input_ids"]
+    for step in range(1, len(ids) + 1):
+        if end(torch.tensor([ids[:step]])).item():
+            return tok.decode(ids[:step])
+    return None
+
+
+def test_where_an_answer_is_read(tokenizer):
+    """What a completion decodes to goes through the judge of the evaluation and the rewards of training."""
+    _, tok = tokenizer
+    for text, right in (("a </think> so \\boxed{\\frac{1}{2}}", True), ("\\boxed{2}", False)):
+        decoded = tok.decode(tok(text, add_special_tokens=False)["input_ids"], skip_special_tokens=True)
+        assert math_reward([decoded], ["1/2"]) == soft_grpo_reward([decoded], ["1/2"]) == [float(right)]
+    final = "x. The final answer is: \\boxed{42}. User: 1"
+    decoded = tok.decode(tok(final, add_special_tokens=False)["input_ids"], skip_special_tokens=True)
+    assert soft_tokens_reward([decoded], ["42"]) == [100.0]
+    assert answer_text(decoded, "soft_tokens", "math") == "\\boxed{42}"

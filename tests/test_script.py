@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the training script does with its data settings before anything is trained."""
+
+import json
+import logging
+import sys
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+
+from tests import tiny
+
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def script(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    import grpo_soft
+
+    yield grpo_soft
+    sys.modules.pop("grpo_soft", None)
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Four DeepScaleR rows, of which the third is also the second of MATH-500."""
+
+    def write(name: str, rows: list[dict]) -> None:
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    write("deepscaler_subset.jsonl", [{"problem": f"What is {i}?", "answer": str(i)} for i in range(4)])
+    tests = ["Another.", "What  is $2$ ?"]
+    write("math500.jsonl", [{"problem": p, "answer": "2", "unique_id": f"u{i}"} for i, p in enumerate(tests)])
+    return str(tmp_path)
+
+
+def arguments(script, **changes):
+    settings = {"dataset_name": "deepscaler", "contamination": ["math500"], **changes}
+    return script.Arguments(**settings)
+
+
+@pytest.mark.parametrize(("drop", "left"), [(False, ["0", "1", "2", "3"]), (True, ["0", "1", "3"])])
+def test_contamination_is_counted_named_and_dropped_if_wanted(script, data, caplog, drop, left):
+    given = arguments(script, data_dir=data, drop_contaminated=drop)
+    with caplog.at_level(logging.WARNING, "grpo_soft"):
+        prompts = script.load_prompts(given, "deepscaler", "train", tiny.tokenizer(), 100, True)
+    assert prompts["answer"] == left
+    assert "1 questions of math500 are among its 4: ['u1']" in caplog.text
+    assert ("1 rows dropped because a benchmark asks them" in caplog.text) is drop
+
+
+def test_evaluation_rows_are_not_compared_with_themselves(script, data):
+    given = arguments(script, data_dir=data, drop_contaminated=True)
+    assert len(script.load_prompts(given, "math500", "test", tiny.tokenizer(), 100, False)) == 2
+
+
+def test_a_benchmark_brings_its_answers(script, data):
+    with pytest.raises(ValueError, match="answers are read already"):
+        script.questions(arguments(script, data_dir=data, answer_marker="####"), "deepscaler", "train")
+
+
+def test_validation_rows_are_the_same_for_every_seed(script):
+    prompts = Dataset.from_dict({"prompt": [str(i) for i in range(10)], "answer": ["a"] * 10})
+    train, validation = script.split_off(prompts, 3)
+    assert len(validation) == 3 and not set(train["prompt"]) & set(validation["prompt"])
+    assert validation["prompt"] == script.split_off(prompts, 3)[1]["prompt"]
+    with pytest.raises(ValueError, match="between 1 and 9"):
+        script.split_off(prompts, 10)
+
+
+def test_an_update_of_another_size_is_refused(script, tmp_path):
+    training = tiny.config(tmp_path, per_device_train_batch_size=8, gradient_accumulation_steps=2)
+    script.check_update(arguments(script, completions_per_update=16), training)
+    with pytest.raises(ValueError, match="Set `gradient_accumulation_steps: 8`"):
+        script.check_update(arguments(script, completions_per_update=64), training)
+    with pytest.raises(ValueError, match="another number of processes"):
+        script.check_update(arguments(script, completions_per_update=4), training)
