@@ -1,7 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two processes against one: DDP and ZeRO-3 on CPU give the figures of a single process, to four decimals."""
+"""Two processes against one, under every backend: three steps end with the losses and weights of a single process.
 
+The worlds are the ones of `recipes/accelerate`, launched on CPU over gloo. FSDP2 needs one switch there
+(`distributed/fsdp_on_cpu.py`); what it shards and steps with is accelerate's own.
+"""
+
+import functools
 import json
+import math
 import os
 import subprocess
 import sys
@@ -9,71 +15,158 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
-from tests import tiny
-from tests.distributed.losses import CASES
-
-
-HERE = Path(__file__).parent / "distributed"
-LAUNCHERS = {
-    "plain": [sys.executable],
-    "ddp": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
-    "zero3": [
-        *(sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"),
-        *("--config_file", str(HERE / "zero3.yaml")),
-    ],
-}
+from tests.distributed.cases import CASES, WORLDS, cases_of
+from tests.distributed.models import save_models
+from trl_soft import ThinkingSettings
 
 
-@pytest.fixture(scope="module")
-def worlds(tmp_path_factory) -> dict[str, list[dict]]:
-    """The figures of every case in every world."""
-    folder = tmp_path_factory.mktemp("worlds")
-    tiny.model().save_pretrained(folder / "model")
-    tiny.tokenizer().save_pretrained(folder / "model")
+ROOT = Path(__file__).parent.parent
+HERE = ROOT / "tests" / "distributed"
+RECIPES = ROOT / "recipes" / "accelerate"
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
+# What a wrapper says of itself. accelerate can start one process, or another wrapper, without a word.
+EXPECTED: dict[str, dict] = {
+    "ddp": {"wrapper": "DistributedDataParallel", "zero_stage": 0, "weights_here": 1.0, "offload": []},
+    "zero2": {"wrapper": "DeepSpeedEngine", "zero_stage": 2, "weights_here": 1.0, "offload": []},
+    "zero3": {"wrapper": "DeepSpeedEngine", "zero_stage": 3, "weights_here": 0.5, "offload": []},
+    "zero3_offload": {"wrapper": "DeepSpeedEngine", "zero_stage": 3, "weights_here": 0.5, "offload": ["optimizer", "param"]},
+    "fsdp2": {"wrapper": "FSDPModule", "zero_stage": 0, "weights_here": 0.5, "offload": []},
+}  # fmt: skip
+# bf16 keeps 8 bits: each rounding is off by up to 2^-9, and a gradient passes a dozen of them in series. The largest
+# difference seen is 1.5 % of the update; twenty roundings are 4 %.
+BF16 = 20 * 2**-9
+
+
+def environment() -> dict[str, str]:
+    """Of a launched world: offline, on the CPU, one thread a process."""
     # DeepSpeed compiles an operator when it is first used. In a cache of this environment's own nobody else compiles, so
     # a lock found there was left by a run that was killed, and waiting for it would never end.
     extensions = Path(sys.prefix) / "torch_extensions"
     for lock in extensions.rglob("lock"):
         lock.unlink()
-    results = {}
-    for name, launcher in LAUNCHERS.items():
-        out = folder / f"{name}.json"
-        command = [*launcher, str(HERE / "losses.py"), str(out), str(folder / "model")]
-        environment = {**os.environ, "PYTHONPATH": str(HERE.parent.parent), "OMP_NUM_THREADS": "1"}
-        environment["TORCH_EXTENSIONS_DIR"] = str(extensions)
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-        assert done.returncode == 0, f"{name}:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
-        results[name] = json.loads(out.read_text())
-    return results
+    return {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "TORCH_EXTENSIONS_DIR": str(extensions),
+    }
 
 
-@pytest.mark.parametrize("case", range(len(CASES)), ids=["-".join(map(str, c.values())) for c in CASES])
-@pytest.mark.parametrize("world", ["ddp", "zero3"])
-def test_two_processes_equal_one(worlds, world, case):
-    one, two = worlds["plain"][case], worlds[world][case]
-    # accelerate can start one process, or another wrapper, without a word.
-    assert (one["world_size"], two["world_size"]) == (1, 2)
-    assert two["wrapper"] == {"ddp": "DistributedDataParallel", "zero3": "DeepSpeedEngine"}[world]
-    assert (two["zero_stage"], two["sharded"]) == ((3, True) if world == "zero3" else (0, False))
-    assert len(one["log"]) == len(two["log"]) >= 1
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """`world(name)`: the figures of every case in that world, which is launched once."""
+    folder = tmp_path_factory.mktemp("worlds")
+    save_models(folder)
+
+    @functools.cache
+    def launch(name: str) -> dict | str:
+        if name != "plain":
+            launch("plain")  # whose rollouts are replayed
+        recipe = RECIPES / ("single.yaml" if name == "plain" else f"{name}.yaml")
+        command = [*LAUNCH, "--config_file", str(recipe), "--num_processes", "1" if name == "plain" else "2"]
+        command += ["--mixed_precision", "no", "--main_process_port", "0", str(HERE / "losses.py"), name, str(folder)]
+        done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=600)
+        if done.returncode:
+            return f"{name} failed:\n{done.stdout[-2000:]}\n{done.stderr[-6000:]}"
+        return torch.load(folder / f"{name}.pt", weights_only=False)
+
+    def figures(name: str) -> dict:
+        found = launch(name)
+        assert not isinstance(found, str), found
+        return found
+
+    figures.folder = folder
+    return figures
+
+
+def check_world(name: str, case: str, found: dict) -> None:
+    """The group was of two, and the wrapper the one that was asked for."""
+    expected = EXPECTED[name]
+    assert (found["world_size"], found["processes"], found["backend"]) == (2, 2, "gloo")
+    assert (found["wrapper"], found["zero_stage"]) == (expected["wrapper"], expected["zero_stage"])
+    assert sorted(found["offload"]) == expected["offload"]
+    # LoRA's matrices of rank four are small enough for ZeRO-3 to pad.
+    assert found["weights_here"] == pytest.approx(expected["weights_here"], abs=0.02)
+    if name == "zero2":
+        assert found["optimizer_here"] == pytest.approx(0.5, abs=0.01)
+    optimizer = "AdamW" if CASES[case].get("optim") else "SGD"
+    assert found["optimizer"] == ("DeepSpeedCPUAdam" if name == "zero3_offload" else optimizer)
+    if CASES[case].get("bf16") and name.startswith("zero"):
+        assert found["dtype"] == "bfloat16"
+
+
+PAIRS = [(name, case) for name in WORLDS for case in cases_of(name)]
+
+
+@pytest.mark.parametrize("name, case", [pair for pair in PAIRS if "bf16" not in pair[1]])
+def test_two_processes_equal_one(world, name, case):
+    one, two = world("plain")[case], world(name)[case]
+    assert (one["world"]["world_size"], one["world"]["processes"]) == (1, 1)
+    check_world(name, case, two["world"])
     for ours, theirs in zip(one["log"], two["log"], strict=True):
         assert ours.keys() == theirs.keys()
-        for key in ours.keys() - {"entropy", "kl", "thinking/logp_difference/max", "thinking/mean_length"}:
-            assert ours[key] == pytest.approx(theirs[key], abs=5e-5, rel=1e-5), key
+        for key in ours.keys() - {"thinking/logp_difference/max"}:
+            assert theirs[key] == pytest.approx(ours[key], abs=5e-5, rel=2e-5), key
         # A gaussian log-density is tens of nats, in float32.
-        assert theirs["thinking/logp_difference/max"] < (1e-3 if one["case"].get("thought") == "gaussian" else 1e-4)
-    assert one["weights"].keys() == two["weights"].keys()
-    for name, values in one["weights"].items():
-        torch.testing.assert_close(torch.tensor(values), torch.tensor(two["weights"][name]), rtol=0, atol=5e-5)
+        assert theirs["thinking/logp_difference/max"] < (1e-3 if "gaussian" in case or case == "rloo" else 1e-4)
+    drawn, expected = two["completions"], one["completions"]
+    if case == "odd":
+        # One prompt is left for two ranks, and accelerate gives the second rank the first prompt again.
+        drawn = [*drawn[:-1], drawn[-1][: len(expected[-1])]]
+    if "resume" in CASES[case]:
+        expected = expected[CASES[case]["resume"] :]
+    assert drawn == expected
+    assert two["weights"].keys() == one["weights"].keys()
+    for parameter, values in one["weights"].items():
+        torch.testing.assert_close(two["weights"][parameter], values, rtol=0, atol=5e-5)
+    assert any(not torch.allclose(one["weights"][n], before, atol=1e-3) for n, before in one["before"].items())
+
+
+@pytest.mark.parametrize("name, case", [pair for pair in PAIRS if "bf16" in pair[1]])
+def test_bf16_rounds_and_no_more(world, name, case):
+    """The updates of three bf16 steps against float32's, on the same rollouts."""
+    exact, start, two = world("plain")[CASES[case]["replay"]], world("plain")[case]["before"], world(name)[case]
+    check_world(name, case, two["world"])
+    assert two["completions"] == exact["completions"]
+    difference = size = 0.0
+    for parameter, before in exact["before"].items():
+        # Where the weights are bf16, they began rounded.
+        began = start[parameter].to(getattr(torch, two["dtypes"][parameter])).float()
+        update = exact["weights"][parameter] - before
+        difference += (two["weights"][parameter] - began - update).square().sum().item()
+        size += update.square().sum().item()
+    assert size > 0 and math.sqrt(difference / size) < BF16
+
+
+def test_one_rank_ends_its_samples_at_once(world):
+    """The ragged cases are what they say: else ranks that wait for each other would not be noticed."""
+    for case, least in (("ragged", 4), ("ragged-gaussian", 2), ("adamw-ragged", 4)):
+        for call in world("plain")[case]["completions"]:
+            first, second = call[:4], call[4:]
+            assert all(len(ids) == 1 for ids in second)
+            assert min(map(len, first)) >= 2 and sum(map(len, first)) / 4 >= least
+
+
+@pytest.mark.parametrize("name, case", [(n, "adamw" if n == "zero3_offload" else "gumbel") for n in WORLDS])
+def test_what_is_saved_is_the_whole_model(world, name, case):
+    trained = world("plain")[case]["weights"]
+    world(name)
+    saved = AutoModelForCausalLM.from_pretrained(world.folder / f"{name}-{case}")
+    weights = dict(saved.named_parameters())
+    assert weights.keys() == trained.keys()
+    for parameter, values in trained.items():
+        torch.testing.assert_close(weights[parameter].detach(), values, rtol=0, atol=5e-5)
+    assert ThinkingSettings.load_thinking(world.folder / f"{name}-{case}").thought == "gumbel"
 
 
 def test_a_model_that_fsdp2_cut_in_two_rolls_out_whole(tmp_path):
     """Ranks that finish at different steps neither wait for each other nor differ from the model that is not cut."""
     out = tmp_path / "fsdp2.json"
-    command = [*LAUNCHERS["ddp"], str(HERE / "fsdp2.py"), str(out)]
-    environment = {**os.environ, "PYTHONPATH": str(HERE.parent.parent), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += [str(HERE / "fsdp2.py"), str(out)]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-4000:]
     found = json.loads(out.read_text())
     assert found.pop("world_size") == 2 and len(found) == 3

@@ -57,7 +57,7 @@ def reward(completion_ids: list[list[int]], **kwargs) -> list[float]:
     return [hashlib.sha256(bytes(ids)).digest()[0] / 255 for ids in completion_ids]
 
 
-def config(output_dir, **changes) -> SoftGRPOConfig:
+def config(output_dir, config_class=SoftGRPOConfig, **changes) -> SoftGRPOConfig:
     """CPU, float32, eight completions of up to 16 tokens, thoughts of up to 8."""
     settings = {
         "bf16": False,
@@ -75,14 +75,17 @@ def config(output_dir, **changes) -> SoftGRPOConfig:
         "gradient_checkpointing": False,
         "seed": 7,
     }
-    return SoftGRPOConfig(str(output_dir), **{**settings, **changes})
+    return config_class(str(output_dir), **{**settings, **changes})
 
 
-def trainer(output_dir, net=None, trainer_class=SoftGRPOTrainer, **changes) -> SoftGRPOTrainer:
+def trainer(
+    output_dir, net=None, trainer_class=SoftGRPOTrainer, config_class=SoftGRPOConfig, **changes
+) -> SoftGRPOTrainer:
     """A trainer over the tiny world; `changes` go to the config, trainer arguments among them to the trainer."""
     names = ("train_dataset", "eval_dataset", "peft_config", "processing_class", "reward_funcs", "callbacks")
     given = {name: changes.pop(name) for name in names if name in changes}
     given.setdefault("train_dataset", prompts())
     given.setdefault("processing_class", tokenizer())
     given.setdefault("reward_funcs", reward)
-    return trainer_class(model=net or model(), args=config(output_dir, **changes), **given)
+    args = config(output_dir, config_class, **changes)
+    return trainer_class(model=net or model(), args=args, **given)

@@ -55,8 +55,27 @@ def gathered(*params):
 
 
 def whole(param: torch.Tensor) -> torch.Tensor:
-    """The full tensor behind an FSDP2 shard; anything else as it is."""
-    return param.full_tensor() if hasattr(param, "full_tensor") else param
+    """The full tensor behind an FSDP2 shard, its gradient averaged over ranks as FSDP2 does; anything else as it is."""
+    if not hasattr(param, "full_tensor"):
+        return param
+    from torch.distributed.tensor import Partial
+
+    # By default a full tensor's gradient is taken to be the same on every rank, and each keeps its own rows of its own.
+    mesh = param.device_mesh
+    return _DividedGradient.apply(param.full_tensor(grad_placements=[Partial()] * mesh.ndim), mesh.size())
+
+
+class _DividedGradient(torch.autograd.Function):
+    """A tensor as it is, and its gradient divided: gloo sums over ranks, and has no mean."""
+
+    @staticmethod
+    def forward(ctx, x, ranks: int):
+        ctx.ranks = ranks
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, g):
+        return g / ctx.ranks, None
 
 
 def entropy_of(log_p: torch.Tensor) -> torch.Tensor:

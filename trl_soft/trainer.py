@@ -175,7 +175,9 @@ class SoftTokensMixin(_Host):
         first = self.accelerator.process_index * rows
         if self._mode == "train":
             accumulation = self.args.gradient_accumulation_steps
-            generation = self.state.global_step * accumulation + self._step % accumulation
+            batch = self.state.global_step * accumulation + self._step % accumulation
+            # The number of the rollout, so that a run cut into other micro-batches draws the same.
+            generation = batch // (self.args.steps_per_generation * self.num_iterations)
         else:
             generation = _EVALUATION | self.state.global_step
             first += self._eval_samples
