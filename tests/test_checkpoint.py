@@ -276,18 +276,29 @@ def test_rotation_keeps_the_best_and_the_latest(tmp_path):
     )
     trainer.train()
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-6"]
-    state = json.loads((tmp_path / "checkpoint-6" / "trainer_state.json").read_text())
-    assert state["best_model_checkpoint"] == trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-2")
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-2")
+    for step in (2, 6):
+        state = json.loads((tmp_path / f"checkpoint-{step}" / "trainer_state.json").read_text())
+        assert state["best_model_checkpoint"] == str(tmp_path / "checkpoint-2")
     saved = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint-2").state_dict()
     assert all(torch.equal(value, saved[name]) for name, value in trainer.model.state_dict().items())
 
 
-def test_going_back_does_not_cost_what_is_written_since(tmp_path, written, caplog):
-    """From checkpoint-1 with a limit of one: checkpoint-2 is written, and 3, which is older, goes."""
-    folder = tmp_path / "run"
-    shutil.copytree(written, folder)
-    run_of(folder, max_steps=2, save_total_limit=1).train(str(folder / "checkpoint-1"))
-    assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-2"]
+def test_the_oldest_goes_first_whatever_its_step(tmp_path):
+    """A run that went back to an earlier checkpoint keeps what it has written since; a half-deleted folder goes first."""
+    for age, step in enumerate((5, 6, 2, 3), start=1):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        checkpoint.seal(str(folder), {}, {})
+        os.utime(folder / checkpoint.MANIFEST, (age, age))
+    (tmp_path / "checkpoint-9").mkdir()
+    left = []
+    for limit in (4, 3, 2):
+        checkpoint.rotate(str(tmp_path), limit, [str(tmp_path / "checkpoint-3")])
+        left.append(sorted(path.name[-1] for path in tmp_path.iterdir()))
+    assert left == [["2", "3", "5", "6"], ["2", "3", "6"], ["2", "3"]]
+    checkpoint.rotate(str(tmp_path), None, [])
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 # Full disks
@@ -382,6 +393,17 @@ def test_sigterm_saves_and_exits(tmp_path):
     assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-3"]
     tiny.trainer(tmp_path / "run", **settings).train("auto")
     assert difference(tmp_path / "whole", tmp_path / "run") == 0.0
+
+
+def test_a_signal_during_a_save_needs_no_other_save(tmp_path):
+    class Interrupted(SoftGRPOTrainer):
+        def _save_progress(self, folder):
+            os.kill(os.getpid(), signal.SIGTERM)
+            super()._save_progress(folder)
+
+    with pytest.raises(SystemExit):
+        tiny.trainer(tmp_path, trainer_class=Interrupted, **{**SAVING, "save_steps": 2}).train()
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
 
 
 @pytest.mark.parametrize("world", ["ddp"])
