@@ -16,12 +16,18 @@ import pytest
 import torch
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM
+from trl import ModelConfig
 
+from examples.grpo_soft import Arguments, main
 from tests import tiny
 from tests.kill.chain import PATIENCE, chain, difference, end, log_of, prepare, start, wait
 from tests.test_algorithms import rloo_config
-from trl_soft import SoftGRPOTrainer, SoftRLOOTrainer, ThinkingSettings, checkpoint
+from trl_soft import SoftGRPOConfig, SoftGRPOTrainer, SoftRLOOTrainer, ThinkingSettings, checkpoint
 from trl_soft.checkpoint import CheckpointError
+from trl_soft.config import SoftParser
+from trl_soft.evaluate.benchmarks import get_preset
+from trl_soft.evaluate.decoding import Decoding
+from trl_soft.thoughts import Hard
 
 
 SAVING = {"save_strategy": "steps", "save_steps": 1, "max_steps": 6, "logging_steps": 2}
@@ -242,6 +248,18 @@ def test_sigma_is_a_share_of_the_table_training_started_from(tmp_path, written):
             ThinkingSettings(**{"thought": "gaussian", "noise_rms": 1.0, **settings})
 
 
+def test_an_evaluation_keeps_the_sigma_of_training():
+    saved = ThinkingSettings(thought="gaussian", noise_rms=0.25)
+    preset = get_preset("soft_tokens")
+    named = Decoding.parse({"name": "x", "thought": "gaussian", "thinking_temperature": 1e-4})
+    assert named.settings(preset, "math", saved).noise_rms == 0.25
+    assert Decoding.parse({"name": "x"}).settings(preset, "math", saved).noise_rms == 0.25
+    for other in ({"thought": "gumbel"}, {"thought": "gaussian", "noise_placement": "logits"}):
+        assert Decoding.parse({"name": "x", **other}).settings(preset, "math", saved).noise_rms is None
+    sigma = saved.make_thought(Hard(), table_rms=7.0).sigma
+    assert sigma == 0.33 * 0.25
+
+
 def test_leftovers_are_cleaned_and_what_was_moved_aside_comes_back(tmp_path, written):
     folder = tmp_path / "run"
     shutil.copytree(written, folder)
@@ -366,6 +384,34 @@ def test_wherever_the_disk_fills_up(tmp_path, written, monkeypatch, writer):
     assert checkpoint.problem_of(str(folder / "checkpoint-4")) is None
 
 
+# The example script
+
+
+def test_a_job_that_is_queued_again(tmp_path):
+    """`auto` starts the run, and continues it: the same command line both times."""
+    tiny.model(vocab_size=26).save_pretrained(tmp_path / "model")
+    tiny.tokenizer().save_pretrained(tmp_path / "model")
+    rows = [{"question": question, "answer": "3"} for question in tiny.prompts()["prompt"]]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    flags = {
+        "model_name_or_path": tmp_path / "model",
+        "dataset_name": tmp_path / "rows.jsonl",
+        "reward_funcs": "exact",
+    }
+    flags |= {"output_dir": tmp_path / "out", "resume_from_checkpoint": "auto", "max_steps": 4, "save_steps": 2}
+    flags |= {"bf16": "false", "use_cpu": "true", "max_completion_length": 16, "max_thinking_length": 8}
+    flags |= {"num_generations": 4, "gradient_checkpointing": "false", "dtype": "float32", "report_to": "none"}
+    line = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    written = []
+    for _ in range(2):
+        main(*SoftParser((Arguments, SoftGRPOConfig, ModelConfig)).parse_args_and_config(line))
+        folders = [tmp_path / "out" / f"checkpoint-{step}" for step in (2, 4)]
+        written.append([os.stat(folder / checkpoint.MANIFEST).st_mtime_ns for folder in folders])
+        shutil.rmtree(folders[1])
+    # The first was continued from, the second was lost and is there again.
+    assert written[0][0] == written[1][0] and written[0][1] < written[1][1]
+
+
 # SIGTERM
 
 
@@ -404,6 +450,11 @@ def test_a_signal_during_a_save_needs_no_other_save(tmp_path):
     with pytest.raises(SystemExit):
         tiny.trainer(tmp_path, trainer_class=Interrupted, **{**SAVING, "save_steps": 2}).train()
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
+
+
+def test_transformers_own_way_with_sigterm_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="middle of a step"):
+        tiny.config(tmp_path, enable_jit_checkpoint=True)
 
 
 @pytest.mark.parametrize("world", ["ddp"])
