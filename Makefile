@@ -1,5 +1,6 @@
 # make quickstart   set up, train the embedded reasoner with soft thoughts, show before and after
 # make test         set up, run the tests
+# make test-kill    kill training twenty times in a row, in one process, under DDP and under ZeRO-3 (half an hour)
 # make bench-update   what scoring and feeding thoughts cost, as ratios
 # make bench-rollout  what a soft rollout costs on the CPU, as ratios       make bench-gpu   the same on a GPU
 # make bench-scale    how a training step grows with length, K, group and vocabulary
@@ -15,7 +16,7 @@ SEED ?= 0
 PAPER ?= soft_grpo
 SOURCES := trl_soft examples tests benchmarks
 
-.PHONY: install quickstart test table plan bench-update bench-rollout bench-scale bench-gpu quality style clean
+.PHONY: install quickstart test table plan bench-update bench-rollout bench-scale bench-gpu quality style clean test-kill
 
 install: $(READY)
 
@@ -35,6 +36,9 @@ test: $(READY)
 
 plan: $(READY)
 	$(BIN)/python -m trl_soft.plan --config $(CONFIG) $(PLAN)
+
+test-kill: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.kill
 
 bench-update: $(READY)
 	$(BIN)/python benchmarks/update.py

@@ -200,7 +200,8 @@ def main(arguments: Arguments, training, model: ModelConfig, trainer_class=SoftG
         quantization_config=get_quantization_config(model),
         peft_config=get_peft_config(model),
     )
-    # On the command line and in YAML the field is text: a folder, or `true` for the latest checkpoint of output_dir.
+    # On the command line and in YAML the field is text: a folder, `true` for the latest whole checkpoint of output_dir, or
+    # `auto` for the same where there is one, which is what a job that is queued again wants.
     resume = training.resume_from_checkpoint
     trainer.train(resume_from_checkpoint={"true": True, "false": None}.get(str(resume).lower(), resume))
     trainer.save_model(training.output_dir)

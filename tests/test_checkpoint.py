@@ -16,12 +16,18 @@ import pytest
 import torch
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM
+from trl import ModelConfig
 
+from examples.grpo_soft import Arguments, main
 from tests import tiny
 from tests.kill.chain import PATIENCE, chain, difference, end, log_of, prepare, start, wait
 from tests.test_algorithms import rloo_config
-from trl_soft import SoftGRPOTrainer, SoftRLOOTrainer, ThinkingSettings, checkpoint
+from trl_soft import SoftGRPOConfig, SoftGRPOTrainer, SoftRLOOTrainer, ThinkingSettings, checkpoint
 from trl_soft.checkpoint import CheckpointError
+from trl_soft.config import SoftParser
+from trl_soft.evaluate.benchmarks import get_preset
+from trl_soft.evaluate.decoding import Decoding
+from trl_soft.thoughts import Hard
 
 
 SAVING = {"save_strategy": "steps", "save_steps": 1, "max_steps": 6, "logging_steps": 2}
@@ -242,6 +248,18 @@ def test_sigma_is_a_share_of_the_table_training_started_from(tmp_path, written):
             ThinkingSettings(**{"thought": "gaussian", "noise_rms": 1.0, **settings})
 
 
+def test_an_evaluation_keeps_the_sigma_of_training():
+    saved = ThinkingSettings(thought="gaussian", noise_rms=0.25)
+    preset = get_preset("soft_tokens")
+    named = Decoding.parse({"name": "x", "thought": "gaussian", "thinking_temperature": 1e-4})
+    assert named.settings(preset, "math", saved).noise_rms == 0.25
+    assert Decoding.parse({"name": "x"}).settings(preset, "math", saved).noise_rms == 0.25
+    for other in ({"thought": "gumbel"}, {"thought": "gaussian", "noise_placement": "logits"}):
+        assert Decoding.parse({"name": "x", **other}).settings(preset, "math", saved).noise_rms is None
+    sigma = saved.make_thought(Hard(), table_rms=7.0).sigma
+    assert sigma == 0.33 * 0.25
+
+
 def test_leftovers_are_cleaned_and_what_was_moved_aside_comes_back(tmp_path, written):
     folder = tmp_path / "run"
     shutil.copytree(written, folder)
@@ -276,18 +294,29 @@ def test_rotation_keeps_the_best_and_the_latest(tmp_path):
     )
     trainer.train()
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-6"]
-    state = json.loads((tmp_path / "checkpoint-6" / "trainer_state.json").read_text())
-    assert state["best_model_checkpoint"] == trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-2")
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-2")
+    for step in (2, 6):
+        state = json.loads((tmp_path / f"checkpoint-{step}" / "trainer_state.json").read_text())
+        assert state["best_model_checkpoint"] == str(tmp_path / "checkpoint-2")
     saved = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint-2").state_dict()
     assert all(torch.equal(value, saved[name]) for name, value in trainer.model.state_dict().items())
 
 
-def test_going_back_does_not_cost_what_is_written_since(tmp_path, written, caplog):
-    """From checkpoint-1 with a limit of one: checkpoint-2 is written, and 3, which is older, goes."""
-    folder = tmp_path / "run"
-    shutil.copytree(written, folder)
-    run_of(folder, max_steps=2, save_total_limit=1).train(str(folder / "checkpoint-1"))
-    assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-2"]
+def test_the_oldest_goes_first_whatever_its_step(tmp_path):
+    """A run that went back to an earlier checkpoint keeps what it has written since; a half-deleted folder goes first."""
+    for age, step in enumerate((5, 6, 2, 3), start=1):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        checkpoint.seal(str(folder), {}, {})
+        os.utime(folder / checkpoint.MANIFEST, (age, age))
+    (tmp_path / "checkpoint-9").mkdir()
+    left = []
+    for limit in (4, 3, 2):
+        checkpoint.rotate(str(tmp_path), limit, [str(tmp_path / "checkpoint-3")])
+        left.append(sorted(path.name[-1] for path in tmp_path.iterdir()))
+    assert left == [["2", "3", "5", "6"], ["2", "3", "6"], ["2", "3"]]
+    checkpoint.rotate(str(tmp_path), None, [])
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 # Full disks
@@ -355,6 +384,34 @@ def test_wherever_the_disk_fills_up(tmp_path, written, monkeypatch, writer):
     assert checkpoint.problem_of(str(folder / "checkpoint-4")) is None
 
 
+# The example script
+
+
+def test_a_job_that_is_queued_again(tmp_path):
+    """`auto` starts the run, and continues it: the same command line both times."""
+    tiny.model(vocab_size=26).save_pretrained(tmp_path / "model")
+    tiny.tokenizer().save_pretrained(tmp_path / "model")
+    rows = [{"question": question, "answer": "3"} for question in tiny.prompts()["prompt"]]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    flags = {
+        "model_name_or_path": tmp_path / "model",
+        "dataset_name": tmp_path / "rows.jsonl",
+        "reward_funcs": "exact",
+    }
+    flags |= {"output_dir": tmp_path / "out", "resume_from_checkpoint": "auto", "max_steps": 4, "save_steps": 2}
+    flags |= {"bf16": "false", "use_cpu": "true", "max_completion_length": 16, "max_thinking_length": 8}
+    flags |= {"num_generations": 4, "gradient_checkpointing": "false", "dtype": "float32", "report_to": "none"}
+    line = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    written = []
+    for _ in range(2):
+        main(*SoftParser((Arguments, SoftGRPOConfig, ModelConfig)).parse_args_and_config(line))
+        folders = [tmp_path / "out" / f"checkpoint-{step}" for step in (2, 4)]
+        written.append([os.stat(folder / checkpoint.MANIFEST).st_mtime_ns for folder in folders])
+        shutil.rmtree(folders[1])
+    # The first was continued from, the second was lost and is there again.
+    assert written[0][0] == written[1][0] and written[0][1] < written[1][1]
+
+
 # SIGTERM
 
 
@@ -382,6 +439,22 @@ def test_sigterm_saves_and_exits(tmp_path):
     assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-3"]
     tiny.trainer(tmp_path / "run", **settings).train("auto")
     assert difference(tmp_path / "whole", tmp_path / "run") == 0.0
+
+
+def test_a_signal_during_a_save_needs_no_other_save(tmp_path):
+    class Interrupted(SoftGRPOTrainer):
+        def _save_progress(self, folder):
+            os.kill(os.getpid(), signal.SIGTERM)
+            super()._save_progress(folder)
+
+    with pytest.raises(SystemExit):
+        tiny.trainer(tmp_path, trainer_class=Interrupted, **{**SAVING, "save_steps": 2}).train()
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
+
+
+def test_transformers_own_way_with_sigterm_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="middle of a step"):
+        tiny.config(tmp_path, enable_jit_checkpoint=True)
 
 
 @pytest.mark.parametrize("world", ["ddp"])

@@ -148,6 +148,19 @@ def test_rloo_and_reward_functions_that_are_awaited(tmp_path):
         trainer.train()
 
 
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"nonfinite": "ignore"}, "Choose one of stop, skip"),
+        ({"optim": "lomo"}, "changes weights during the backward"),
+        ({"optim": "galore_adamw_layerwise"}, "changes weights during the backward"),
+    ],
+)
+def test_refused(tmp_path, settings, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        tiny.config(tmp_path, **settings)
+
+
 @pytest.mark.parametrize("world", ["ddp", "zero3"])
 def test_what_one_process_sees_all_leave_out(tmp_path, world):
     """A NaN in a reward of the last process alone: neither waits, and the sharded weights are those of before."""

@@ -14,6 +14,7 @@
     thinking/kl                k3 estimate against the reference
     thinking/logp_difference   |drawn - re-scored|, mean and max: the smoke alarm
     answer/...                 the same over the answer's tokens
+    nonfinite/skipped          share of updates left out because of a NaN or an infinity, with `nonfinite: skip`
 
 All are means over the tokens of all processes, `max` is over all processes.
 """

@@ -52,6 +52,9 @@ class NonfiniteMixin(_Host):
     """The looks, over a TRL trainer."""
 
     args: Any
+    model: Any
+    model_wrapped: Any
+    optimizer: Any
     thinking: ThinkingSettings
 
     def __init__(self, *args, **kwargs):
@@ -65,7 +68,8 @@ class NonfiniteMixin(_Host):
     # Rewards
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
-        functions, names = self.reward_funcs, self.reward_func_names
+        functions: Any = self.reward_funcs
+        names = self.reward_func_names
         problems: list[str] = []
         self.reward_funcs = [_noting(f, name, problems) for f, name in zip(functions, names, strict=True)]
         try:
@@ -116,32 +120,32 @@ class NonfiniteMixin(_Host):
         norm = super()._get_grad_norm(model, grad_norm)
         window, reported = self._window, self._reported
         self._window, self._reported = [], False
-        if norm is None or self.accelerator.scaler is not None or self._scales_loss:
+        if self._scales_loss:
             # In float16 an infinite gradient says that the loss was scaled too far: the scaler skips and scales less.
-            return norm
-        finite = bool(torch.isfinite(torch.as_tensor(norm)))
-        if not finite:
-            self._drop_update(model)
-            if not reported:
-                self._report([f"the norm of the gradient is {float(norm)}"], window)
-        elif self.accelerator.distributed_type != DistributedType.DEEPSPEED:
-            self.optimizer._is_overflow = False
+            finite = not reported
+        else:
+            finite = bool(torch.isfinite(torch.as_tensor(norm)))
+            if self.accelerator.distributed_type != DistributedType.DEEPSPEED:
+                self.optimizer._is_overflow = not finite  # keeps `Trainer` from moving the learning rate on
+            if not finite:
+                self._drop_update(model)
+        if not finite and not reported:
+            self._report([f"the norm of the gradient is {float(norm)}"], window)
         if self.args.nonfinite == "skip":
             self._metrics["train"]["nonfinite/skipped"].append(float(not finite))
         return norm
 
     @property
     def _scales_loss(self) -> bool:
-        if self.accelerator.distributed_type != DistributedType.DEEPSPEED:
-            return False
-        return self.model_wrapped.fp16_enabled()
+        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+            return self.model_wrapped.fp16_enabled()
+        return self.accelerator.scaler is not None
 
     def _drop_update(self, model) -> None:
         """Leave weights, moments and schedule as they were."""
         if self.accelerator.distributed_type != DistributedType.DEEPSPEED:
             # Every optimiser passes over a parameter without a gradient.
             model.zero_grad(set_to_none=True)
-            self.optimizer._is_overflow = True  # keeps `Trainer` from moving the learning rate on
         elif not self.optimizer.step_was_skipped:
             raise NonfiniteError(
                 "The gradient's norm is not finite, and this DeepSpeed optimiser has stepped on it: the weights are "

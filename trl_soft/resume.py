@@ -18,7 +18,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -47,6 +47,7 @@ _SCHEDULE = (
 _REFERENCE = "reference_model.safetensors"
 _TOKEN = ".folder_of_rank_0"
 _EXIT = 128 + signal.SIGTERM
+_LOST = "could not be saved, and nothing of it was kept."
 # Names of transformers' own, without which an override here would never be called, and nothing would say so.
 _SEAMS = ("_init_training_state", "_run_epoch", "_get_output_dir", "_push_from_checkpoint", "_save", "_save_rng_state")
 
@@ -84,7 +85,12 @@ class ResumableMixin(_Host):
 
     args: Any
     model: Any
+    model_wrapped: Any
+    ref_model: Any
+    train_dataset: Any
     thinking: ThinkingSettings
+    _logs: Any
+    _buffered_inputs: Any
     _take_noise_rms: Callable[[float | None], None]
 
     def __init__(self, *args, **kwargs):
@@ -133,15 +139,9 @@ class ResumableMixin(_Host):
         return super()._save_rng_state(*args, **kwargs)
 
     def _save_optimizer_and_scheduler(self, output_dir):
-        if self.is_deepspeed_enabled:
-            # Its barriers lie between its writes: guarded are the writes alone.
-            engine = self.model_wrapped
-            with (
-                _replaced(engine.checkpoint_engine, "save", self._guarded),
-                _replaced(engine, "_copy_recovery_script", self._guarded),
-            ):
-                return super()._save_optimizer_and_scheduler(output_dir)
-        with self._guarded() if not self.is_fsdp_enabled else nullcontext():
+        # DeepSpeed and FSDP wait for each other in here.
+        sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        with nullcontext() if sharded else self._guarded():
             return super()._save_optimizer_and_scheduler(output_dir)
 
     def _push_from_checkpoint(self, checkpoint_folder):
@@ -173,7 +173,12 @@ class ResumableMixin(_Host):
             self._agree(directory, name)
             self._saving_to = staging
             try:
-                with _replaced(self.state, "save_to_json", self._guarded):
+                with ExitStack() as writers:
+                    writers.enter_context(_replaced(self.state, "save_to_json", self._guarded))
+                    if self.is_deepspeed_enabled:
+                        engine = self.model_wrapped
+                        writers.enter_context(_replaced(engine.checkpoint_engine, "save", self._guarded))
+                        writers.enter_context(_replaced(engine, "_copy_recovery_script", self._guarded))
                     super()._save_checkpoint(model, trial)
             except Exception as error:
                 self._save_errors.append(error)
@@ -196,13 +201,13 @@ class ResumableMixin(_Host):
                 if self.args.should_save:
                     keep = (os.path.join(directory, name), self.state.best_model_checkpoint)
                     checkpoint.rotate(directory, self.args.save_total_limit, keep)
-            self._agree(directory, name)
+            self._agree(directory, name, "was saved, but an older one could not be deleted.")
         finally:
             self._saving_to = self._save_errors = None
         if self._deferred_push is not None:
             super()._push_from_checkpoint(os.path.join(directory, name))
 
-    def _agree(self, directory: str, name: str) -> None:
+    def _agree(self, directory: str, name: str, outcome: str = _LOST) -> None:
         """Every process raises if one of them has met an error; none goes on before the others are here."""
         assert self._save_errors is not None
         errors = gather_object([self._told(error, directory) for error in self._save_errors[:1]])
@@ -211,13 +216,13 @@ class ResumableMixin(_Host):
         if self.args.should_save:
             checkpoint.clean(directory)
         first = self._save_errors[0] if self._save_errors else None
-        raise CheckpointError(self._sentence(errors, directory, name)) from first
+        raise CheckpointError(self._sentence(errors, directory, name, outcome)) from first
 
     def _told(self, error: BaseException, directory: str) -> str:
         return f"process {self.args.process_index}: {checkpoint.reason(error, directory)}"
 
     @staticmethod
-    def _sentence(errors: list[str], directory: str, name: str) -> str:
+    def _sentence(errors: list[str], directory: str, name: str, outcome: str = _LOST) -> str:
         good = checkpoint.last_good(directory, contents=False)
         offer = (
             f"The last good checkpoint is {good}: make room if that is what is missing, and start again with "
@@ -225,7 +230,7 @@ class ResumableMixin(_Host):
             if good
             else "There is no earlier checkpoint."
         )
-        return f"{name} could not be saved, and nothing of it was kept. {'; '.join(errors)}. {offer}"
+        return f"{name} {outcome} {'; '.join(errors)}. {offer}"
 
     def _finish_state(self, directory: str, name: str, folder: str) -> None:
         """What `Trainer` wrote about its own folder, which is about to move, and the thinking settings."""
@@ -297,7 +302,8 @@ class ResumableMixin(_Host):
         if left and self._buffered_inputs is not None:
             slices = self.args.steps_per_generation
             wanted = sorted({(self._step + i) % slices for i in range(left)})
-            tensors, others = {}, {}
+            tensors: dict[str, torch.Tensor] = {}
+            others: dict[str, Any] = {}
             for i in wanted:
                 for key, value in self._buffered_inputs[i].items():
                     (tensors if isinstance(value, torch.Tensor) else others)[f"{i}.{key}"] = value
@@ -348,7 +354,7 @@ class ResumableMixin(_Host):
         if wanted is None or wanted is False:
             return None
         if wanted not in (True, "auto"):
-            folder = os.path.normpath(wanted)
+            folder = os.path.normpath(str(wanted))
             if problem := self._problem(folder):
                 raise CheckpointError(f"{problem} {self._offer(folder)}")
             siblings = checkpoint.numbered(os.path.dirname(folder))
@@ -362,7 +368,7 @@ class ResumableMixin(_Host):
         if not folders and wanted == "auto":
             logger.warning(f"{directory} holds no checkpoint: training starts from the beginning.")
             return None
-        problems = []
+        problems: list[str] = []
         for folder in folders:
             problem = self._problem(folder)
             if problem is None:

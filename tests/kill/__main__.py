@@ -14,7 +14,9 @@ from tests.kill.chain import chain, prepare
 from tests.kill.world import WORLDS
 
 
-SETTINGS = [{"thought": thought, "max_steps": 40} for thought in ("gumbel", "gaussian")]
+# Longer than the tests' completions, so that rollouts and updates take their share of the kills beside the saves.
+LENGTHS = {"max_steps": 40, "max_completion_length": 96, "max_thinking_length": 64}
+SETTINGS = [{"thought": thought, **LENGTHS} for thought in ("gumbel", "gaussian")]
 
 
 def main() -> int:

@@ -129,6 +129,6 @@ def train(folder: str, world: str, rank: int, port: int, changes: dict, begun) -
     # accelerate can start one process, or another wrapper, without a word.
     assert type(trainer.model_wrapped).__name__ == expected, type(trainer.model_wrapped)
     assert trainer.accelerator.num_processes == WORLDS[world]
-    os.pwrite(trail, b"end".ljust(32), 0)
+    os.pwrite(trail, f"end {trainer.state.global_step}".ljust(32).encode(), 0)
     sys.stdout.flush()
     os._exit(0)  # tearing a group down is nobody's test here
