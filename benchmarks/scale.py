@@ -5,13 +5,14 @@
 
 Loss, backward, clipping and AdamW of a real SoftGRPOTrainer, on one finished batch of one completion (a group of them in
 `group`), its last 32 tokens an answer and the rest gumbel thoughts (K = 5) but where said; a rollout is timed by itself. A
-random Llama of two layers (H = 128, float32, checkpointed). Peak is what torch's operations hold above weights and
-optimiser states (`measure.Held`); seconds are of a run without it. Prints one JSON object last:
+random Llama of two layers (H = 128, float32, no checkpointing). Peak is what torch's operations hold above weights and
+optimiser states (`measure.Held`); seconds are the processor's, of runs without it. Run it on one thread
+(OMP_NUM_THREADS=1), or the threads' waiting counts. Prints one JSON object last:
 
     length          seconds, peak (bytes) and the same over those of half the length; `attention_share` is the computed
                     share of attention's products in the shorter step's, and `bound` 2 (1 + share): all linear but attention
-    padded          the same where a token of the prompt is padding, so that attention takes a mask; `mask` is its bytes, one
-                    for each pair of tokens and four for the layer at work
+    padded          the peak where a token of the prompt is padding, so that attention takes a mask: `mask` is a float for
+                    each pair of tokens and layer, which sdpa keeps for the backward
     rows            seconds and peak as the batch and not the length doubles: no attention there, so 2 is linear
     slope           bytes a token, by kind of thought and vocabulary, a line through the peaks of the lengths, and `ratio`
                     of the largest vocabulary's slope to the smallest's: 1 is no V x length
@@ -28,6 +29,7 @@ import tempfile
 import time
 
 import torch
+from datasets import Dataset
 from measure import Held
 from memory import model_config, shape, tokenizer
 from transformers import AutoModelForCausalLM
@@ -76,10 +78,8 @@ class Step:
             settings["max_thinking_length"] = length - ANSWER
         args = SoftGRPOConfig(
             self.folder.name, thought=thought, bf16=False, use_cpu=True, report_to="none", max_completion_length=length,
-            gradient_checkpointing=True, per_device_train_batch_size=2 * rows, num_generations=2, max_steps=1, **settings,
+            gradient_checkpointing=False, per_device_train_batch_size=2 * rows, num_generations=2, max_steps=1, **settings,
         )  # fmt: skip
-        from datasets import Dataset
-
         dataset = Dataset.from_dict({"prompt": ["a"] * 4 * rows})
         self.trainer = SoftGRPOTrainer(
             net(vocabulary), lambda completion_ids, **_: [0.0] * len(completion_ids), args, dataset,
@@ -129,9 +129,9 @@ class Step:
     def seconds(self, repeats: int) -> float:
         times = []
         for _ in range(repeats):
-            start = time.perf_counter()
+            start = time.process_time()
             self.run()
-            times.append(time.perf_counter() - start)
+            times.append(time.process_time() - start)
         return statistics.median(times)
 
     def figures(self, repeats: int) -> dict[str, float]:
@@ -170,9 +170,9 @@ def rollout(length: int, slots: int = 4) -> dict[str, float]:
         with soft_tokens_added(model):
             assemble(ENGINES["slots"](model, prompts, plan, key, EngineOptions(slots)), slots, plan)
 
-    start = time.perf_counter()
+    start = time.process_time()
     run()
-    return {"seconds": time.perf_counter() - start}
+    return {"seconds": time.process_time() - start}
 
 
 def main():
@@ -213,7 +213,7 @@ def main():
     for length in lengths:
         step = Step(length)
         step.inputs["prompt_mask"][:, 0] = 0
-        padded[length] = {"peak": step.peak(), "mask": 5 * (PROMPT + length) ** 2}
+        padded[length] = {"peak": step.peak(), "mask": 4 * LAYERS * (PROMPT + length) ** 2}
         padded[length]["without_mask"] = padded[length]["peak"] - padded[length]["mask"]
     note("padded", padded)
     note("rows", {rows: Step(512, rows=rows).figures(repeats) for rows in (1, 2, 4, 8)})

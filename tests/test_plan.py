@@ -208,14 +208,15 @@ def test_a_layers_activations_are_what_autograd_saves(kind, dtype, adapter, padd
     assert layer_activations(shape, run) == pytest.approx(saved(2) - saved(1), rel=0.03)
 
 
+# Shorter than the benchmark's, with more rows for it where activations are to weigh.
 CASES = {
-    "wide vocabulary, gumbel": {},
-    "wide vocabulary, gaussian": {},
-    "deep, checkpointing": {"max_completion_length": 64},
-    "long answers": {"max_completion_length": 96, "max_thinking_length": 16},
-    "LoRA, no checkpointing": {"max_completion_length": 48},
-    "beta > 0": {"max_completion_length": 48},
-    "bf16 autocast": {"max_completion_length": 48},
+    "wide vocabulary, gumbel": {"max_completion_length": 40},
+    "wide vocabulary, gaussian": {"max_completion_length": 40},
+    "deep, checkpointing": {"max_completion_length": 32, "per_device_train_batch_size": 8},
+    "long answers": {"max_completion_length": 48, "max_thinking_length": 8, "per_device_train_batch_size": 16},
+    "LoRA, no checkpointing": {"max_completion_length": 24, "per_device_train_batch_size": 4},
+    "beta > 0": {"max_completion_length": 32},
+    "bf16 autocast": {"max_completion_length": 24, "per_device_train_batch_size": 8},
 }
 
 
@@ -227,6 +228,9 @@ def test_an_estimate_is_within_15_percent_of_a_trainer(memory, name):
     assert measured.keys() == estimated.keys()
     for phase, peak in measured.items():
         assert estimated[phase] == pytest.approx(peak, rel=0.15), phase
+    # Much of a peak is weights and optimiser states, which are easily right; what an update adds to them is held to a fifth.
+    added, expected = (peaks["update"] - peaks["scoring"] for peaks in (measured, estimated))
+    assert expected == pytest.approx(added, rel=0.2)
 
 
 # The command
