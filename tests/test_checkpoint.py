@@ -209,7 +209,7 @@ def test_a_foreign_checkpoint_is_refused(tmp_path, written, changes, sentence):
 def test_of_other_processes_other_sharding_or_weights_alone(tmp_path, written):
     folder = tmp_path / "run"
     for change, sentence in (
-        ({"trainer": "SoftRLOOTrainer"}, "written by a SoftRLOOTrainer, and this is a SoftGRPOTrainer"),
+        ({"trainer": "SoftRLOO"}, "written by a SoftRLOO trainer, and this is a SoftGRPO trainer"),
         ({"processes": 2}, "processes: 2, and this run has 1; RNG and rollouts"),
         ({"sharding": "DeepSpeed ZeRO-3"}, "sharding: DeepSpeed ZeRO-3, and this run has none"),
         ({"resumable": False}, "`save_only_model`.*start a new run with `model_name_or_path"),

@@ -22,28 +22,20 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.utils import DistributedType, gather_object
+from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
 
-from . import __version__, checkpoint
+from . import checkpoint
 from .checkpoint import CheckpointError
+from .facts import facts_of, foreign, reference_moves
 from .settings import ThinkingSettings
 
 
 logger = logging.get_logger(__name__)
 
-# A batch's order and the replay of a rollout hang on these: changed, a run would not go on where it was.
-_SCHEDULE = (
-    "seed",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "steps_per_generation",
-    "num_iterations",
-    "num_generations",
-)
 _REFERENCE = "reference_model.safetensors"
 _TOKEN = ".folder_of_rank_0"
 _EXIT = 128 + signal.SIGTERM
@@ -245,7 +237,7 @@ class ResumableMixin(_Host):
             return
         self.state.save_to_json(os.path.join(folder, TRAINER_STATE_NAME))
         self.thinking.save_thinking(folder)
-        if self._reference_moves:
+        if reference_moves(self):
             save_file(_unshared(self.ref_model.state_dict()), os.path.join(folder, _REFERENCE))
 
     def _seal(self, folder: str) -> None:
@@ -263,7 +255,7 @@ class ResumableMixin(_Host):
                 # A file that another host listed before it could see all of them.
                 unknown = [name for name in listing if name not in known]
                 files = {name: known[name] for name in listing if name in known}
-                checkpoint.seal(folder, self._facts(), files | checkpoint.digests(folder, unknown))
+                checkpoint.seal(folder, facts_of(self), files | checkpoint.digests(folder, unknown))
                 checkpoint.flush(folder)
 
     def _share(self) -> tuple[int, int]:
@@ -271,27 +263,6 @@ class ResumableMixin(_Host):
         if self.args.save_on_each_node:
             return self.args.local_process_index, int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         return self.args.process_index, self.args.world_size
-
-    @property
-    def _reference_moves(self) -> bool:
-        return bool(getattr(self.args, "sync_ref_model", False)) and self.ref_model is not None
-
-    def _facts(self) -> dict[str, Any]:
-        """What a checkpoint is of: a run can only continue from one whose facts are its own."""
-        rows = len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else None
-        facts = {
-            "trl_soft": __version__,
-            "step": self.state.global_step,
-            "trainer": type(self).__name__,
-            "processes": self.args.world_size,
-            "sharding": _sharding(self.accelerator),
-            "resumable": not self.args.save_only_model,
-            "thinking": self.thinking.thinking_dict(),
-            "schedule": {name: getattr(self.args, name, None) for name in _SCHEDULE},
-            "rows": rows,
-            "model": self._model_shapes,
-        }
-        return json.loads(json.dumps(facts))  # as they read in a manifest
 
     def _save_progress(self, folder: str) -> None:
         """What transformers and TRL keep in memory between two steps, of this process."""
@@ -402,9 +373,9 @@ class ResumableMixin(_Host):
         if problems:
             return problems[0]
         assert manifest is not None
-        foreign = [found for found in gather_object([self._foreign(folder, manifest)]) if found is not None]
-        if foreign:
-            raise CheckpointError(f"{foreign[0]} {self._offer(folder, same_run=False)}")
+        others = [found for found in gather_object([foreign(self, folder, manifest)]) if found is not None]
+        if others:
+            raise CheckpointError(f"{others[0]} {self._offer(folder, same_run=False)}")
         return None
 
     def _offer(self, refused: str, same_run: bool = True) -> str:
@@ -412,58 +383,12 @@ class ResumableMixin(_Host):
         good = None
         for folder in checkpoint.numbered(os.path.dirname(refused)):
             whole = os.path.realpath(folder) != os.path.realpath(refused) and checkpoint.problem_of(folder) is None
-            if whole and (same_run or self._foreign(folder, checkpoint.read_manifest(folder)) is None):
+            if whole and (same_run or foreign(self, folder, checkpoint.read_manifest(folder)) is None):
                 good = folder
                 break
         if good is None:
             return f"No other checkpoint in {os.path.dirname(refused)} can take its place."
         return f"The last good checkpoint is {good}: set `resume_from_checkpoint` to it, or to `true`."
-
-    def _foreign(self, folder: str, manifest: dict[str, Any]) -> str | None:
-        """What in a whole checkpoint is of another run than this one, in a sentence, or `None`."""
-        theirs, ours = manifest, self._facts()
-        weights = f"To train on from its weights alone, start a new run with `model_name_or_path: {folder}`."
-        if not theirs["resumable"]:
-            return (
-                f"{folder} was saved with `save_only_model`, so it holds weights and neither optimiser nor RNG to "
-                f"continue with. {weights}"
-            )
-        if theirs["trainer"] != ours["trainer"]:
-            return f"{folder} was written by a {theirs['trainer']}, and this is a {ours['trainer']}. {weights}"
-        if difference := _model_difference(theirs["model"], ours["model"]):
-            return f"{folder} is of another model: {difference}. Start with the model it was trained from."
-        thinking = {**theirs["thinking"], "eval_thought": ours["thinking"]["eval_thought"]}
-        if self.args.noise_rms is None:
-            thinking["noise_rms"] = ours["thinking"]["noise_rms"]  # measured when training started, which was then
-        for name, value in ours["thinking"].items():
-            if thinking.get(name) != value:
-                return (
-                    f"{folder} was trained with `{name}: {thinking.get(name)}`, and this run has `{name}: {value}`. Set "
-                    f"it back to continue. {weights}"
-                )
-        for what, kept in (
-            ("processes", "RNG and rollouts are kept for each"),
-            ("sharding", "optimiser states differ"),
-        ):
-            if theirs[what] != ours[what]:
-                return (
-                    f"{folder} was written with {what}: {theirs[what]}, and this run has {ours[what]}; {kept}. Launch it "
-                    f"as it was. {weights}"
-                )
-        for name, value in ours["schedule"].items():
-            if theirs["schedule"].get(name) != value:
-                return (
-                    f"{folder} was trained with `{name}: {theirs['schedule'].get(name)}`, and this run has `{name}: "
-                    f"{value}`, so it would not go on where it was. Set it back to continue. {weights}"
-                )
-        if theirs["rows"] != ours["rows"]:
-            return (
-                f"{folder} was trained on {theirs['rows']} prompts, and this run has {ours['rows']}, so their order is "
-                f"another. Give it the same data. {weights}"
-            )
-        if self._reference_moves and ours["sharding"] != "none":
-            return f"{folder} holds no reference model: `sync_ref_model` moves it, and its shards are not saved. {weights}"
-        return None
 
     def _get_train_sampler(self, dataset=None):
         self._train_sampler = super()._get_train_sampler(dataset)
@@ -506,7 +431,7 @@ class ResumableMixin(_Host):
         self._pending_loss = progress["loss"], progress["last_logged"]
         with open(os.path.join(folder, checkpoint.MANIFEST), encoding="utf-8") as file:
             self._take_noise_rms(json.load(file)["thinking"]["noise_rms"])
-        if self._reference_moves:
+        if reference_moves(self):
             self.ref_model.load_state_dict(load_file(os.path.join(folder, _REFERENCE)), strict=False)
 
     def _restore_loss(self) -> None:
@@ -585,20 +510,6 @@ def _replaced(owner, name: str, guard):
         yield
     finally:
         delattr(owner, name)
-
-
-def _sharding(accelerator) -> str:
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        return f"DeepSpeed ZeRO-{accelerator.state.deepspeed_plugin.zero_stage}"
-    return "FSDP" if accelerator.distributed_type == DistributedType.FSDP else "none"
-
-
-def _model_difference(theirs: dict[str, list[int]], ours: dict[str, list[int]]) -> str | None:
-    for name in sorted({*theirs, *ours}):
-        if theirs.get(name) != ours.get(name):
-            shapes = [f"shape {tuple(side[name])}" if name in side else "no such parameter" for side in (theirs, ours)]
-            return f"`{name}` has {shapes[0]} there and {shapes[1]} here"
-    return None
 
 
 def _unshared(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
