@@ -1,5 +1,6 @@
 # make quickstart   set up, train the embedded reasoner with soft thoughts, show before and after
 # make test         set up, run the tests
+# make test-distributed   the tests of several processes and of two machines alone
 # make bench-update   what scoring and feeding thoughts cost, as ratios
 # make bench-rollout  what a soft rollout costs on the CPU, as ratios       make bench-gpu   the same on a GPU
 # make quality      lint and type-check           make style   format
@@ -11,7 +12,7 @@ READY := $(VENV)/.ready
 SEED ?= 0
 SOURCES := trl_soft examples tests benchmarks
 
-.PHONY: install quickstart test bench-update bench-rollout bench-gpu quality style clean
+.PHONY: install quickstart test test-distributed bench-update bench-rollout bench-gpu quality style clean
 
 install: $(READY)
 
@@ -28,6 +29,9 @@ quickstart: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+test-distributed: $(READY)
+	$(BIN)/python -m pytest --durations 10 tests/test_accelerate_recipes.py tests/test_distributed.py tests/test_multi_node.py tests/test_slurm.py
 
 bench-update: $(READY)
 	$(BIN)/python benchmarks/update.py
