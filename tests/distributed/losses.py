@@ -50,7 +50,7 @@ class Completions:
 
     def everywhere(self) -> list[list[list[int]]]:
         """Each call with the rows of all ranks, in their order."""
-        return [sum(call, []) for call in zip(*everywhere(self.calls), strict=True)]
+        return [[ids for rank in call for ids in rank] for call in zip(*everywhere(self.calls), strict=True)]
 
 
 def everywhere(value) -> list:
