@@ -1,6 +1,7 @@
 # make quickstart   set up, train the embedded reasoner with soft thoughts, show before and after
 # make test         set up, run the tests
 # make test-kill    kill training twenty times in a row, in one process, under DDP and under ZeRO-3 (half an hour)
+# make test-distributed   the tests of several processes and of two machines alone
 # make bench-update   what scoring and feeding thoughts cost, as ratios
 # make bench-rollout  what a soft rollout costs on the CPU, as ratios       make bench-gpu   the same on a GPU
 # make bench-scale    how a training step grows with length, K, group and vocabulary
@@ -16,7 +17,7 @@ SEED ?= 0
 PAPER ?= soft_grpo
 SOURCES := trl_soft examples tests benchmarks
 
-.PHONY: install quickstart test table plan bench-update bench-rollout bench-scale bench-gpu quality style clean test-kill
+.PHONY: install quickstart test table plan bench-update bench-rollout bench-scale bench-gpu quality style clean test-kill test-distributed
 
 install: $(READY)
 
@@ -39,6 +40,9 @@ plan: $(READY)
 
 test-kill: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.kill
+
+test-distributed: $(READY)
+	$(BIN)/python -m pytest --durations 10 tests/test_accelerate_recipes.py tests/test_distributed.py tests/test_multi_node.py tests/test_slurm.py
 
 bench-update: $(READY)
 	$(BIN)/python benchmarks/update.py

@@ -5,7 +5,6 @@ import json
 import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -24,7 +23,9 @@ def unshare() -> list[str]:
     """The command that gives a script namespaces of its own, or a skip that says why there are none."""
     for tool in ("ip", "unshare"):
         if shutil.which(tool) is None:
-            pytest.skip(f"`{tool}` is not installed, so there are no network namespaces to be hosts (iproute2, util-linux)")
+            pytest.skip(
+                f"`{tool}` is not installed, so there are no network namespaces to be hosts (iproute2, util-linux)"
+            )
     refused = []
     for rights in ([], ["--user", "--map-root-user"]):
         command = ["unshare", *rights, *PRIVATE]
@@ -38,8 +39,25 @@ def unshare() -> list[str]:
 def training(folder: Path, recipe: str, *flags: str) -> list[str]:
     """The quickstart under a recipe, on two CPU processes."""
     folder.mkdir()
-    command = [*LAUNCH, "--config_file", str(RECIPES / recipe), "--num_processes", "2", "--mixed_precision", "no", *flags]
-    return [*command, str(HERE / "witness.py"), str(folder), "examples/grpo_soft.py", *TRAINING, "--output_dir", str(folder)]
+    command = [
+        *LAUNCH,
+        "--config_file",
+        str(RECIPES / recipe),
+        "--num_processes",
+        "2",
+        "--mixed_precision",
+        "no",
+        *flags,
+    ]
+    return [
+        *command,
+        str(HERE / "witness.py"),
+        str(folder),
+        "examples/grpo_soft.py",
+        *TRAINING,
+        "--output_dir",
+        str(folder),
+    ]
 
 
 def test_two_hosts_equal_one(tmp_path):

@@ -58,8 +58,9 @@ def whole(param: torch.Tensor) -> torch.Tensor:
     """The full tensor behind an FSDP2 shard, its gradient averaged over ranks as FSDP2 does; anything else as it is."""
     if not hasattr(param, "full_tensor"):
         return param
-    from torch.distributed.tensor import Partial
+    from torch.distributed.tensor import DTensor, Partial
 
+    assert isinstance(param, DTensor)
     # By default a full tensor's gradient is taken to be the same on every rank, and each keeps its own rows of its own.
     mesh = param.device_mesh
     return _DividedGradient.apply(param.full_tensor(grad_placements=[Partial()] * mesh.ndim), mesh.size())

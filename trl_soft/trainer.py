@@ -163,11 +163,14 @@ class SoftTokensMixin(_Host):
         # TRL pads the prompts, gathers or summons the weights, calls `generate` and cuts at the end of sequence. Only
         # the call in the middle is ours.
         model = self.accelerator.unwrap_model(self.model_wrapped)
+        before = vars(model).get("generate")  # transformers leaves one on a model that FSDP2 shards
         model.generate = functools.partial(self._soft_generate, model)
         try:
             return super()._generate_single_turn(prompt_ids, *args, **kwargs)
         finally:
             del model.generate
+            if before is not None:
+                model.generate = before
 
     def _soft_generate(self, model, input_ids, attention_mask, generation_config) -> torch.Tensor:
         """In place of `generate`: (B, P) left-padded prompts -> (B, P+C) ids, the record kept aside."""

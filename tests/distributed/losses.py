@@ -50,7 +50,7 @@ class Completions:
 
     def everywhere(self) -> list[list[list[int]]]:
         """Each call with the rows of all ranks, in their order."""
-        return [sum(call, []) for call in zip(*everywhere(self.calls), strict=True)]
+        return [[ids for rank in call for ids in rank] for call in zip(*everywhere(self.calls), strict=True)]
 
 
 def everywhere(value) -> list:
@@ -132,7 +132,9 @@ def train(name: str, case: dict, folder: Path, world: str) -> dict:
         trainer.train(resume_from_checkpoint=str(folder / world / f"checkpoint-{marks['resume']}"))
     logs = [{key: row[key] for key in LOGGED if key in row} for row in trainer.state.log_history if "loss" in row]
     found = {"world": world_of(trainer), "log": logs, "before": before, "weights": full_weights(trainer.model)}
-    found["dtypes"] = {name: str(parameter.dtype).removeprefix("torch.") for name, parameter in trainer.model.named_parameters()}
+    found["dtypes"] = {
+        name: str(parameter.dtype).removeprefix("torch.") for name, parameter in trainer.model.named_parameters()
+    }
     if marks["evaluate"]:
         trainer.evaluate()
     if marks["save"]:

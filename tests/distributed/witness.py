@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run a training script as it is, and have each process note the world its trainer found itself in.
 
-    accelerate launch ... witness.py FOLDER examples/grpo_soft.py --config ...
+accelerate launch ... witness.py FOLDER examples/grpo_soft.py --config ...
 """
 
 import json

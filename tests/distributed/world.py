@@ -15,6 +15,7 @@ def world_of(trainer) -> dict:
         "processes": trainer.accelerator.num_processes,
         "backend": dist.get_backend() if dist.is_initialized() else None,
         "wrapper": "FSDPModule" if isinstance(engine, FSDPModule) else type(engine).__name__,
+        "own_generate": "generate" in vars(engine),
         "zero_stage": 0,
         "offload": [],
         "weights_here": _share(trainer.model),
