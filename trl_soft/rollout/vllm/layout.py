@@ -84,8 +84,6 @@ class _Blank(DenseLogits):
 
 def layout_of(thought, vocab_size: int, hidden_size: int, dtype: torch.dtype) -> Layout:
     """The layout of a thought's actions on a model of such sizes."""
-    if thought.is_token:
-        return Layout((), _ALIGN)
     one = torch.zeros(1, dtype=torch.long)
     action, _ = thought.sample(_Blank(vocab_size, hidden_size, dtype), KeyedNoise(0, 0, one, one))
     fields: list[Field] = []

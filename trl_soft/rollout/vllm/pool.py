@@ -47,6 +47,10 @@ class Parked:
     ruled: Ruled
     rows: dict[str, torch.Tensor]
 
+    def bytes(self) -> int:
+        """Memory held."""
+        return sum(row.numel() * row.itemsize for row in self.rows.values())
+
 
 class Pool:
     """
@@ -112,10 +116,14 @@ class Pool:
 
     # Slots
 
-    def admit(self, slots: Sequence[int], numbers: Sequence[int], keys: Sequence[tuple[int, int, int]], lengths, limits):
+    def admit(
+        self, slots: Sequence[int], numbers: Sequence[int], keys: Sequence[tuple[int, int, int]], lengths, limits
+    ):
         """Begin completions: `keys` are (seed, generation, sample), `lengths` the prompts', `limits` the completions'."""
         index = self._tensor(slots)
-        columns = self._tensor([[*key, length, limit] for key, length, limit in zip(keys, lengths, limits, strict=True)])
+        columns = self._tensor(
+            [[*key, length, limit] for key, length, limit in zip(keys, lengths, limits, strict=True)]
+        )
         seed, generation, sample, length, limit = columns.unbind(-1)
         begin(self.blocks, index, sample=sample, prompt_length=length, limit=limit)
         self.keys[index] = torch.stack((seed, generation), -1)
@@ -205,7 +213,9 @@ class Pool:
             self.seen[index] = now.seen  # type: ignore[index]
         return torch.where(active, self.blocks["ids"][index, t], ruled.filler)
 
-    def fed(self, number: int, index: torch.Tensor, position: torch.Tensor, lookup) -> tuple[torch.Tensor, torch.Tensor]:
+    def fed(
+        self, number: int, index: torch.Tensor, position: torch.Tensor, lookup
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         What stands at some positions (N,) of the texts in slots `index` (N,), under one plan.
 
@@ -237,11 +247,13 @@ class Pool:
         own = self.columns.log_probs[index, t].unsqueeze(-1)  # (N, 1)
         normalizer, _ = logits.normalizer(plan.answer.temperature or 1.0)
         scaled = logits.dense() / (plan.answer.temperature or 1.0) - normalizer.unsqueeze(-1)
-        log_p, ids = scaled.topk(min(count, self.vocab_size), -1) if count else (own[:, :0], tokens.unsqueeze(-1)[:, :0])
+        log_p, ids = (
+            scaled.topk(min(count, self.vocab_size), -1) if count else (own[:, :0], tokens.unsqueeze(-1)[:, :0])
+        )
         forced = self.columns.forced_mask[index, t].unsqueeze(-1)
         ids, log_p = torch.where(forced, tokens.unsqueeze(-1), ids), torch.where(forced, own, log_p)
         thoughts = self.columns.thinking_mask[index, t].unsqueeze(-1)
-        if ruled.action:
+        if not plan.thought.is_token:
             action = {name: block[index, t] for name, block in ruled.action.items()}
             action = {n: v.masked_fill(~thoughts.view(-1, *[1] * (v.dim() - 1)), 0) for n, v in action.items()}
             weights = plan.thought.weights(action)

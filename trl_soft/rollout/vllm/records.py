@@ -6,6 +6,7 @@ A bulk is a dict of plain values, so that any transport takes it:
     requests, children     whose record each is: id of the request, number of its completion; B entries
     lengths                tokens of each
     thinking_lengths, cut  as in `Rollout`
+    thought                its name
     layout                 where an action's tensors lie in its bytes
     arrays                 name -> bytes: ids (T,) int32, masks (T, 3) bool, values (T, 2) float32, actions (T, W) bytes,
                            T the sum of lengths; base64 text where the transport is JSON
@@ -25,14 +26,15 @@ from .pool import Parked
 
 
 def bulks(records: Sequence[tuple[str, int, Parked]], as_text: bool = False) -> list[dict]:
-    """Records, with the request and the number of the completion they are of, as one bulk for each layout."""
-    by_layout: dict[Layout, list[tuple[str, int, Parked]]] = {}
+    """Records, with the request and the number of the completion they are of: a bulk for each kind of thought."""
+    kinds: dict[tuple[str, Layout], list[tuple[str, int, Parked]]] = {}
     for record in records:
-        by_layout.setdefault(record[2].ruled.layout, []).append(record)
-    return [_bulk(layout, some, as_text) for layout, some in by_layout.items()]
+        ruled = record[2].ruled
+        kinds.setdefault((ruled.steps.plan.thought.name, ruled.layout), []).append(record)
+    return [_bulk(*kind, some, as_text) for kind, some in kinds.items()]
 
 
-def _bulk(layout: Layout, records: list[tuple[str, int, Parked]], as_text: bool) -> dict:
+def _bulk(thought: str, layout: Layout, records: list[tuple[str, int, Parked]], as_text: bool) -> dict:
     numbers = torch.stack([parked.rows["numbers"] for _, _, parked in records])
     flags = torch.stack([parked.rows["flags"] for _, _, parked in records])
     number, flag = (dict(zip(n, x.unbind(-1), strict=True)) for n, x in ((NUMBERS, numbers), (FLAGS, flags)))
@@ -49,6 +51,7 @@ def _bulk(layout: Layout, records: list[tuple[str, int, Parked]], as_text: bool)
         "lengths": lengths,
         "thinking_lengths": number["thinking_length"].tolist(),
         "cut": (flag["cut"] | (flag["thinking"] & ~flag["done"])).tolist(),
+        "thought": thought,
         "layout": layout.to_json(),
         "arrays": {
             "ids": joined("ids", torch.int32),
@@ -80,8 +83,8 @@ def rollout_of(bulk: dict, plan: Plan, order: Sequence[tuple[str, int]]) -> Roll
             f"{len(missing)} of {len(order)} records did not come back, that of request {missing[0][0]!r}, completion "
             f"{missing[0][1]} among them. They were taken before, or the server was restarted."
         )
-    if bool(layout.fields) == plan.thought.is_token:
-        raise ValueError("The records were made by another kind of thought than the plan's.")
+    if bulk["thought"] != plan.thought.name:
+        raise ValueError(f"The records are of {bulk['thought']} thoughts, and the plan's are {plan.thought.name}.")
     total, longest = int(lengths.sum()), int(lengths.max())
     mask = torch.arange(longest) < lengths.unsqueeze(-1)
 

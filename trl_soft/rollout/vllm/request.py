@@ -60,7 +60,7 @@ def wants(extra: dict | None) -> bool:
     extra = extra or {}
     if switch("thinking", extra.get("soft_thinking")) or ("soft_thinking" not in extra and "soft_thought" in extra):
         return True
-    given = sorted(set(extra) & set(KEYS) - {"soft_thinking"})
+    given = sorted(key for key in extra if key.startswith(PREFIX) and key != "soft_thinking")
     if given and "soft_thinking" not in extra:
         raise ValueError(
             f"`{given[0]}` is set and `soft_thinking` is not, so nothing would read it. Add `soft_thinking: true`."
@@ -68,23 +68,25 @@ def wants(extra: dict | None) -> bool:
     return False
 
 
-def settings_of(extra: dict, defaults: ThinkingSettings | None) -> ThinkingSettings:
-    """The thinking settings of a soft request."""
+def settings_of(extra: dict, folder: str | None) -> ThinkingSettings:
+    """The thinking settings of a soft request; what is unset comes from `folder`, if `thinking_config.json` is in one."""
     for key in extra:
         if key.startswith(PREFIX) and key not in KEYS:
             nearest = difflib.get_close_matches(key, KEYS, n=1, cutoff=0.0)[0]
-            raise ValueError(f"The request has the key `{key}`, which nothing reads. The nearest known is `{nearest}`.")
+            raise ValueError(
+                f"The request has the key `{key}`, which nothing reads. The nearest known is `{nearest}`."
+            )
     given: dict[str, Any] = {name: extra[PREFIX + name] for name in _SETTINGS if PREFIX + name in extra}
     for name in set(given) & set(_SWITCHES):
         given[name] = switch(name, given[name])
-    if defaults is None:
+    if folder is None:
         if "thought" not in given:
             raise ValueError(
                 "The request asks for soft thoughts and does not say which, and no thinking_config.json lies beside the "
                 "weights. Set `soft_thought` and what else is to differ from `ThinkingSettings`."
             )
         return ThinkingSettings(**given)
-    return defaults.changed(**given)
+    return ThinkingSettings.load_thinking(folder, **given)
 
 
 def refuse_params(params) -> None:
@@ -107,7 +109,7 @@ def spec_of(
     params,
     request_id: str,
     tokenizer,
-    defaults: ThinkingSettings | None,
+    folder: str | None,
     *,
     vocab_size: int,
     max_length: int,
@@ -124,7 +126,7 @@ def spec_of(
         ValueError: for a setting that no thought can use, in a sentence.
     """
     extra = params.extra_args
-    settings = settings_of(extra, defaults)
+    settings = settings_of(extra, folder)
     refuse_params(params)
     if tokenizer is None:
         raise ValueError(
@@ -167,13 +169,19 @@ def spec_of(
         max_answer_length=max_answer_length,
     )
     end = plan.stop.end
+    if not end.is_token:
+        raise ValueError(
+            f"`end_of_thinking` is {end.text!r}, which is no added token of this tokenizer. A server cannot stop to decode "
+            "a thought's text at every step: name a token, as `</think>` is for reasoning models, or use the in-process "
+            "engine."
+        )
     rules = {
         "settings": {name: value for name, value in settings.thinking_dict().items() if value != _SETTINGS[name]},
         "evaluation": evaluation,
         "answer": answer,
         "repetition_penalty": params.repetition_penalty,
         "max_answer_length": max_answer_length,
-        "end": end.ids[0] if end.is_token else None,
+        "end": end.ids[0],
         "forced": [list(ids) for ids in plan.forced],
         "eos": eos,
         "pad": plan.pad_token_id,
