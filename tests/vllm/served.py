@@ -39,6 +39,7 @@ def engine(folder: str, **options):
     """An `LLM` whose worker can be asked for records."""
     from vllm import LLM
 
+    plain_linear()
     defaults = {
         "dtype": "float32",
         "max_model_len": 64,
@@ -50,6 +51,15 @@ def engine(folder: str, **options):
         "worker_extension_cls": "trl_soft.rollout.vllm.worker.SoftWorker",
     }
     return LLM(model=folder, **{**defaults, **options})
+
+
+def plain_linear() -> None:
+    """Linear layers from their own weights; vLLM's packed copies for CPUs would not see weights that are loaded anew."""
+    import vllm._custom_ops
+    import vllm.model_executor.layers.utils as layers
+
+    vllm._custom_ops._supports_onednn = False
+    layers.check_cpu_sgl_kernel = lambda *sizes: False
 
 
 def state(llm):

@@ -135,7 +135,7 @@ class SoftModelState(DefaultModelState):
         for key in found:
             del self.kept[key]
         for request, slot in self.slot_of.items():
-            if self.spec_of[request]["name"] in wanted:
+            if self.spec_of[request]["keep"] and self.spec_of[request]["name"] in wanted:
                 found[self._name(request)] = self.pool.park(slot, "cpu")
                 self.spec_of[request]["keep"] = False
         if self.device.type != "cpu":
