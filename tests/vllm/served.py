@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tiny world behind a real vLLM, in this process, on a CPU (`make test-vllm`)."""
 
+import gc
 import importlib.util
 import os
 import sys
@@ -48,6 +49,7 @@ def engine(folder: str, **options):
         "enforce_eager": True,
         "kv_cache_memory_bytes": 2**20,
         "seed": 0,
+        "additional_config": {"trl_soft": {"record_bytes": 512}},
         "worker_extension_cls": "trl_soft.rollout.vllm.worker.SoftWorker",
     }
     return LLM(model=folder, **{**defaults, **options})
@@ -65,6 +67,12 @@ def plain_linear() -> None:
 def state(llm):
     """The worker's `SoftModelState`."""
     return llm.llm_engine.model_executor.driver_worker.worker.model_runner.model_state
+
+
+def shut(llm) -> None:
+    """Make room for another engine in this process."""
+    llm.llm_engine.engine_core.shutdown()
+    gc.collect()
 
 
 def ids_of(prompt: str) -> list[int]:

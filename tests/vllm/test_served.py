@@ -45,8 +45,9 @@ def net():
 def llm(net, tmp_path_factory):
     """Prompts in pieces of 16 tokens at most, and a cache in which four requests do not fit."""
     folder = served.save(net, tmp_path_factory.mktemp("model"))
-    room = {"trl_soft": {"record_bytes": 512}}
-    return served.engine(folder, max_num_batched_tokens=16, num_gpu_blocks_override=5, additional_config=room)
+    made = served.engine(folder, max_num_batched_tokens=16, num_gpu_blocks_override=5)
+    yield made
+    served.shut(made)
 
 
 @pytest.fixture
@@ -54,7 +55,9 @@ def resumed(llm, monkeypatch):
     """How many tokens each request had that came back from a preemption."""
     pool, seen = served.state(llm).pool, []
     restore = pool.restore
-    monkeypatch.setattr(pool, "restore", lambda slot, parked, drawn: (seen.append(drawn), restore(slot, parked, drawn)))
+    monkeypatch.setattr(
+        pool, "restore", lambda slot, parked, drawn: (seen.append(drawn), restore(slot, parked, drawn))
+    )
     return seen
 
 
@@ -142,7 +145,9 @@ def test_hard_requests_beside_soft_ones(llm, net):
     from vllm import SamplingParams
 
     hard = SamplingParams(temperature=0.0, max_tokens=12)
-    says_no = SamplingParams(temperature=0.0, max_tokens=12, extra_args={"soft_thinking": False, "soft_thought": "gumbel"})
+    says_no = SamplingParams(
+        temperature=0.0, max_tokens=12, extra_args={"soft_thinking": False, "soft_thought": "gumbel"}
+    )
     alone, none = served.generate(llm, PROMPTS[:3], [hard] * 3)
     assert none == []
     kinds = [hard, served.soft({}), says_no, served.soft({"thought": "mixture"}), hard, served.soft({}, sample=9)]
@@ -159,7 +164,13 @@ def test_hard_requests_beside_soft_ones(llm, net):
 
 @pytest.mark.parametrize(
     "sampling",
-    [{"temperature": 0.7, "top_k": 5}, {"top_p": 0.8}, {"min_p": 0.2}, {"temperature": 0.0}, {"repetition_penalty": 1.7}],
+    [
+        {"temperature": 0.7, "top_k": 5},
+        {"top_p": 0.8},
+        {"min_p": 0.2},
+        {"temperature": 0.0},
+        {"repetition_penalty": 1.7},
+    ],
     ids=name,
 )
 def test_answers_have_their_own_sampling(llm, net, sampling):
@@ -249,4 +260,45 @@ def test_refusals_come_before_anything_is_generated(llm, extra, params, sentence
         return
     with pytest.raises(ValueError, match=sentence):
         served.generate(llm, PROMPTS[:1], given)
-    assert not served.state(llm).pool.number.any() or True
+
+
+def test_the_prefix_cache_is_not_poisoned(llm, net, monkeypatch):
+    """
+    Keys and values of thoughts stand in blocks known by the tokens' ids. Who asks for those tokens must not be given them;
+    and would be, if soft requests were cached like others.
+    """
+    from vllm import SamplingParams
+
+    from trl_soft.rollout.vllm import frontend
+
+    prompt, hard = PROMPTS[5], SamplingParams(temperature=0.0, max_tokens=1, logprobs=0)
+
+    def asked_after(sample: int):
+        """A hard request for what a soft one has written: tokens it found cached, and how far off its prediction is."""
+        llm.reset_prefix_cache()
+        out, _ = served.generate(llm, [prompt], served.soft({"max_thinking_length": 18}, sample=sample))
+        text = served.ids_of(prompt) + list(out[0].outputs[0].token_ids)
+        after, _ = served.generate(llm, [text], hard)
+        token, entry = next(iter(after[0].outputs[0].logprobs[0].items()))
+        with torch.no_grad():
+            expected = torch.log_softmax(net(torch.tensor([text])).logits[0, -1], -1)[token].item()
+        return after[0].num_cached_tokens, abs(entry.logprob - expected)
+
+    clean = [asked_after(sample) for sample in range(3)]
+    assert all(cached == 0 and apart < 1e-5 for cached, apart in clean)
+    make_soft = frontend._make_soft
+
+    def cached_like_others(processor, request_id, request):
+        make_soft(processor, request_id, request)
+        request.cache_salt = None
+
+    monkeypatch.setattr(frontend, "_make_soft", cached_like_others)
+    poisoned = [asked_after(sample) for sample in range(3)]
+    assert all(cached == 32 for cached, _ in poisoned) and max(apart for _, apart in poisoned) > 1e-2
+
+
+def test_the_contract_holds():
+    from trl_soft.rollout.vllm import compat
+
+    assert compat.vllm_version() == (0, 31) and compat.moved() == []
+    compat.check()

@@ -65,6 +65,7 @@ class Pool:
 
     def __init__(self, count: int, length: int, width: int, vocab_size: int, device):
         self.length, self.width, self.vocab_size, self.device = length, width, vocab_size, torch.device(device)
+        self.every_row = self.device.type != "cpu"  # so that no count is read off the device
         shapes = block_shapes(count, length)
         self.blocks = {name: torch.zeros(shape, dtype=kind, device=device) for name, (shape, kind) in shapes.items()}
         self.arena = torch.zeros(count, length, width, dtype=torch.uint8, device=device)
@@ -206,7 +207,7 @@ class Pool:
             now.seen = self.seen[index]
         seed, generation = self.keys[index].unbind(-1)
         noise = KeyedNoise(seed, generation, now.sample, now.t)
-        ruled.steps(now, logits, noise, ruled.room, every_row=self.device.type != "cpu")
+        ruled.steps(now, logits, noise, ruled.room, self.every_row)
         for name, value in own.items():
             self.blocks[name][index] = value
         if "seen" in vars(now):
