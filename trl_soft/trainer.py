@@ -30,6 +30,8 @@ from .rollout.base import positions
 from .rollout.cache import check_slots
 from .rollout.gather import unsharded
 from .rollout.plan import make_plan, table_rms
+from .rollout.vllm.client import Ask
+from .rollout.vllm.trl import SoftVLLM, engine_arguments
 from .thoughts import Hard
 
 
@@ -68,7 +70,8 @@ class SoftTokensMixin(_Host):
         self._loss_inputs: dict | None = None
         self._old_logps: Any = None
         self._eval_samples = 0
-        super().__init__(*bound.args, **bound.kwargs)
+        with engine_arguments(given["args"]):
+            super().__init__(*bound.args, **bound.kwargs)
         if self._is_vlm:
             raise ValueError(
                 "The processing class handles images, but image placeholders and soft tokens cannot share a prompt yet. "
@@ -108,7 +111,7 @@ class SoftTokensMixin(_Host):
 
     def _add_soft_tokens(self) -> None:
         base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        if self.args.rollout_engine == "slots":
+        if self.args.rollout_engine == "slots" and not self.use_vllm:
             check_slots(base)
         add_soft_tokens(base, self.temperature)
         self._takes_position_ids = "position_ids" in inspect.signature(base.forward).parameters
@@ -131,6 +134,29 @@ class SoftTokensMixin(_Host):
             for mode in ("train", "eval")
         }
         _save_settings_with(self.model, self.args)
+        if self.use_vllm:
+            self._serve(rms)
+
+    def _serve(self, rms: float) -> None:
+        """Let TRL's vLLM think softly."""
+        end = self._plans["train"].stop.end
+        if not end.is_token:
+            raise ValueError(
+                f"`end_of_thinking` is {end.text!r}, which is no added token of this tokenizer. vLLM cannot stop to decode a "
+                "thought's text at every step: name a token, or set `use_vllm: false`."
+            )
+
+        def ask(rows: int) -> Ask:
+            generation, first = self._numbers(rows)
+            # A server is asked by the main process for all of them, and each colocated engine by its own.
+            first += 0 if self.args.vllm_mode == "server" else self.accelerator.process_index * rows
+            plan, evaluation = self._plans[self._mode], self._mode == "eval"
+            return Ask(plan, self.args, rms, self.args.seed, generation, first, evaluation)
+
+        def keep(rollout) -> None:
+            self._rollout = rollout.to(self.accelerator.device)
+
+        self.vllm_generation = SoftVLLM(self.vllm_generation, ask, keep, (self.args.vllm_server_base_urls or [])[1:])
 
     @property
     def _mode(self) -> str:
@@ -149,7 +175,9 @@ class SoftTokensMixin(_Host):
 
     def _generate_single_turn(self, prompt_ids, *args, **kwargs):
         # TRL pads the prompts, gathers or summons the weights, calls `generate` and cuts at the end of sequence. Only
-        # the call in the middle is ours.
+        # the call in the middle is ours; with vLLM it is `SoftVLLM.generate`.
+        if self.use_vllm:
+            return super()._generate_single_turn(prompt_ids, *args, **kwargs)
         model = self.accelerator.unwrap_model(self.model_wrapped)
         model.generate = functools.partial(self._soft_generate, model)
         try:
@@ -160,14 +188,8 @@ class SoftTokensMixin(_Host):
     def _soft_generate(self, model, input_ids, attention_mask, generation_config) -> torch.Tensor:
         """In place of `generate`: (B, P) left-padded prompts -> (B, P+C) ids, the record kept aside."""
         rows = input_ids.size(0)
-        first = self.accelerator.process_index * rows
-        if self._mode == "train":
-            accumulation = self.args.gradient_accumulation_steps
-            generation = self.state.global_step * accumulation + self._step % accumulation
-        else:
-            generation = _EVALUATION | self.state.global_step
-            first += self._eval_samples
-            self._eval_samples += rows * self.accelerator.num_processes
+        generation, first = self._numbers(rows)
+        first += self.accelerator.process_index * rows
         sample = torch.arange(first, first + rows, device=input_ids.device)
         plan = self._plans[self._mode]
         prompts = [row[mask.bool()].tolist() for row, mask in zip(input_ids, attention_mask, strict=True)]
@@ -175,6 +197,15 @@ class SoftTokensMixin(_Host):
         with unsharded(model), closing(ENGINES[self.args.rollout_engine](model, prompts, plan, key, options)) as parts:
             self._rollout = assemble(parts, rows, plan)
         return torch.cat([input_ids, self._rollout.completion_ids], dim=1)
+
+    def _numbers(self, rows: int) -> tuple[int, int]:
+        """Number of this rollout, and of its first sample over all processes, each of which has `rows`."""
+        if self._mode == "train":
+            accumulation = self.args.gradient_accumulation_steps
+            return self.state.global_step * accumulation + self._step % accumulation, 0
+        first = self._eval_samples
+        self._eval_samples += rows * self.accelerator.num_processes
+        return _EVALUATION | self.state.global_step, first
 
     def _generate(self, prompts: list):
         self._rollout = None

@@ -147,10 +147,26 @@ def install() -> None:
     InputProcessor.process_inputs = process_inputs
 
 
+def _not_ours(model_config) -> str | None:
+    """Why the model's class is not the plugin's."""
+    from vllm.model_executor.model_loader.utils import get_model_architecture
+
+    from .models import SoftMixin
+
+    found, _ = get_model_architecture(model_config)
+    if issubclass(found, SoftMixin):
+        return None
+    return (
+        f"the model is served by {found.__module__}.{found.__qualname__}, which was chosen before trl_soft was registered, or "
+        "by another plugin after it. Leave `VLLM_PLUGINS` unset, or name trl_soft in it"
+    )
+
+
 def _make_soft(processor, request_id: str, request) -> None:
     if not hasattr(processor, "soft_engine"):
         config = processor.vllm_config
-        processor.soft_engine = why_off(config), folder_of(config.model_config), options(config)
+        off = why_off(config) or _not_ours(config.model_config)
+        processor.soft_engine = off, folder_of(config.model_config), options(config)
     off, folder, sizes = processor.soft_engine
     model, params = processor.model_config, request.sampling_params
     if off is not None:

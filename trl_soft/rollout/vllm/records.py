@@ -9,10 +9,11 @@ A bulk is a dict of plain values, so that any transport takes it:
     thought                its name
     layout                 where an action's tensors lie in its bytes
     arrays                 name -> bytes: ids (T,) int32, masks (T, 3) bool, values (T, 2) float32, actions (T, W) bytes,
-                           T the sum of lengths; base64 text where the transport is JSON
+                           T the sum of lengths, in a bytearray; base64 text where the transport is JSON
 """
 
 import base64
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -42,8 +43,12 @@ def _bulk(thought: str, layout: Layout, records: list[tuple[str, int, Parked]], 
 
     def joined(name: str, dtype: torch.dtype):
         parts = [parked.rows[name][:length] for (_, _, parked), length in zip(records, lengths, strict=True)]
-        data = torch.cat(parts).to(dtype).view(torch.uint8).numpy()
-        return base64.b64encode(data).decode() if as_text else data.tobytes()
+        shape = sum(lengths), *parts[0].shape[1:]
+        # Each number is copied once, to where it leaves from.
+        data = bytearray(max(dtype.itemsize * math.prod(shape), 1))
+        if sum(lengths):
+            torch.cat([part.to(dtype) for part in parts], out=torch.frombuffer(data, dtype=dtype).view(shape))
+        return base64.b64encode(data).decode() if as_text else data
 
     return {
         "requests": [request for request, _, _ in records],
@@ -108,7 +113,7 @@ def rollout_of(bulk: dict, plan: Plan, order: Sequence[tuple[str, int]]) -> Roll
     return rollout._map(lambda x: x[rows])
 
 
-def _array(data: bytes | str) -> torch.Tensor:
+def _array(data: bytearray | bytes | str) -> torch.Tensor:
     """Bytes as a tensor of its own, aligned for any type."""
     raw = base64.b64decode(data) if isinstance(data, str) else data
     return torch.from_numpy(np.frombuffer(raw, dtype=np.uint8).copy())

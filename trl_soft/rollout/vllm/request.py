@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a request says about its thoughts: flat `soft_*` keys, checked where it arrives, and the spec made of them.
 
-A request is soft if it has a true `soft_thinking` or names a `soft_thought`. Other keys are the fields of
+A request is soft if it has a true `soft_thinking`, or names a `soft_thought` or `soft_settings`. Other keys are the fields of
 `ThinkingSettings` with `soft_` before them, and these:
 
+    soft_settings                             all fields at once, as the text of a JSON object, and none from elsewhere
     soft_seed, soft_generation, soft_sample   the key of the noise, as in the other engines; n completions of one request
                                               are samples `soft_sample`, `soft_sample + 1`, ...
     soft_max_answer_length                    cap of the answer's own tokens
@@ -29,7 +30,17 @@ from ..plan import make_plan, plan_of_ids
 PREFIX = "soft_"
 SPEC = "trl_soft"  # under which the spec travels to the worker
 _SETTINGS = {f.name: f.default for f in fields(ThinkingSettings)}
-_OWN = ("thinking", "seed", "generation", "sample", "max_answer_length", "table_rms", "evaluation", "record")
+_OWN = (
+    "thinking",
+    "settings",
+    "seed",
+    "generation",
+    "sample",
+    "max_answer_length",
+    "table_rms",
+    "evaluation",
+    "record",
+)
 _SWITCHES = ("thinking", "evaluation", "detach_soft_inputs")
 KEYS = tuple(PREFIX + name for name in (*_SETTINGS, *_OWN))
 # What shapes a token's logits elsewhere and a thought's nowhere, with the value that does nothing.
@@ -58,7 +69,9 @@ def switch(name: str, value) -> bool:
 def wants(extra: dict | None) -> bool:
     """Whether a request asks for soft thoughts."""
     extra = extra or {}
-    if switch("thinking", extra.get("soft_thinking")) or ("soft_thinking" not in extra and "soft_thought" in extra):
+    if switch("thinking", extra.get("soft_thinking")) or (
+        "soft_thinking" not in extra and ("soft_thought" in extra or "soft_settings" in extra)
+    ):
         return True
     given = sorted(key for key in extra if key.startswith(PREFIX) and key != "soft_thinking")
     if given and "soft_thinking" not in extra:
@@ -79,6 +92,12 @@ def settings_of(extra: dict, folder: str | None) -> ThinkingSettings:
     given: dict[str, Any] = {name: extra[PREFIX + name] for name in _SETTINGS if PREFIX + name in extra}
     for name in set(given) & set(_SWITCHES):
         given[name] = switch(name, given[name])
+    if "soft_settings" in extra:
+        if given:
+            raise ValueError(
+                f"`soft_settings` holds all settings, and `{PREFIX}{next(iter(given))}` is one of them. Set one or the other."
+            )
+        return ThinkingSettings(**json.loads(extra["soft_settings"]))
     if folder is None:
         if "thought" not in given:
             raise ValueError(

@@ -17,7 +17,8 @@ class SoftWorker:
 
         Returns:
             Bulks, as `trl_soft.rollout.vllm.records` describes them; a request that is not known is not in them. `None`
-            from all workers of a tensor-parallel group but the first, which hold the same.
+            from all workers of a tensor-parallel group but the first, which hold the same, unless each has a client of
+            its own (`external_launcher`).
         """
         state = self.model_runner.model_state  # type: ignore[attr-defined]
         if getattr(state, "off", "") is not None:
@@ -27,4 +28,6 @@ class SoftWorker:
         records = state.take(requests)
         from vllm.distributed import get_tensor_model_parallel_rank
 
-        return bulks(records, as_text) if get_tensor_model_parallel_rank() == 0 else None
+        backend = self.vllm_config.parallel_config.distributed_executor_backend  # type: ignore[attr-defined]
+        asked = get_tensor_model_parallel_rank() == 0 or backend == "external_launcher"
+        return bulks(records, as_text) if asked else None
