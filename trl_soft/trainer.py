@@ -156,7 +156,8 @@ class SoftTokensMixin(_Host):
         def keep(rollout) -> None:
             self._rollout = rollout.to(self.accelerator.device)
 
-        self.vllm_generation = SoftVLLM(self.vllm_generation, ask, keep, (self.args.vllm_server_base_urls or [])[1:])
+        urls = (self.args.vllm_server_base_urls or [])[1:]
+        self.vllm_generation: Any = SoftVLLM(self.vllm_generation, ask, keep, urls)
 
     @property
     def _mode(self) -> str:

@@ -180,7 +180,7 @@ class SoftVLLM:
 
     def _wait(self) -> None:
         """Until every server is up; with the weights it was started with, and no group to send others by."""
-        problem = [None]
+        problem: list = [None]
         for client in self.clients:
             try:
                 client.close_communicator()
@@ -205,7 +205,7 @@ class SoftVLLM:
             except (ServerLost, ValueError) as error:
                 # Raised here it would leave the other processes waiting for their share.
                 parts = [type(error)(str(error))] * (len(prompts) * n)
-            nothing = [[]] * len(parts)
+            nothing: list[list[int]] = [[]] * len(parts)
             return {"prompt_ids": prompts, "completion_ids": nothing, "logprobs": None, "logprob_token_ids": parts}
 
         client.generate = generate
