@@ -28,6 +28,7 @@ _CALLS = {
         "prefill_len",
     ),
     "vllm.v1.engine.input_processor:InputProcessor.process_inputs": ("request_id", "prompt", "params"),
+    "vllm.exceptions:VLLMValidationError.__init__": ("message",),
     "vllm.v1.engine.parallel_sampling:ParentRequest._get_child_sampling_params": ("index",),
     "vllm.model_executor.models.registry:_ModelRegistry.register_model": ("model_arch", "model_cls"),
     "vllm.model_executor.model_loader.utils:get_model_architecture": ("model_config",),

@@ -129,7 +129,11 @@ def why_off(vllm_config) -> str | None:
 
 def install() -> None:
     """Wrap `InputProcessor.process_inputs`."""
+    from vllm.exceptions import VLLMValidationError
     from vllm.v1.engine.input_processor import InputProcessor
+
+    class Refused(VLLMValidationError, ValueError):
+        """The client's mistake: 400 from a server, a `ValueError` from `LLM`."""
 
     original = InputProcessor.process_inputs
     if hasattr(original, "soft"):
@@ -138,9 +142,12 @@ def install() -> None:
     @functools.wraps(original)
     def process_inputs(self, request_id, prompt, params, *args, **kwargs):
         request = original(self, request_id, prompt, params, *args, **kwargs)
-        # Pooling requests have no such parameters.
-        if request.sampling_params is not None and wants(request.sampling_params.extra_args):
-            _make_soft(self, request_id, request)
+        try:
+            # Pooling requests have no such parameters.
+            if request.sampling_params is not None and wants(request.sampling_params.extra_args):
+                _make_soft(self, request_id, request)
+        except ValueError as error:
+            raise Refused(str(error)) from error
         return request
 
     process_inputs.soft = True  # type: ignore[attr-defined]
