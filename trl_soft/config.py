@@ -31,6 +31,11 @@ class RolloutSettings:
             Most gigabytes of keys and values on each device. `None`: half of the memory that is free.
         rollout_cuda_graphs (`bool`, *optional*, defaults to `True`):
             Replay a captured step on CUDA; False runs every step eagerly.
+        vllm_server_base_urls (`list[str]`, *optional*):
+            With `use_vllm` and `vllm_mode: server`: several servers, over which prompts are spread. They take the group
+            ports from `vllm_group_port` on. `None`: the one that `vllm_server_base_url` or `vllm_server_host` names.
+
+    With `use_vllm` rollouts run in vLLM, by the plugin in `trl_soft.rollout.vllm`, and the others of these do nothing.
     """
 
     rollout_engine: str = field(default="slots", metadata={"help": "Rollout engine: slots or simple."})
@@ -39,6 +44,9 @@ class RolloutSettings:
         default=None, metadata={"help": "Gigabytes of keys and values on each device."}
     )
     rollout_cuda_graphs: bool = field(default=True, metadata={"help": "Replay a captured step on CUDA."})
+    vllm_server_base_urls: list[str] | None = field(
+        default=None, metadata={"help": "Addresses of several vLLM servers that share a rollout."}
+    )
 
     def engine_options(self, rows: int) -> EngineOptions:
         """For a rollout of `rows` completions on this device."""
@@ -115,11 +123,7 @@ def refuse(args) -> None:
             "`max_completion_length` is unset, but a soft rollout keeps a record of that length. Set it to the longest "
             "thought and answer together, in tokens."
         )
-    if args.use_vllm:
-        raise ValueError(
-            "`use_vllm` is set, but vLLM embeds a token id at every step and cannot feed a mixture back. Set "
-            "`use_vllm: false`: soft rollouts run on the training model itself."
-        )
+    refuse_vllm(args)
     if args.use_transformers_continuous_batching:
         raise ValueError(
             "`use_transformers_continuous_batching` is set, but continuous batching takes token ids only and cannot "
@@ -188,6 +192,36 @@ def refuse(args) -> None:
                     f"sampled and scored like the answer ({answer}). Set `{name.removeprefix('thinking_')}` "
                     f"instead, and leave `{name}` unset."
                 )
+
+
+def refuse_vllm(args) -> None:
+    """What vLLM cannot do for a soft policy; what it says itself of a request's settings comes later, with the first."""
+    urls = args.vllm_server_base_urls
+    if urls is not None and (isinstance(urls, str) or not urls or not all(isinstance(url, str) for url in urls)):
+        raise ValueError(f"`vllm_server_base_urls` is {urls!r}. It takes a list of addresses, as `http://host:8000`.")
+    if urls and not (args.use_vllm and args.vllm_mode == "server"):
+        raise ValueError(
+            "`vllm_server_base_urls` is set, but no server is asked. Set `use_vllm: true` and `vllm_mode: server`, or leave it "
+            "out."
+        )
+    if urls and args.vllm_server_base_url not in (None, urls[0]):
+        raise ValueError(
+            "`vllm_server_base_url` and `vllm_server_base_urls` are both set. Put all addresses into the second."
+        )
+    if urls:
+        args.vllm_server_base_url = urls[0]
+    if not args.use_vllm:
+        return
+    if args.vllm_structured_outputs_regex is not None:
+        raise ValueError(
+            "`vllm_structured_outputs_regex` is set, but a grammar allows or forbids tokens and a thought is none. Leave it out."
+        )
+    corrects = getattr(args, "vllm_importance_sampling_correction", False)
+    if "multiplex" in (args.thought, args.eval_thought) and args.multiplex_ratio == "draw" and corrects:
+        raise ValueError(
+            "`multiplex_ratio` is draw, but the correction for vLLM's mismatch has one ratio a position. Set "
+            "`multiplex_ratio: step`, or `vllm_importance_sampling_correction: false`."
+        )
 
 
 class _StrictLoader(yaml.SafeLoader):

@@ -25,8 +25,8 @@ _ATTEMPTS = 16
 _ATTEMPT_SHIFT = 24  # candidates are below 2**24
 
 
-def philox(counter: tuple[torch.Tensor, ...], key: tuple[int, int]) -> tuple[torch.Tensor, ...]:
-    """Philox-4x32-10: four words of 32 bits in int64 tensors, for four counter words of any broadcastable shape."""
+def philox(counter: tuple[torch.Tensor, ...], key) -> tuple[torch.Tensor, ...]:
+    """Philox-4x32-10: four words of 32 bits in int64 tensors, for four counter words (and two key words) that broadcast."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(_ROUNDS):
@@ -47,19 +47,20 @@ class KeyedNoise:
     Noise for N draws, each with its own key.
 
     Args:
-        seed (`int`):
+        seed (`int`, or `torch.Tensor` of shape `(N,)`, int64):
             Seed of the run.
-        generation (`int`):
+        generation (`int`, or `torch.Tensor` of shape `(N,)`, int64):
             Number of the rollout within the run, in `[0, 2**32)`.
         sample (`torch.Tensor` of shape `(N,)`, int64):
             Number of the sample within the rollout, over all processes.
         position (`torch.Tensor` of shape `(N,)`, int64):
             Position in the completion, in `[0, 2**28)`.
 
-    Every method returns float32 on the device of `sample`. The same key and index give the same number in any batch.
+    `seed` and `generation` are both numbers, or both tensors for draws of different runs. Every method returns float32 on
+    the device of `sample`. The same key and index give the same number in any batch.
     """
 
-    def __init__(self, seed: int, generation: int, sample: torch.Tensor, position: torch.Tensor):
+    def __init__(self, seed, generation, sample: torch.Tensor, position: torch.Tensor):
         self.seed, self.generation = seed, generation
         self.sample, self.position = sample, position
 
@@ -68,12 +69,18 @@ class KeyedNoise:
 
     def __getitem__(self, rows) -> "KeyedNoise":
         """The noise of some of the N draws (`rows`: whatever indexes a tensor)."""
-        return KeyedNoise(self.seed, self.generation, self.sample[rows], self.position[rows])
+        seed, generation = (x[rows] if isinstance(x, torch.Tensor) else x for x in (self.seed, self.generation))
+        return KeyedNoise(seed, generation, self.sample[rows], self.position[rows])
 
     def _words(self, stream: int, index: torch.Tensor) -> tuple[torch.Tensor, ...]:
         position = self.position.unsqueeze(-1) | (stream << _POSITION_BITS)
-        counter = (index, position, self.sample.unsqueeze(-1) & _MASK, torch.full_like(position, self.generation))
-        return philox(counter, (self.seed & _MASK, (self.seed >> 32) & _MASK))
+        seed, generation = self.seed, self.generation
+        if isinstance(generation, torch.Tensor):
+            seed, generation = seed.unsqueeze(-1), generation.unsqueeze(-1)
+        else:
+            generation = torch.full_like(position, generation)
+        counter = (index, position, self.sample.unsqueeze(-1) & _MASK, generation)
+        return philox(counter, (seed & _MASK, (seed >> 32) & _MASK))
 
     def gumbel(self, ids: torch.Tensor) -> torch.Tensor:
         """Standard Gumbel noise `-log(-log u)`, keyed by candidate: `ids` (N, K) int64 -> (N, K)."""

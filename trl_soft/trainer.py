@@ -33,6 +33,8 @@ from .rollout.base import positions
 from .rollout.cache import check_slots
 from .rollout.gather import unsharded
 from .rollout.plan import make_plan, table_rms
+from .rollout.vllm.client import Ask
+from .rollout.vllm.trl import SoftVLLM, engine_arguments
 from .settings import ThinkingSettings
 from .thoughts import Hard
 
@@ -73,7 +75,8 @@ class SoftTokensMixin(_Host):
         self._loss_inputs: dict | None = None
         self._old_logps: Any = None
         self._eval_samples = 0
-        super().__init__(*bound.args, **bound.kwargs)
+        with engine_arguments(given["args"]):
+            super().__init__(*bound.args, **bound.kwargs)
         if self._is_vlm:
             raise ValueError(
                 "The processing class handles images, but image placeholders and soft tokens cannot share a prompt yet. "
@@ -113,7 +116,7 @@ class SoftTokensMixin(_Host):
 
     def _add_soft_tokens(self) -> None:
         base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        if self.args.rollout_engine == "slots":
+        if self.args.rollout_engine == "slots" and not self.use_vllm:
             check_slots(base)
         add_soft_tokens(base, self.temperature)
         self._takes_position_ids = "position_ids" in inspect.signature(base.forward).parameters
@@ -122,6 +125,8 @@ class SoftTokensMixin(_Host):
         self._vocab_size = base.config.get_text_config().vocab_size
         self._take_noise_rms(table_rms(base) if self.args.noise_rms is None else self.args.noise_rms)
         _save_settings_with(self.model, self)
+        if self.use_vllm:
+            self._serve()
 
     def _take_noise_rms(self, rms: float | None) -> None:
         """Plan rollouts with an RMS that sigma is a share of; `None` changes nothing."""
@@ -144,6 +149,28 @@ class SoftTokensMixin(_Host):
             for mode in ("train", "eval")
         }
 
+    def _serve(self) -> None:
+        """Let TRL's vLLM think softly."""
+        end = self._plans["train"].stop.end
+        if not end.is_token:
+            raise ValueError(
+                f"`end_of_thinking` is {end.text!r}, which is no added token of this tokenizer. vLLM cannot stop to decode a "
+                "thought's text at every step: name a token, or set `use_vllm: false`."
+            )
+
+        def ask(rows: int) -> Ask:
+            generation, first = self._numbers(rows)
+            # A server is asked by the main process for all of them, and each colocated engine by its own.
+            first += 0 if self.args.vllm_mode == "server" else self.accelerator.process_index * rows
+            plan, evaluation = self._plans[self._mode], self._mode == "eval"
+            return Ask(plan, self.thinking, self.args.seed, generation, first, evaluation)
+
+        def keep(rollout) -> None:
+            self._rollout = rollout.to(self.accelerator.device)
+
+        urls = (self.args.vllm_server_base_urls or [])[1:]
+        self.vllm_generation: Any = SoftVLLM(self.vllm_generation, ask, keep, urls)
+
     @property
     def _mode(self) -> str:
         return "train" if self.model.training else "eval"
@@ -161,7 +188,9 @@ class SoftTokensMixin(_Host):
 
     def _generate_single_turn(self, prompt_ids, *args, **kwargs):
         # TRL pads the prompts, gathers or summons the weights, calls `generate` and cuts at the end of sequence. Only
-        # the call in the middle is ours.
+        # the call in the middle is ours; with vLLM it is `SoftVLLM.generate`.
+        if self.use_vllm:
+            return super()._generate_single_turn(prompt_ids, *args, **kwargs)
         model = self.accelerator.unwrap_model(self.model_wrapped)
         before = vars(model).get("generate")  # transformers leaves one on a model that FSDP2 shards
         model.generate = functools.partial(self._soft_generate, model)
@@ -175,16 +204,8 @@ class SoftTokensMixin(_Host):
     def _soft_generate(self, model, input_ids, attention_mask, generation_config) -> torch.Tensor:
         """In place of `generate`: (B, P) left-padded prompts -> (B, P+C) ids, the record kept aside."""
         rows = input_ids.size(0)
-        first = self.accelerator.process_index * rows
-        if self._mode == "train":
-            accumulation = self.args.gradient_accumulation_steps
-            batch = self.state.global_step * accumulation + self._step % accumulation
-            # The number of the rollout, so that a run cut into other micro-batches draws the same.
-            generation = batch // (self.args.steps_per_generation * self.num_iterations)
-        else:
-            generation = _EVALUATION | self.state.global_step
-            first += self._eval_samples
-            self._eval_samples += rows * self.accelerator.num_processes
+        generation, first = self._numbers(rows)
+        first += self.accelerator.process_index * rows
         sample = torch.arange(first, first + rows, device=input_ids.device)
         plan = self._plans[self._mode]
         prompts = [row[mask.bool()].tolist() for row, mask in zip(input_ids, attention_mask, strict=True)]
@@ -192,6 +213,17 @@ class SoftTokensMixin(_Host):
         with unsharded(model), closing(ENGINES[self.args.rollout_engine](model, prompts, plan, key, options)) as parts:
             self._rollout = assemble(parts, rows, plan)
         return torch.cat([input_ids, self._rollout.completion_ids], dim=1)
+
+    def _numbers(self, rows: int) -> tuple[int, int]:
+        """Number of this rollout, and of its first sample over all processes, each of which has `rows`."""
+        if self._mode == "train":
+            accumulation = self.args.gradient_accumulation_steps
+            batch = self.state.global_step * accumulation + self._step % accumulation
+            # The number of the rollout, so that a run cut into other micro-batches draws the same.
+            return batch // (self.args.steps_per_generation * self.num_iterations), 0
+        first = self._eval_samples
+        self._eval_samples += rows * self.accelerator.num_processes
+        return _EVALUATION | self.state.global_step, first
 
     def _generate(self, prompts: list):
         self._rollout = None

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """From settings to a plan: the same few lines for the trainer and for `soft_generate`."""
 
+from collections.abc import Sequence
+
 import torch
 
 from ..lookup import embedding_scale
@@ -45,18 +47,8 @@ def make_plan(
         ValueError: if `end_of_thinking` or `answer_prefill` can never be produced, if the thought asks for more
             candidates than there are tokens, or if thought and forced text leave no room for an answer.
     """
-    if evaluation and settings.eval_greedy:
-        answer = Hard(0.0)
-    thought = settings.make_thought(answer, rms, evaluation)
     end = EndOfThinking(tokenizer, settings.end_of_thinking)
     forced = forced_ids(settings, tokenizer, end)
-    top_k = getattr(thought, "top_k", 0)
-    if top_k > vocab_size and settings.thinking_top_k is None and not isinstance(thought, Hard):
-        thought.top_k = vocab_size  # type: ignore[attr-defined]
-    elif top_k > vocab_size:
-        raise ValueError(
-            f"`thinking_top_k` is {top_k}, but the model has only {vocab_size} tokens. Set it to at most {vocab_size}."
-        )
     for field, ids in (("end_of_thinking", end.ids), ("answer_prefill", [*forced[0], *forced[1]])):
         ending = sorted(set(ids) & set(eos_token_ids))
         if ending:
@@ -64,6 +56,46 @@ def make_plan(
                 f"`{field}` holds {tokenizer.convert_ids_to_tokens(ending)}, which ends the whole completion, so no "
                 "answer would follow the thought. Choose another token or text."
             )
+    return plan_of_ids(
+        settings,
+        end,
+        forced,
+        answer,
+        vocab_size=vocab_size,
+        max_completion_length=max_completion_length,
+        eos_token_ids=eos_token_ids,
+        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+        rms=rms,
+        evaluation=evaluation,
+        repetition_penalty=repetition_penalty,
+    )
+
+
+def plan_of_ids(
+    settings: ThinkingSettings,
+    end: EndOfThinking,
+    forced: tuple[Sequence[int], Sequence[int]],
+    answer: Hard,
+    *,
+    vocab_size: int,
+    max_completion_length: int,
+    eos_token_ids: list[int],
+    pad_token_id: int,
+    rms: float | None = None,
+    evaluation: bool = False,
+    repetition_penalty: float = 1.0,
+) -> Plan:
+    """The same where the texts are ids already, and no tokenizer is at hand."""
+    if evaluation and settings.eval_greedy:
+        answer = Hard(0.0)
+    thought = settings.make_thought(answer, rms, evaluation)
+    top_k = getattr(thought, "top_k", 0)
+    if top_k > vocab_size and settings.thinking_top_k is None and not isinstance(thought, Hard):
+        thought.top_k = vocab_size  # type: ignore[attr-defined]
+    elif top_k > vocab_size:
+        raise ValueError(
+            f"`thinking_top_k` is {top_k}, but the model has only {vocab_size} tokens. Set it to at most {vocab_size}."
+        )
     cap, longest = settings.max_thinking_length, max(map(len, forced))
     if (cap or 1) + longest >= max_completion_length:
         raise ValueError(
@@ -83,7 +115,7 @@ def make_plan(
         ),
         max_completion_length=max_completion_length,
         eos_token_ids=list(eos_token_ids),
-        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+        pad_token_id=pad_token_id,
         forced=forced,
         repetition_penalty=repetition_penalty,
         max_answer_length=settings.max_answer_length,

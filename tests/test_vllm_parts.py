@@ -1,0 +1,438 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The plugin's arithmetic without vLLM: a pool of requests against the slots of a rollout, records, requests, refusals."""
+
+import json
+import subprocess
+import sys
+from itertools import pairwise
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from tests import tiny
+from trl_soft import ThinkingSettings
+from trl_soft.rollout import Key
+from trl_soft.rollout.plan import make_plan
+from trl_soft.rollout.state import Slots
+from trl_soft.rollout.vllm import compat, frontend
+from trl_soft.rollout.vllm.layout import Layout, layout_of
+from trl_soft.rollout.vllm.pool import UNDO, Pool
+from trl_soft.rollout.vllm.records import bulks, rollout_of
+from trl_soft.rollout.vllm.request import SPEC, plan_of, spec_of, wants
+from trl_soft.rollout.vllm.table import ServedLogits, Table
+from trl_soft.thoughts import Hard
+
+
+V, H, C, STEPS = len(tiny.TOKENS), 16, 24, 16
+TABLE = torch.randn(V, H, generator=torch.Generator().manual_seed(1))
+THOUGHTS = [
+    {"thought": "hard"},
+    {"thought": "gumbel", "gumbel_temperature": 0.5},
+    {"thought": "gumbel", "gumbel_density": "softgrpo"},
+    {"thought": "gaussian"},
+    {"thought": "gaussian", "noise_placement": "probabilities"},
+    {"thought": "dirichlet"},
+    {"thought": "mixture", "thinking_top_k": 8},
+    {"thought": "multiplex"},
+    {"answer_prefill": ["=a", "b+"], "max_thinking_length": 4},
+    {"cold_stop_entropy": 2.0, "cold_stop_length": 2, "thinking_temperature": 1.0},
+]
+
+
+def name(settings: dict) -> str:
+    return "-".join(str(value) for value in settings.values())
+
+
+def plan(settings: dict, **changes):
+    settings = ThinkingSettings(**{"max_thinking_length": 7} | settings)
+    options = {"vocab_size": V, "max_completion_length": C, "eos_token_ids": [1], "rms": 1.0}
+    return make_plan(settings, tiny.tokenizer(), changes.pop("answer", Hard()), **{**options, **changes})
+
+
+def whole() -> Table:
+    return Table(lambda: TABLE, 0, V)
+
+
+def logits(row: int, t: int) -> torch.Tensor:
+    """Next-token logits (V,) that depend on the row and the step alone."""
+    return 3 * torch.randn(V, generator=torch.Generator().manual_seed(1000 * row + t))
+
+
+def served(rows: list[int], t: int) -> ServedLogits:
+    return ServedLogits(torch.stack([logits(row, t) for row in rows]), whole(), torch.float32)
+
+
+def of_slots(made, rows: list[int], seed: int = 3):
+    """What the slots of a rollout draw from those logits; row r is sample r."""
+    slots = Slots(len(rows), made, Key(seed, 0, torch.tensor(rows)), V, torch.device("cpu"))
+    slots.admit(list(range(len(rows))), list(range(len(rows))), [[2, 5]] * len(rows), [STEPS] * len(rows))
+    for t in range(STEPS):
+        slots.advance(len(rows), served(rows, t), every_row=False)
+    return slots.result(list(range(len(rows))))
+
+
+def pool_of(*plans, count: int = 8, every_row: bool = False) -> tuple[Pool, list[int]]:
+    pool = Pool(count, C, 256, V, "cpu")
+    pool.every_row = every_row
+    layouts = [layout_of(made.thought, V, H, torch.float32) for made in plans]
+    return pool, [pool.add(str(i), made, layout) for i, (made, layout) in enumerate(zip(plans, layouts, strict=True))]
+
+
+def draw(pool: Pool, number: int, slots: dict[int, int], t: int) -> None:
+    """One step of some rows, in the slots they are in."""
+    where = np.array(list(slots.values()))
+    pool.step(number, where, torch.from_numpy(where), served(list(slots), t))
+
+
+def assert_same(ours, theirs):
+    assert torch.equal(ours.completion_mask, theirs.completion_mask)
+    mask = theirs.completion_mask
+    assert torch.equal(ours.completion_ids[mask], theirs.completion_ids[mask])
+    for ids in ("thinking_mask", "forced_mask", "log_probs"):
+        assert torch.equal(getattr(ours.record, ids), getattr(theirs.record, ids))
+    assert torch.equal(ours.entropies, theirs.entropies)
+    assert torch.equal(ours.thinking_length, theirs.thinking_length)
+    assert torch.equal(ours.thinking_cut, theirs.thinking_cut)
+    thoughts = theirs.record.thinking_mask
+    assert ours.record.action.keys() == theirs.record.action.keys()
+    for key, value in theirs.record.flat_action(thoughts).items():
+        assert torch.equal(ours.record.flat_action(thoughts)[key], value)
+
+
+def read(pool: Pool, slots: list[int], made, as_text: bool = False):
+    records = [("r", slot, pool.park(slot)) for slot in slots]
+    (bulk,) = bulks(records, as_text)
+    bulk = json.loads(json.dumps(bulk)) if as_text else bulk
+    return rollout_of(bulk, made, [("r", slot) for slot in slots])
+
+
+@pytest.mark.parametrize("every_row", [False, True])
+@pytest.mark.parametrize("settings", THOUGHTS, ids=name)
+def test_a_pool_draws_what_slots_draw(settings, every_row):
+    """Slots in any order, another plan's among them, some rows a step later than others; records survive any transport."""
+    made, other = plan(settings), plan({"thinking_top_k": 3})
+    theirs, of_other = of_slots(made, [0, 1, 2]), of_slots(other, [5])
+    pool, (number, number_of_other) = pool_of(made, other, every_row=every_row)
+    where = {0: 6, 1: 2, 2: 4}
+    pool.admit([2, 6, 4], [number] * 3, [(3, 0, 1), (3, 0, 0), (3, 0, 2)], [2] * 3, [STEPS] * 3)
+    pool.admit([3], [number_of_other], [(3, 0, 5)], [2], [STEPS])
+    for t in range(STEPS + 1):
+        if t < STEPS:
+            draw(pool, number, {row: where[row] for row in (1, 0)}, t)
+            draw(pool, number_of_other, {5: 3}, t)
+        if t:
+            draw(pool, number, {2: 4}, t - 1)
+    for as_text in (False, True):
+        assert_same(read(pool, [6, 2, 4], made, as_text), theirs)
+    assert_same(read(pool, [3], other), of_other)
+
+
+def test_seeds_and_generations_are_the_requests_own():
+    made = plan({})
+    pool, (number,) = pool_of(made)
+    pool.admit([0, 1], [number] * 2, [(3, 0, 0), (8, 0, 0)], [2] * 2, [STEPS] * 2)
+    for t in range(STEPS):
+        where = np.array([0, 1])
+        pool.step(number, where, torch.from_numpy(where), served([0, 0], t))
+    assert_same(read(pool, [0], made), of_slots(made, [0]))
+    assert_same(read(pool, [1], made), of_slots(made, [0], seed=8))
+
+
+@pytest.mark.parametrize("taken_back", range(UNDO))
+@pytest.mark.parametrize("settings", [{}, THOUGHTS[8], THOUGHTS[9], {"thought": "hard"}], ids=name)
+def test_a_request_that_comes_back(settings, taken_back):
+    """In another slot, some steps behind what its record had drawn, as if it had never left; at any time of its life."""
+    made = plan(settings, repetition_penalty=1.3)
+    for left_at in range(UNDO, STEPS):
+        pool, (number,) = pool_of(made)
+        pool.admit([1], [number], [(3, 0, 0)], [2], [STEPS])
+        pool.see(1, [2, 5])
+        for t in range(left_at):
+            draw(pool, number, {0: 1}, t)
+        parked = pool.park(1)
+        pool.clear(1)
+        for name_ in ("masks", "values", "ids", "numbers", "flags"):  # whatever came after it
+            pool.blocks[name_][5] = 1
+        drawn = min(left_at, int(pool.columns.t[1])) - taken_back
+        if drawn + taken_back < left_at:
+            break  # it had ended by itself
+        pool.restore(5, parked, drawn)
+        pool.see(5, [2, 5, *parked.rows["ids"][:drawn].tolist()])
+        for t in range(drawn, STEPS):
+            draw(pool, number, {0: 5}, t)
+        assert_same(read(pool, [5], made), of_slots(made, [0]))
+
+
+def test_more_steps_than_can_be_taken_back():
+    made = plan({})
+    pool, (number,) = pool_of(made)
+    pool.admit([1], [number], [(3, 0, 0)], [2], [STEPS])
+    for t in range(8):
+        draw(pool, number, {0: 1}, t)
+    parked = pool.park(1)
+    with pytest.raises(RuntimeError, match=r"comes back with 4 tokens, and its record has 8"):
+        pool.restore(2, parked, 8 - UNDO)
+
+
+@pytest.mark.parametrize("settings", THOUGHTS[1:8], ids=name)
+def test_what_is_fed(settings):
+    """Each position of a thought as the record has it; prompt, answer and what is not yet drawn as tokens."""
+    made = plan(settings)
+    pool, (number,) = pool_of(made)
+    pool.arena.fill_(255)  # no ids, no numbers: what another plan may have left there
+    pool.admit([4], [number], [(3, 0, 0)], [2], [STEPS])
+    for t in range(STEPS):
+        draw(pool, number, {0: 4}, t)
+    theirs = of_slots(made, [0])
+    positions = torch.arange(0, 2 + STEPS + 3)
+    mask, mixed = pool.fed(number, torch.full_like(positions, 4), positions, whole())
+    thoughts = torch.zeros(len(positions), dtype=torch.bool)
+    thoughts[2 : 2 + theirs.record.shape[1]] = theirs.record.thinking_mask[0]
+    assert torch.equal(mask, thoughts) and mask.any() and mixed.isfinite().all()
+    expected = made.thought.embed(theirs.record.flat_action(theirs.record.thinking_mask), whole())
+    torch.testing.assert_close(mixed[mask], expected, rtol=0, atol=0)
+
+
+def test_after_its_end_a_completion_goes_on_with_the_end_of_sequence():
+    made = plan({"max_thinking_length": 3, "max_answer_length": 2})
+    pool, (number,) = pool_of(made)
+    pool.admit([0], [number], [(3, 0, 0)], [2], [STEPS])
+    tokens = [pool.step(number, np.array([0]), torch.tensor([0]), served([0], t)).item() for t in range(STEPS)]
+    length = int(pool.columns.t[0])
+    assert length < STEPS and tokens[length:] == [1] * (STEPS - length)
+
+
+def test_a_layout_lies_on_its_boundaries():
+    for settings in THOUGHTS:
+        thought = plan(settings).thought
+        layout = layout_of(thought, V, H, torch.bfloat16)
+        assert Layout.from_json(json.loads(json.dumps(layout.to_json()))) == layout
+        assert layout.width % 8 == 0 and all(field.offset % 8 == 0 for field in layout.fields)
+        views = layout.views(torch.zeros(2, 3, layout.width, dtype=torch.uint8))
+        for field in layout.fields:
+            assert views[field.name].shape == (2, 3, *field.shape) and views[field.name].dtype == field.type
+    assert layout_of(plan({"thought": "gaussian"}).thought, V, H, torch.bfloat16).width == 2 * H
+
+
+def test_records_that_are_not_there():
+    made = plan({})
+    pool, (number,) = pool_of(made)
+    pool.admit([0], [number], [(3, 0, 0)], [2], [STEPS])
+    draw(pool, number, {0: 0}, 0)
+    (bulk,) = bulks([("a", 0, pool.park(0))])
+    with pytest.raises(ValueError, match="1 of 2 records did not come back, that of request 'a', completion 1"):
+        rollout_of(bulk, made, [("a", 0), ("a", 1)])
+    with pytest.raises(ValueError, match="records are of gumbel thoughts, and the plan's are dirichlet"):
+        rollout_of(bulk, plan({"thought": "dirichlet"}), [("a", 0)])
+
+
+def test_plans_that_nobody_is_under_are_forgotten():
+    pool, _ = pool_of()
+    layout = layout_of(plan({}).thought, V, H, torch.float32)
+    first = pool.add("first", plan({}), layout)
+    pool.number[3] = first
+    for i in range(1000):
+        pool.add(str(i), plan({}), layout)
+    assert len(pool.ruled) < 300 and pool.known("first") == first and pool.known("0") is None
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_a_table_in_parts(parts):
+    """Each rank mixes what it holds, and the sum over ranks is the mixture."""
+    weights, ids = torch.rand(5, 4), torch.randint(0, V, (5, 4))
+    p = torch.softmax(torch.randn(5, V), -1)
+    edges = [V * i // parts for i in range(parts + 1)]
+    tables = [
+        Table(lambda a=a, b=b: torch.cat([TABLE[a:b], torch.full((3, H), 99.0)]), a, b, 2.0, lambda part: part)
+        for a, b in pairwise(edges)
+    ]
+    torch.testing.assert_close(
+        sum(t.mix(weights, ids) for t in tables), 2 * torch.einsum("nk,nkh->nh", weights, TABLE[ids])
+    )
+    torch.testing.assert_close(sum(t.mix_all(p) for t in tables), 2 * p @ TABLE)
+    torch.testing.assert_close(sum(t(ids[:, 0]) for t in tables), 2 * TABLE[ids[:, 0]])
+    if parts == 1:
+        assert tables[0].rms() == pytest.approx(2 * TABLE.square().mean().sqrt().item())
+
+
+# Requests
+
+
+def params(**changes):
+    """Sampling parameters as vLLM hands them on."""
+    given = {
+        "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0,
+        "frequency_penalty": 0.0, "min_tokens": 0, "logit_bias": None, "allowed_token_ids": None, "bad_words": [],
+        "structured_outputs": None, "thinking_token_budget": None, "seed": None, "max_tokens": C, "n": 1,
+        "all_stop_token_ids": {1}, "eos_token_id": 1, "extra_args": {},
+    }  # fmt: skip
+    return SimpleNamespace(**{**given, **changes})
+
+
+def spec(extra: dict, folder=None, **changes):
+    extra = {"soft_thinking": True, **extra}
+    return spec_of(
+        params(extra_args=extra, **changes), "id", tiny.tokenizer(), folder, vocab_size=V, max_length=C
+    )  # fmt: skip
+
+
+def test_who_asks_for_thoughts():
+    assert not wants(None) and not wants({}) and not wants({"session_id": "x"})
+    for yes in (True, 1, "true", "1"):
+        assert wants({"soft_thinking": yes})
+    assert wants({"soft_thought": "gumbel"})
+    assert not wants({"soft_thinking": False, "soft_thought": "gumbel"})
+    with pytest.raises(ValueError, match="`soft_seed` is set and `soft_thinking` is not"):
+        wants({"soft_seed": 3})
+    with pytest.raises(ValueError, match=r"`soft_thinking` is 'yes'\. It is true or false"):
+        wants({"soft_thinking": "yes"})
+
+
+def test_a_spec_makes_the_plan_it_was_made_of():
+    extra = {"soft_thought": "gaussian", "soft_max_thinking_length": 5, "soft_answer_prefill": ["=a", "b+"],
+             "soft_noise_rms": 0.5, "soft_seed": 9, "soft_generation": 2, "soft_sample": 4}  # fmt: skip
+    made, here = spec(extra, temperature=0.7, top_k=-1, top_p=0.9)
+    assert json.loads(json.dumps(made)) == made and made["key"] == [9, 2, 4] and made["limit"] == C
+    there = plan_of(made["rules"], vocab_size=V, max_length=99)
+    assert tuple(map(list, there.forced)) == tuple(map(list, here.forced)) != ([], [])
+    assert there.thought.sigma == here.thought.sigma == pytest.approx(0.33 * 0.5)
+    assert there.answer.same_as(here.answer) and there.answer.top_k == 0 and there.answer.temperature == 0.7
+    assert (there.stop.cap, there.stop.end.ids, there.eos_token_ids) == (5, [3], [1])
+    del extra["soft_noise_rms"]
+    assert plan_of(spec(extra)[0]["rules"], vocab_size=V, max_length=99, rms=lambda: 2.0).thought.sigma == 0.66
+
+
+def test_requests_of_the_same_rules_share_a_plan():
+    assert spec({"soft_thought": "gumbel"})[0]["rules"] == spec({"soft_thought": "gumbel", "soft_seed": 5})[0]["rules"]
+    assert spec({"soft_thought": "gumbel"})[0]["rules"] != spec({"soft_thought": "gumbel"}, top_p=0.9)[0]["rules"]
+    # Who names no seed gets one that nobody else has.
+    assert spec({"soft_thought": "gumbel"})[0]["key"] != spec({"soft_thought": "gumbel"})[0]["key"]
+    assert spec({"soft_thought": "gumbel"}, seed=6)[0]["key"] == [6, 0, 0]
+
+
+def test_settings_beside_the_weights(tmp_path):
+    ThinkingSettings(thought="dirichlet", max_thinking_length=6, dirichlet_concentration=2.0).save_thinking(tmp_path)
+    _, made = spec({}, str(tmp_path))
+    assert made.thought.name == "dirichlet" and made.thought.concentration == 2.0 and made.stop.cap == 6
+    _, made = spec({"soft_thought": "mixture"}, str(tmp_path))
+    assert made.thought.name == "mixture" and made.stop.cap == 6
+    with pytest.raises(ValueError, match=r"does not say which, and no thinking_config\.json lies beside"):
+        spec({})
+
+
+def test_names_of_records():
+    assert (spec({"soft_thought": "soft"})[0]["name"], spec({"soft_thought": "soft"})[0]["keep"]) == ("id", False)
+    for value, expected in (
+        (True, ("id", True)),
+        ("true", ("id", True)),
+        ("mine", ("mine", True)),
+        (0, ("id", False)),
+    ):
+        made = spec({"soft_thought": "soft", "soft_record": value})[0]
+        assert (made["name"], made["keep"]) == expected
+
+
+@pytest.mark.parametrize(
+    "extra, changes, sentence",
+    [
+        ({"soft_thougth": "soft"}, {}, "nearest known is `soft_thought`"),
+        ({"soft_end_of_thinking": "1;"}, {}, "no added token of this tokenizer"),
+        ({"soft_thinking_top_k": 99}, {}, "only 26 tokens"),
+        ({"soft_max_thinking_length": C}, {}, "no room is left for an answer"),
+        ({"soft_seed": 1.5}, {}, "`soft_seed` is 1.5, but it must be a finite whole number"),
+        ({"soft_sample": -1}, {}, "`soft_sample` is -1, but it must be at least 0"),
+        ({"soft_evaluation": "maybe"}, {}, "`soft_evaluation` is 'maybe'"),
+        ({}, {"max_tokens": C + 1}, "have room for 24 tokens"),
+        ({}, {"presence_penalty": -0.5}, "`presence_penalty` is -0.5"),
+        ({}, {"min_tokens": 2}, "`min_tokens` is 2"),
+        ({}, {"logit_bias": {3: 1.0}}, "`logit_bias`"),
+        ({}, {"allowed_token_ids": [3]}, "`allowed_token_ids`"),
+        ({}, {"bad_words": ["a"]}, "`bad_words`"),
+        ({}, {"structured_outputs": object()}, "asks for structured output"),
+        ({}, {"all_stop_token_ids": {1, 3}}, "`end_of_thinking` holds .*, which ends the whole completion"),
+        (
+            {"soft_max_answer_length": 3},
+            {"all_stop_token_ids": set(), "eos_token_id": None},
+            "no token ends a completion",
+        ),
+    ],
+)
+def test_requests_that_are_refused(extra, changes, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        spec({"soft_thought": "gumbel", **extra}, **changes)
+
+
+def config(**changes):
+    """An engine's configuration, as far as it matters."""
+    parts: dict = {
+        "model_config": {"architecture": "Qwen3ForCausalLM", "enable_prompt_embeds": False, "logits_processors": None,
+                         "quantization": None},
+        "parallel_config": {"pipeline_parallel_size": 1, "prefill_context_parallel_size": 1, "use_ubatching": False,
+                            "enable_batch_sharded_sampling": False},
+        "scheduler_config": {"policy": "fcfs"},
+    }  # fmt: skip
+    own = {
+        "use_v2_model_runner": True,
+        "speculative_config": None,
+        "watermark_config": None,
+        "kv_transfer_config": None,
+    }
+    for key, value in changes.items():
+        group = next((part for part in parts.values() if key in part), own)
+        group[key] = value
+    return SimpleNamespace(**own, **{part: SimpleNamespace(**values) for part, values in parts.items()})
+
+
+@pytest.mark.parametrize(
+    "change, word",
+    [
+        ({"architecture": "BloomForCausalLM"}, "BloomForCausalLM"),
+        ({"use_v2_model_runner": False}, "VLLM_USE_V2_MODEL_RUNNER=1"),
+        ({"pipeline_parallel_size": 2}, "pipeline parallelism"),
+        ({"speculative_config": object()}, "speculative_config"),
+        ({"prefill_context_parallel_size": 2}, "prefill_context_parallel_size"),
+        ({"use_ubatching": True}, "enable_dbo"),
+        ({"enable_batch_sharded_sampling": True}, "enable_batch_sharded_sampling"),
+        ({"enable_prompt_embeds": True}, "enable_prompt_embeds"),
+        ({"watermark_config": object()}, "watermark"),
+        ({"kv_transfer_config": object()}, "kv_transfer_config"),
+        ({"logits_processors": ["x"]}, "logits_processors"),
+        ({"quantization": "gguf"}, "GGUF"),
+        ({"policy": "priority"}, "fcfs"),
+    ],
+    ids=str,
+)
+def test_engines_that_cannot_think_softly(change, word):
+    assert frontend.why_off(config()) is None
+    assert word in frontend.why_off(config(**change))
+
+
+# The contract
+
+
+def test_versions_outside_the_window(monkeypatch):
+    for version in ((0, 23), (0, 33), (1, 0)):
+        monkeypatch.setattr(compat, "vllm_version", lambda version=version: version)
+        with pytest.raises(
+            compat.ContractError, match=r"soft thinking was made for 0\.24 up to, not including, 0\.33"
+        ):
+            compat.check()
+
+
+def test_a_hook_that_moved_is_named(monkeypatch):
+    monkeypatch.setattr(compat, "vllm_version", lambda: (0, 31))
+    monkeypatch.setattr(compat, "_CALLS", {"json:dumps": ("obj",), "json:loads": ("text",), "json:gone": ()})
+    monkeypatch.setattr(compat, "_FIELDS", {"no_such_module:x": ("y",)})
+    with pytest.raises(compat.ContractError) as error:
+        compat.check()
+    assert "json:loads (no text)" in str(error.value) and "json:gone" in str(error.value)
+    assert "no_such_module:x" in str(error.value) and "json:dumps" not in str(error.value)
+
+
+def test_nothing_of_vllm_is_imported():
+    """Trainers and rollouts import where vLLM is not installed, and do not load it where it is."""
+    code = "import sys, trl_soft.rollout.vllm.plugin, trl_soft.rollout.vllm.records; assert 'vllm' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert SPEC == "trl_soft"

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a trainer wants of a server: soft completions of prompts, whole with their records or not at all.
+
+One HTTP request a prompt, of n completions, over one or several servers; then one `collective_rpc` a server for the records.
+A server that was lost is told apart from a request that was wrong: the first can be tried again, the second cannot.
+"""
+
+import json
+import uuid
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import requests
+
+from ...settings import ThinkingSettings
+from ..base import Plan, Rollout, assemble
+from .records import rollout_of
+
+
+class ServerLost(RuntimeError):
+    """A server did not answer, or not to the end."""
+
+
+@dataclass
+class Ask:
+    """
+    What one rollout asks of a server.
+
+    Args:
+        plan (`Plan`): the trainer's, which the server must come to as well.
+        settings (`ThinkingSettings`): what the plan was made of, `noise_rms` among it where a thought reads it.
+        seed, generation, sample (`int`): key of the noise; `sample` is that of the first completion.
+        evaluation (`bool`).
+        name (`str`): under which records are kept; nobody else's.
+    """
+
+    plan: Plan
+    settings: ThinkingSettings
+    seed: int
+    generation: int
+    sample: int
+    evaluation: bool = False
+    name: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def keys(self, number: int, first: int) -> dict:
+        """`soft_*` keys of the request for the prompt `number`, whose first completion is the rollout's `first`."""
+        return {
+            "soft_thinking": 1,
+            "soft_settings": json.dumps(ThinkingSettings.thinking_dict(self.settings)),
+            "soft_seed": self.seed,
+            "soft_generation": self.generation,
+            "soft_sample": self.sample + first,
+            "soft_evaluation": int(self.evaluation),
+            "soft_record": f"{self.name}-{number}",
+        }
+
+    def sampling(self) -> dict:
+        """Sampling parameters of the answers, with the trainer's own ends of sequence."""
+        answer = self.plan.answer
+        return {
+            "temperature": answer.temperature,
+            "top_k": answer.top_k,
+            "top_p": answer.top_p,
+            "min_p": answer.min_p,
+            "repetition_penalty": self.plan.repetition_penalty,
+            "max_tokens": self.plan.max_completion_length,
+            "ignore_eos": True,
+            "stop_token_ids": self.plan.eos_token_ids,
+        }
+
+    def rollouts(self, bulks: Sequence[dict], names: Sequence[tuple[str, int]]) -> list[Rollout]:
+        """
+        One `Rollout` of each completion, as long as it is.
+
+        Raises:
+            ServerLost: if a record is missing.
+        """
+        here = {request for request, _ in names}
+        bulks = [bulk for bulk in bulks if here & set(bulk["requests"])]
+        if len(bulks) != 1:
+            raise ServerLost(
+                f"{len(here)} requests were completed, and the server has {len(bulks)} sets of their records."
+            )
+        try:
+            whole = rollout_of(bulks[0], self.plan, names)
+        except ValueError as error:
+            raise ServerLost(str(error)) from error
+        lengths = whole.completion_mask.sum(-1).tolist()
+        return [whole[i : i + 1].columns(slice(0, length)) for i, length in enumerate(lengths)]
+
+
+def joined(parts: Sequence[Rollout], plan: Plan) -> Rollout:
+    """Completions below each other, as long as the longest."""
+    return assemble((([i], part) for i, part in enumerate(parts)), len(parts), plan)
+
+
+def complete(
+    urls: Sequence[str], model: str, prompts: Sequence[Sequence[int]], n: int, ask: Ask, timeout: float | None = None
+) -> list[Rollout]:
+    """
+    n completions of each prompt, from stock `vllm serve` processes with the plugin: prompts x n, in their order.
+
+    Args:
+        urls: of servers with the same weights; prompts are spread over them by turns.
+        timeout (`float`, *optional*): seconds without a byte after which a server counts as lost.
+
+    Raises:
+        ServerLost: if a server did not answer, or its records do not fit what it answered.
+        ValueError: if a server refused a request; the sentence is its own.
+    """
+
+    def send(number: int) -> list[list[int]]:
+        url = urls[number % len(urls)]
+        body = {"model": model, "prompt": list(prompts[number]), "n": n, "return_token_ids": True, **ask.sampling()}
+        body["vllm_xargs"] = ask.keys(number, n * number)
+        return [choice["token_ids"] for choice in post(url, "/v1/completions", body, timeout)["choices"]]
+
+    def records(turn: int) -> list[dict]:
+        names = [f"{ask.name}-{number}" for number in range(turn, len(prompts), len(urls))]
+        body = {"method": "pop_soft_records", "args": [names, True]}
+        results = post(urls[turn], "/collective_rpc", body, timeout)["results"]
+        return next(result for result in results if result is not None)
+
+    # As many at a time as there are: the server has a queue, and a rollout waits for its last completion anyway.
+    with ThreadPoolExecutor(max_workers=max(len(prompts), 1)) as threads:
+        texts = list(threads.map(send, range(len(prompts))))
+    out: list[Rollout | None] = [None] * (len(prompts) * n)
+    for turn in range(min(len(urls), len(prompts))):
+        numbers = range(turn, len(prompts), len(urls))
+        order = [(f"{ask.name}-{number}", child) for number in numbers for child in range(n)]
+        rollouts = ask.rollouts(records(turn), order)
+        for (number, child), rollout in zip(((i, c) for i in numbers for c in range(n)), rollouts, strict=True):
+            length = rollout.completion_ids.size(1)
+            if rollout.completion_ids[0].tolist() != list(texts[number][child])[:length]:
+                raise ServerLost(f"The text and the record of completion {child} of prompt {number} differ.")
+            out[number * n + child] = rollout
+    return out  # type: ignore[return-value]
+
+
+def post(url: str, path: str, body: dict, timeout: float | None) -> dict:
+    try:
+        response = requests.post(url + path, json=body, timeout=timeout)
+        text = response.text
+    except requests.RequestException as error:
+        raise ServerLost(f"{url}{path} did not answer to the end: {error}") from error
+    if response.status_code >= 500:
+        raise ServerLost(f"{url}{path} answered {response.status_code}: {text[:500]}")
+    if response.status_code != 200:
+        raise ValueError(f"{url}{path} refused the request ({response.status_code}): {text[:1000]}")
+    return response.json()

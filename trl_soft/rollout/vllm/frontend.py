@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where requests arrive: those that ask for soft thoughts are checked, and given a spec for the worker.
+
+`InputProcessor.process_inputs` is wrapped, the one place that every way into vLLM goes through (`LLM.generate`, the
+servers). Requests that do not ask for thoughts pass as they were.
+"""
+
+import functools
+import os
+import secrets
+
+from .models import ARCHITECTURES
+from .request import SPEC, spec_of, wants
+
+
+# Engine-level settings, in `additional_config={"trl_soft": {...}}`.
+RECORD_LENGTH = 16384
+RECORD_BYTES = 192
+
+
+def options(vllm_config) -> dict:
+    """
+    Engine-level settings of the plugin:
+
+        record_length   C, most tokens of a soft completion; 16384, or the model's length if that is less
+        record_bytes    W, bytes of a thought's action; 192, or what the thought in `thinking_config.json` needs if more
+        record_gb       most gigabytes of the host's memory for records that nobody has asked for yet; 4
+    """
+    given = vllm_config.additional_config
+    given = dict(given.get("trl_soft") or {}) if isinstance(given, dict) else {}
+    unknown = sorted(set(given) - {"record_length", "record_bytes", "record_gb"})
+    if unknown:
+        raise ValueError(
+            f"`additional_config` has {unknown} under `trl_soft`. Known are record_length, record_bytes and record_gb."
+        )
+    model_config = vllm_config.model_config
+    given.setdefault("record_length", min(model_config.max_model_len, RECORD_LENGTH))
+    given.setdefault("record_gb", 4.0)
+    if "record_bytes" not in given:
+        given["record_bytes"] = max(RECORD_BYTES, _own_bytes(model_config))
+    given["record_bytes"] = -(-given["record_bytes"] // 8) * 8
+    return given
+
+
+def _own_bytes(model_config) -> int:
+    """What an action of the thoughts in `thinking_config.json` takes, 0 without such a file."""
+    from ...settings import ThinkingSettings
+    from ...thoughts import Hard
+    from .layout import layout_of
+
+    folder = folder_of(model_config)
+    if folder is None:
+        return 0
+    settings = ThinkingSettings.load_thinking(folder)
+    sizes = model_config.get_vocab_size(), model_config.get_hidden_size(), model_config.dtype
+    kinds = [settings.make_thought(Hard(), 1.0, evaluation) for evaluation in (False, True)]
+    for kind in kinds:
+        kind.top_k = min(getattr(kind, "top_k", 0), sizes[0])  # type: ignore[attr-defined]
+    return max(layout_of(kind, *sizes).width for kind in kinds)
+
+
+def folder_of(model_config) -> str | None:
+    """The folder that `thinking_config.json` lies in, beside the weights or in the hub's cache; `None` without one."""
+    from transformers.utils import cached_file
+
+    from ...settings import FILE_NAME
+
+    try:
+        found = cached_file(
+            model_config.model,
+            FILE_NAME,
+            revision=model_config.revision,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+            _raise_exceptions_for_gated_repo=False,
+        )
+    except OSError:
+        return None
+    return None if found is None else os.path.dirname(found)
+
+
+def why_off(vllm_config) -> str | None:
+    """Why an engine so configured cannot think softly; `None` if it can."""
+    model, parallel = vllm_config.model_config, vllm_config.parallel_config
+    if model.architecture not in ARCHITECTURES:
+        return (
+            f"the model is served as {model.architecture}, and mixtures are known to be right for "
+            f"{', '.join(ARCHITECTURES)}. Serve one of those, with vLLM's own implementation (`model_impl`)"
+        )
+    cases = (
+        (not vllm_config.use_v2_model_runner,
+         "the engine runs Model Runner V1, which has no hook for what a step is fed. "
+        "Start it with VLLM_USE_V2_MODEL_RUNNER=1"),
+        (parallel.pipeline_parallel_size > 1,
+         "pipeline parallelism passes token ids from the last stage to the first, and a "
+        "thought is none. Use tensor or data parallelism"),
+        (vllm_config.speculative_config is not None,
+         "a draft model guesses tokens, and a thought is none. Start the engine "
+        "without `speculative_config`"),
+        (getattr(parallel, "prefill_context_parallel_size", 1) > 1,
+         "prefill context parallelism takes prompts apart by "
+        "token. Leave `prefill_context_parallel_size` at 1"),
+        (bool(getattr(parallel, "use_ubatching", False)),
+         "dual batch overlap splits a batch after it was embedded. Leave "
+        "`enable_dbo` off"),
+        (bool(getattr(parallel, "enable_batch_sharded_sampling", False)),
+         "batch-sharded sampling draws a request on one rank, "
+        "and the others must feed its thought. Set `enable_batch_sharded_sampling` to false"),
+        (bool(model.enable_prompt_embeds),
+         "`enable_prompt_embeds` is on, and embeddings that a client sends stand where "
+        "thoughts would. Start the engine without it"),
+        (getattr(vllm_config, "watermark_config", None) is not None,
+         "watermarks are put on tokens. Start the engine without "
+        "one"),
+        (vllm_config.kv_transfer_config is not None,
+         "keys and values are handed to other engines by token ids, and those of "
+        "thoughts would be taken for the tokens'. Start the engine without `kv_transfer_config`"),
+        (bool(getattr(model, "logits_processors", None)),
+         "custom logits processors see tokens' logits alone. Start the engine "
+        "without `logits_processors`"),
+        (model.quantization == "gguf",
+         "GGUF quantises the embedding table, which mixtures are made of. Serve another format"),
+        (getattr(vllm_config.scheduler_config, "policy", "fcfs") != "fcfs",
+         "a request that was sent back may wait for any "
+        "number of others, and its record with it. Use the scheduling policy fcfs"),
+    )  # fmt: skip
+    return next((why for applies, why in cases if applies), None)
+
+
+def install() -> None:
+    """Wrap `InputProcessor.process_inputs`."""
+    from vllm.exceptions import VLLMValidationError
+    from vllm.v1.engine.input_processor import InputProcessor
+
+    class Refused(VLLMValidationError, ValueError):
+        """The client's mistake: 400 from a server, a `ValueError` from `LLM`."""
+
+    original = InputProcessor.process_inputs
+    if hasattr(original, "soft"):
+        return
+
+    @functools.wraps(original)
+    def process_inputs(self, request_id, prompt, params, *args, **kwargs):
+        request = original(self, request_id, prompt, params, *args, **kwargs)
+        try:
+            # Pooling requests have no such parameters.
+            if request.sampling_params is not None and wants(request.sampling_params.extra_args):
+                _make_soft(self, request_id, request)
+        except ValueError as error:
+            raise Refused(str(error)) from error
+        return request
+
+    process_inputs.soft = True  # type: ignore[attr-defined]
+    InputProcessor.process_inputs = process_inputs
+
+
+def _not_ours(model_config) -> str | None:
+    """Why the model's class is not the plugin's."""
+    from vllm.model_executor.model_loader.utils import get_model_architecture
+
+    from .models import SoftMixin
+
+    found, _ = get_model_architecture(model_config)
+    if issubclass(found, SoftMixin):
+        return None
+    return (
+        f"the model is served by {found.__module__}.{found.__qualname__}, which was chosen before trl_soft was registered, or "
+        "by another plugin after it. Leave `VLLM_PLUGINS` unset, or name trl_soft in it"
+    )
+
+
+def _make_soft(processor, request_id: str, request) -> None:
+    if not hasattr(processor, "soft_engine"):
+        config = processor.vllm_config
+        off = why_off(config) or _not_ours(config.model_config)
+        processor.soft_engine = off, folder_of(config.model_config), options(config)
+    off, folder, sizes = processor.soft_engine
+    model, params = processor.model_config, request.sampling_params
+    if off is not None:
+        raise ValueError(f"This engine cannot think softly: {off}.")
+    if request.prompt_embeds is not None or request.resumable:
+        raise ValueError("A soft request takes its prompt as tokens, all at once. Send text or token ids.")
+    if request.lora_request is not None:
+        _refuse_lora(request.lora_request)
+    spec, plan = spec_of(
+        params, request_id, processor.tokenizer, folder,
+        vocab_size=model.get_vocab_size(), max_length=sizes["record_length"],
+    )  # fmt: skip
+    from .layout import layout_of
+
+    width = layout_of(plan.thought, model.get_vocab_size(), model.get_hidden_size(), model.dtype).width
+    if width > sizes["record_bytes"]:
+        raise ValueError(
+            f"An action of this {plan.thought.name} thought takes {width} bytes a token, and the engine's record has room "
+            f'for {sizes["record_bytes"]}. Start it with `additional_config={{"trl_soft": {{"record_bytes": {width}}}}}`.'
+        )
+    params.extra_args = {**params.extra_args, SPEC: spec}
+    # Draws of n completions differ by their number alone, and vLLM tells them apart by their seeds.
+    params.seed = 0
+    # Cached blocks are known by their token ids, and a thought is not its token: what is soft neither reads the cache nor
+    # leaves anything under a name that another request could ask for.
+    params.skip_reading_prefix_cache = True
+    request.cache_salt = f"{request.cache_salt or ''}trl_soft-{secrets.token_hex(16)}"
+
+
+def _refuse_lora(lora) -> None:
+    import json
+
+    path = os.path.join(lora.lora_path, "adapter_config.json")
+    if not os.path.isfile(path):
+        return  # vLLM says so itself
+    with open(path, encoding="utf-8") as file:
+        config = json.load(file)
+    targets = config.get("target_modules") or []
+    named = ([targets] if isinstance(targets, str) else list(targets)) + list(config.get("modules_to_save") or [])
+    if any("embed" in name for name in named):
+        raise ValueError(
+            f"The adapter {lora.lora_name!r} changes the input embeddings, and a mixture of the base model's rows is not what "
+            "it would feed. Take it off the embeddings, or merge it into the weights."
+        )

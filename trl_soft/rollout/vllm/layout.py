@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a thought's action lies in a few bytes a token, so that one block of memory serves every kind of thought."""
+
+from dataclasses import dataclass
+
+import torch
+
+from ...noise import KeyedNoise
+from ...scoring import DenseLogits
+from ..base import packed
+
+
+_ALIGN = 8  # bytes: the widest number of an action
+
+
+@dataclass(frozen=True)
+class Field:
+    """One tensor of an action: `shape` is what follows (N,); `offset` in bytes."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def type(self) -> torch.dtype:
+        return getattr(torch, self.dtype)
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        elements = 1
+        for extent in self.shape:
+            elements *= extent
+        return elements * self.type.itemsize
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The tensors of an action, by name; `width` in bytes."""
+
+    fields: tuple[Field, ...]
+    width: int
+
+    def views(self, block: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The action's tensors (..., *shape) in a block of bytes (..., W)."""
+        return {
+            field.name: block[..., field.offset : field.offset + field.size]
+            .view(field.type)
+            .view(*block.shape[:-1], *field.shape)
+            for field in self.fields
+        }
+
+    def to_json(self) -> list:
+        return [[field.name, field.dtype, list(field.shape), field.offset] for field in self.fields]
+
+    @classmethod
+    def from_json(cls, fields: list) -> "Layout":
+        made = tuple(Field(name, dtype, tuple(shape), offset) for name, dtype, shape, offset in fields)
+        return cls(made, _width(made))
+
+
+def _width(fields: tuple[Field, ...]) -> int:
+    return max((_aligned(field.offset + field.size) for field in fields), default=_ALIGN)
+
+
+def _aligned(size: int) -> int:
+    return -(-size // _ALIGN) * _ALIGN
+
+
+class _Blank(DenseLogits):
+    """Logits of nothing, for a thought to show what its action is made of."""
+
+    def __init__(self, vocab_size: int, hidden_size: int, dtype: torch.dtype):
+        super().__init__(torch.zeros(1, vocab_size), dtype=dtype, hidden=torch.zeros(1, hidden_size, dtype=dtype))
+
+    def mixture(self, temperature: float):
+        assert self.hidden is not None
+        return torch.zeros(self.hidden.shape), torch.zeros(1)
+
+    def of_hidden(self, hidden):
+        return self
+
+
+def layout_of(thought, vocab_size: int, hidden_size: int, dtype: torch.dtype) -> Layout:
+    """The layout of a thought's actions on a model of such sizes."""
+    one = torch.zeros(1, dtype=torch.long)
+    action, _ = thought.sample(_Blank(vocab_size, hidden_size, dtype), KeyedNoise(0, 0, one, one))
+    fields: list[Field] = []
+    for name, value in packed(action).items():
+        offset = _aligned(fields[-1].offset + fields[-1].size) if fields else 0
+        fields.append(Field(name, str(value.dtype).removeprefix("torch."), tuple(value.shape[1:]), offset))
+    return Layout(tuple(fields), _width(tuple(fields)))

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vLLM's own model classes, each with the one method that makes Model Runner V2 use our state."""
+
+import importlib
+
+
+# Architecture -> module of vllm.model_executor.models. What is not here is refused by name.
+ARCHITECTURES = {
+    "LlamaForCausalLM": "llama",
+    "MistralForCausalLM": "mistral",
+    "Qwen2ForCausalLM": "qwen2",
+    "Qwen3ForCausalLM": "qwen3",
+    "GemmaForCausalLM": "gemma",
+    "Gemma2ForCausalLM": "gemma2",
+    "Gemma3ForCausalLM": "gemma3",
+}
+
+
+class SoftMixin:
+    """What the state needs of a model: itself named, and the hidden states that logits are made of."""
+
+    @staticmethod
+    def get_model_state_cls():
+        from .state import SoftModelState
+
+        return SoftModelState
+
+    def compute_logits(self, hidden_states):
+        # For thoughts made of them; the sampler is called next.
+        self.soft_hidden = hidden_states
+        return super().compute_logits(hidden_states)  # type: ignore[misc]
+
+    def soft_project(self, hidden_states):
+        """Logits of other hidden states."""
+        return super().compute_logits(hidden_states)  # type: ignore[misc]
+
+
+def __getattr__(name: str):
+    # vLLM asks for "SoftQwen3ForCausalLM" only where it serves a Qwen3, and only then is its module imported.
+    architecture = name.removeprefix("Soft")
+    if not name.startswith("Soft") or architecture not in ARCHITECTURES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f"vllm.model_executor.models.{ARCHITECTURES[architecture]}")
+    made = type(name, (SoftMixin, getattr(module, architecture)), {"__module__": __name__})
+    globals()[name] = made
+    return made

@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a request says about its thoughts: flat `soft_*` keys, checked where it arrives, and the spec made of them.
+
+A request is soft if it has a true `soft_thinking`, or names a `soft_thought` or `soft_settings`. Other keys are the fields of
+`ThinkingSettings` with `soft_` before them, and these:
+
+    soft_settings                             all fields at once, as the text of a JSON object, and none from elsewhere
+    soft_seed, soft_generation, soft_sample   the key of the noise, as in the other engines; n completions of one request
+                                              are samples `soft_sample`, `soft_sample + 1`, ...
+    soft_evaluation                           think with `eval_thought` where it is set
+    soft_record                               keep the record until it is asked for, under this name; true: the request's
+
+The sampling parameters of the request are the answer's. What is unset comes from `thinking_config.json` beside the weights.
+"""
+
+import difflib
+import json
+import secrets
+from dataclasses import fields
+from typing import Any
+
+from ...settings import ThinkingSettings, check_number
+from ...thoughts import Hard
+from ..base import Plan
+from ..plan import make_plan, plan_of_ids
+
+
+PREFIX = "soft_"
+SPEC = "trl_soft"  # under which the spec travels to the worker
+_SETTINGS = {f.name: f.default for f in fields(ThinkingSettings)}
+_OWN = (
+    "thinking",
+    "settings",
+    "seed",
+    "generation",
+    "sample",
+    "evaluation",
+    "record",
+)
+_SWITCHES = ("thinking", "evaluation", "detach_soft_inputs", "eval_greedy")
+KEYS = tuple(PREFIX + name for name in (*_SETTINGS, *_OWN))
+# What shapes a token's logits elsewhere and a thought's nowhere, with the value that does nothing.
+_UNHEARD = {
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "min_tokens": 0,
+    "logit_bias": None,
+    "allowed_token_ids": None,
+    "bad_words": None,
+    "thinking_token_budget": None,
+    "trace_decode_token_ids": None,
+    "logprob_token_ids": None,
+}
+
+
+def switch(name: str, value) -> bool:
+    """A yes or no, as JSON, a command line or a form has it."""
+    if value in (True, 1, "true", "True", "1"):
+        return True
+    if value in (False, 0, None, "false", "False", "0"):
+        return False
+    raise ValueError(f"`{PREFIX}{name}` is {value!r}. It is true or false.")
+
+
+def wants(extra: dict | None) -> bool:
+    """Whether a request asks for soft thoughts."""
+    extra = extra or {}
+    if switch("thinking", extra.get("soft_thinking")) or (
+        "soft_thinking" not in extra and ("soft_thought" in extra or "soft_settings" in extra)
+    ):
+        return True
+    given = sorted(key for key in extra if key.startswith(PREFIX) and key != "soft_thinking")
+    if given and "soft_thinking" not in extra:
+        raise ValueError(
+            f"`{given[0]}` is set and `soft_thinking` is not, so nothing would read it. Add `soft_thinking: true`."
+        )
+    return False
+
+
+def settings_of(extra: dict, folder: str | None) -> ThinkingSettings:
+    """The thinking settings of a soft request; what is unset comes from `folder`, if `thinking_config.json` is in one."""
+    for key in extra:
+        if key.startswith(PREFIX) and key not in KEYS:
+            nearest = difflib.get_close_matches(key, KEYS, n=1, cutoff=0.0)[0]
+            raise ValueError(
+                f"The request has the key `{key}`, which nothing reads. The nearest known is `{nearest}`."
+            )
+    given: dict[str, Any] = {name: extra[PREFIX + name] for name in _SETTINGS if PREFIX + name in extra}
+    for name in set(given) & set(_SWITCHES):
+        given[name] = switch(name, given[name])
+    if "soft_settings" in extra:
+        if given:
+            raise ValueError(
+                f"`soft_settings` holds all settings, and `{PREFIX}{next(iter(given))}` is one of them. Set one or the other."
+            )
+        return ThinkingSettings(**json.loads(extra["soft_settings"]))
+    if folder is None:
+        if "thought" not in given:
+            raise ValueError(
+                "The request asks for soft thoughts and does not say which, and no thinking_config.json lies beside the "
+                "weights. Set `soft_thought` and what else is to differ from `ThinkingSettings`."
+            )
+        return ThinkingSettings(**given)
+    return ThinkingSettings.load_thinking(folder, **given)
+
+
+def refuse_params(params) -> None:
+    """Sampling parameters that would be heard by hard tokens alone."""
+    for name, silent in _UNHEARD.items():
+        value = getattr(params, name, silent)
+        if value and value != silent:
+            raise ValueError(
+                f"`{name}` is {value!r}, but it shapes the logits of tokens, and a thought is made of the model's own. Leave "
+                "it out, or set `soft_thinking: false`."
+            )
+    if getattr(params, "structured_outputs", None) is not None:
+        raise ValueError(
+            "The request asks for structured output, but a grammar allows or forbids tokens and a thought is none. "
+            "Leave it out, or set `soft_thinking: false`."
+        )
+
+
+def spec_of(
+    params,
+    request_id: str,
+    tokenizer,
+    folder: str | None,
+    *,
+    vocab_size: int,
+    max_length: int,
+) -> tuple[dict, Plan]:
+    """
+    The spec of a soft request: plain values, all that a worker needs, and the plan it makes (at a table's RMS of 1 where
+    the request names none).
+
+    Args:
+        params: sampling parameters as vLLM resolved them, ends of sequence and `max_tokens` among them.
+        max_length (`int`): C, most tokens of a completion that a record has room for.
+
+    Raises:
+        ValueError: for a setting that no thought can use, in a sentence.
+    """
+    extra = params.extra_args
+    settings = settings_of(extra, folder)
+    refuse_params(params)
+    if tokenizer is None:
+        raise ValueError(
+            "The engine was started without a tokenizer, so the text that ends a thought cannot be found. Start it with one."
+        )
+    if params.max_tokens > max_length:
+        raise ValueError(
+            f"`max_tokens` is {params.max_tokens}, and the records of soft requests have room for {max_length} tokens. Lower "
+            f'it, or start the engine with `additional_config={{"trl_soft": {{"record_length": {params.max_tokens}}}}}`.'
+        )
+
+    def own(name: str, default, high=None, optional=False):
+        value = extra.get(PREFIX + name, default)
+        check_number(PREFIX + name, value, 0, high, whole=True, optional=optional)
+        return value
+
+    seed = own("seed", params.seed if params.seed is not None else secrets.randbits(63), 2**63 - 1)
+    evaluation = switch("evaluation", extra.get("soft_evaluation"))
+    answer = [params.temperature, max(params.top_k, 0), params.top_p, params.min_p]
+    eos = sorted(params.all_stop_token_ids)
+    if params.eos_token_id is not None:
+        eos = [params.eos_token_id, *(token for token in eos if token != params.eos_token_id)]
+    if settings.max_answer_length is not None and not eos:
+        raise ValueError(
+            "`max_answer_length` is set, but no token ends a completion (`ignore_eos`), and vLLM would go on. Leave "
+            "one of the two out."
+        )
+    plan = make_plan(
+        settings,
+        tokenizer,
+        Hard(*answer),
+        vocab_size=vocab_size,
+        max_completion_length=params.max_tokens,
+        eos_token_ids=eos,
+        rms=1.0,
+        evaluation=evaluation,
+        repetition_penalty=params.repetition_penalty,
+    )
+    end = plan.stop.end
+    if not end.is_token:
+        raise ValueError(
+            f"`end_of_thinking` is {end.text!r}, which is no added token of this tokenizer. A server cannot stop to decode "
+            "a thought's text at every step: name a token, as `</think>` is for reasoning models, or use the in-process "
+            "engine."
+        )
+    rules = {
+        "settings": {name: value for name, value in settings.thinking_dict().items() if value != _SETTINGS[name]},
+        "evaluation": evaluation,
+        "answer": answer,
+        "repetition_penalty": params.repetition_penalty,
+        "end": end.ids[0],
+        "forced": [list(ids) for ids in plan.forced],
+        "eos": eos,
+        "pad": plan.pad_token_id,
+    }
+    record = extra.get("soft_record")
+    named = isinstance(record, str) and record not in ("true", "false", "True", "False", "0", "1")
+    spec = {
+        "rules": json.dumps(rules, sort_keys=True),
+        "key": [seed, own("generation", 0, 2**32 - 1), own("sample", 0, 2**32 - 1)],
+        "limit": params.max_tokens,
+        "name": record if named else request_id,
+        "keep": True if named else switch("record", record),
+    }
+    return spec, plan
+
+
+class Ends:
+    """The token that ends a thought, where no tokenizer is at hand."""
+
+    is_token = True
+
+    def __init__(self, token: int):
+        self.ids = [token]
+
+
+def plan_of(rules: str, *, vocab_size: int, max_length: int, rms=None) -> Plan:
+    """
+    The plan of a spec's rules.
+
+    Args:
+        rms: called for the RMS of the table where the settings name none and a thought's sigma is a share of it.
+    """
+    of = json.loads(rules)
+    settings = ThinkingSettings(**of["settings"])
+    return plan_of_ids(
+        settings,
+        Ends(of["end"]),  # type: ignore[arg-type]
+        (of["forced"][0], of["forced"][1]),
+        Hard(*of["answer"]),
+        vocab_size=vocab_size,
+        max_completion_length=max_length,
+        eos_token_ids=of["eos"],
+        pad_token_id=of["pad"],
+        rms=rms() if settings.reads_noise_rms and settings.noise_rms is None and rms is not None else 1.0,
+        evaluation=of["evaluation"],
+        repetition_penalty=of["repetition_penalty"],
+    )

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vLLM's sampler for hard requests, and the steps of the other engines for soft ones, row by row of one batch."""
+
+import numpy as np
+import torch
+from vllm.v1.outputs import LogprobsTensors
+from vllm.v1.worker.gpu.input_batch import get_num_sampled_and_rejected
+from vllm.v1.worker.gpu.sample.output import SamplerOutput
+
+from .table import ServedLogits
+
+
+class SoftSampler:
+    """
+    Args:
+        base: the sampler that vLLM made. What is not here is its own.
+        state (`SoftModelState`).
+    """
+
+    def __init__(self, base, state):
+        self.base, self.state = base, state
+
+    def __getattr__(self, name: str):
+        return getattr(self.base, name)
+
+    def __call__(self, logits: torch.Tensor, input_batch):
+        count = input_batch.num_reqs
+        slots = input_batch.idx_mapping_np[:count]
+        numbers = self.state.pool.number[slots]
+        if not numbers.any():
+            return self.base(logits, input_batch)
+        # Requests in the middle of their prompt have logits and draw nothing.
+        reached = input_batch.num_computed_tokens_np[:count] + input_batch.num_scheduled_tokens[:count]
+        draws = (numbers > 0) & (reached >= input_batch.prefill_len_np[:count])
+        dims = self.base.get_logprobs_dims(slots)
+        drawn = [self._draw(logits, input_batch, slots, draws, number, dims) for number in np.unique(numbers[draws])]
+        if dims is not None or self.base.compute_nans or not (numbers > 0).all():
+            output = self.base(logits, input_batch)
+        else:
+            output = self._nothing(input_batch)
+        for rows, tokens, logprobs in drawn:
+            output.sampled_token_ids[rows, 0] = tokens.to(output.sampled_token_ids.dtype)
+            if logprobs is not None:
+                self._put(output.logprobs_tensors, rows, *logprobs)
+        return output
+
+    def _draw(self, logits, batch, slots, draws, number, dims):
+        """Rows of one plan, what they drew, and what that was made of, if anybody asks."""
+        state = self.state
+        mine = draws & (state.pool.number[slots] == number)
+        if mine.all():
+            rows, index = slice(0, len(slots)), batch.idx_mapping[: len(slots)].long()
+        else:
+            rows, index = state.on_device(np.nonzero(mine)[0]), batch.idx_mapping[state.on_device(np.nonzero(mine)[0])]
+            index = index.long()
+        plan = state.pool.ruled[number].steps.plan
+        hidden = state.model.soft_hidden[rows] if plan.thought.needs_hidden else None
+        view = ServedLogits(logits[rows], state.table, state.dtype, hidden, state.model.soft_project)
+        tokens = state.pool.step(int(number), slots[mine], index, view)
+        logprobs = None if dims is None else state.pool.candidates(int(number), index, view, tokens, dims[0])
+        return rows, tokens, logprobs
+
+    def _nothing(self, batch):
+        """The base sampler's output for a batch that has nothing for it to do."""
+        num_sampled, num_rejected = get_num_sampled_and_rejected(
+            batch.seq_lens.new_ones(batch.num_reqs),
+            batch.seq_lens,
+            batch.cu_num_logits,
+            batch.idx_mapping,
+            self.base.req_states.prefill_len.gpu,
+        )
+        tokens = torch.zeros(batch.num_reqs, 1, dtype=torch.int64, device=batch.seq_lens.device)
+        return SamplerOutput(
+            sampled_token_ids=tokens,
+            logprobs_tensors=None,
+            num_nans=None,
+            num_sampled=num_sampled,
+            num_rejected=num_rejected,
+        )
+
+    @staticmethod
+    def _put(tensors: LogprobsTensors, rows, ids: torch.Tensor, log_p: torch.Tensor) -> None:
+        """Over what the base sampler wrote for some rows: as many columns, the token's own first."""
+        width = ids.size(-1)
+        tensors.logprob_token_ids[rows, :width] = ids.to(tensors.logprob_token_ids.dtype)
+        tensors.logprobs[rows, :width] = log_p.to(tensors.logprobs.dtype)
+        tensors.selected_token_ranks[rows] = 1 + (log_p[:, 1:] > log_p[:, :1]).sum(-1)

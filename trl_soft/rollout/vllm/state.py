@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What Model Runner V2 asks about its requests: what a step feeds, and what becomes of a slot that is taken away.
+
+The one rule: a position of the completion that the record knows as a thought is fed as that thought, whether it is the
+latest, part of a chunk, or read again after the request had lost its place. Nothing here waits for the device.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from vllm.v1.worker.gpu.model_states.default import DefaultModelState
+
+from .frontend import options, why_off
+from .layout import layout_of
+from .pool import Parked, Pool
+from .request import SPEC, plan_of
+from .sampler import SoftSampler
+from .table import Table
+
+
+class SoftModelState(DefaultModelState):
+    """
+    vLLM's own state of a decoder, and the thoughts of its soft requests.
+
+    Attributes:
+        off (`str` or `None`): why this engine cannot think softly. All else is then vLLM's own.
+        pool (`Pool`): the records of the requests in flight.
+        kept: records of requests that are gone, by the name and the number of the completion.
+    """
+
+    def __init__(self, vllm_config, model, encoder_cache, device):
+        super().__init__(vllm_config, model, encoder_cache, device)
+        self.off = why_off(vllm_config)
+        if self.off is not None:
+            return
+        sizes = options(vllm_config)
+        self.vocab_size = self.model_config.get_vocab_size()
+        # One buffer for ever: a captured graph reads what it was captured with.
+        self.fed = torch.zeros(self.max_num_tokens, self.inputs_embeds_size, dtype=self.dtype, device=device)
+        self.pool = Pool(
+            self.max_num_reqs, sizes["record_length"], sizes["record_bytes"], self.vocab_size, torch.device(device)
+        )
+        self.table = _table(model)
+        self._rms: float | None = None
+        self.room = int(sizes["record_gb"] * 1e9)
+        self.slot_of: dict[str, int] = {}
+        self.spec_of: dict[str, dict] = {}
+        self.prompt_length = np.zeros(self.max_num_reqs, dtype=np.int64)
+        # Requests that were sent back or are over; vLLM does not say which.
+        self.parked: OrderedDict[str, Parked] = OrderedDict()
+        self.kept: OrderedDict[tuple[str, int], Parked] = OrderedDict()
+        self._begun: list[tuple] = []
+
+    def custom_sampler(self, sampler):
+        if self.off is not None:
+            return super().custom_sampler(sampler)
+        return SoftSampler(sampler, self), None
+
+    # Requests
+
+    def add_request(self, req_index: int, new_req_data) -> None:
+        super().add_request(req_index, new_req_data)
+        params = new_req_data.sampling_params
+        spec = (params.extra_args or {}).get(SPEC) if params is not None else None
+        if self.off is not None:
+            if spec is not None:
+                raise RuntimeError(f"This engine cannot think softly: {self.off}.")
+            return
+        self.pool.clear(req_index)
+        if spec is None:
+            return
+        request, tokens = new_req_data.req_id, new_req_data.prefill_token_ids
+        prompt_length = len(new_req_data.prompt_token_ids)
+        self.slot_of[request], self.spec_of[request] = req_index, {**spec, "child": params.seed}
+        self.prompt_length[req_index] = prompt_length
+        parked = self.parked.pop(request, None)
+        drawn = len(tokens) - prompt_length
+        if parked is not None:
+            self.kept.pop(self._name(request), None)
+            self.pool.restore(req_index, parked, drawn)
+            self.pool.see(req_index, tokens)
+            return
+        if drawn > 0:
+            raise RuntimeError(
+                f"Request {request} comes back with {drawn} tokens, and its record is gone. Its thoughts cannot be read again."
+            )
+        number = self._number(spec["rules"])
+        # A request that is added and restored in one step finds its slot in order; others begin together, below.
+        self.pool.number[req_index], self.pool.drawn[req_index] = number, 0
+        seed, generation, sample = spec["key"]
+        limit = min(spec["limit"], self.pool.length)
+        self._begun.append((req_index, number, (seed, generation, sample + params.seed), prompt_length, limit, tokens))
+
+    def apply_staged_writes(self) -> None:
+        super().apply_staged_writes()
+        if self.off is not None or not self._begun:
+            return
+        slots, numbers, keys, lengths, limits, texts = zip(*self._begun, strict=True)
+        self.pool.admit(slots, numbers, keys, lengths, limits)
+        for slot, text in zip(slots, texts, strict=True):
+            self.pool.see(slot, text)
+        self._begun = []
+
+    def remove_request(self, req_id: str) -> None:
+        super().remove_request(req_id)
+        if self.off is not None or req_id not in self.slot_of:
+            return
+        slot = self.slot_of.pop(req_id)
+        parked = self.pool.park(slot, "cpu")
+        self.pool.clear(slot)
+        self.parked[req_id] = parked
+        if self.spec_of[req_id]["keep"]:
+            self.kept[self._name(req_id)] = parked
+        # First come, first served: a request that was sent back is the next to be admitted, so no more than all slots end
+        # before it returns, and no more than all slots wait with it.
+        while len(self.parked) > 2 * self.max_num_reqs:
+            gone, _ = self.parked.popitem(last=False)
+            del self.spec_of[gone]
+        while sum(kept.bytes() for kept in self.kept.values()) > self.room and len(self.kept) > 1:
+            self.kept.popitem(last=False)
+
+    def _name(self, request: str) -> tuple[str, int]:
+        spec = self.spec_of[request]
+        return spec["name"], spec["child"]
+
+    def take(self, names: Iterable[str]) -> list[tuple[str, int, Parked]]:
+        """
+        The records of some requests, and no longer keep them: finished ones, and those still in a slot, where vLLM leaves
+        a finished request until the next step.
+        """
+        wanted = set(names)
+        found = {key: kept for key, kept in self.kept.items() if key[0] in wanted}
+        for key in found:
+            del self.kept[key]
+        for request, slot in self.slot_of.items():
+            if self.spec_of[request]["keep"] and self.spec_of[request]["name"] in wanted:
+                found[self._name(request)] = self.pool.park(slot, "cpu")
+                self.spec_of[request]["keep"] = False
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize()  # the copies above run with the stream
+        order = {name: i for i, name in enumerate(names)}
+        return [(*key, found[key]) for key in sorted(found, key=lambda key: (order[key[0]], key[1]))]
+
+    def _number(self, rules: str) -> int:
+        number = self.pool.known(rules)
+        if number is None:
+            plan = plan_of(rules, vocab_size=self.vocab_size, max_length=self.pool.length, rms=self.rms)
+            layout = layout_of(plan.thought, self.vocab_size, self.inputs_embeds_size, self.dtype)
+            number = self.pool.add(rules, plan, layout)
+        return number
+
+    def rms(self) -> float:
+        """Of the embedding table, as it was when the first thought asked for it."""
+        if self._rms is None:
+            self._rms = self.table.rms()
+        return self._rms
+
+    # Steps
+
+    def prepare_inputs(self, input_batch, req_states) -> dict:
+        inputs = super().prepare_inputs(input_batch, req_states)
+        if self.off is not None:
+            return inputs
+        count = input_batch.num_tokens
+        self.fed[:count].copy_(self.model.embed_input_ids(input_batch.input_ids[:count]))
+        for number, rows, slots in self._fed_thoughts(input_batch):
+            mask, mixed = self.pool.fed(number, slots, input_batch.positions[rows], self.table)
+            embedded = self.fed[rows]
+            embedded = torch.where(mask.unsqueeze(-1), mixed.to(embedded.dtype), embedded)
+            self.fed[rows] = embedded
+        inputs["inputs_embeds"] = self.fed[: input_batch.num_tokens_after_padding]
+        return inputs
+
+    def prepare_dummy_inputs(self, num_reqs: int, num_tokens: int) -> dict:
+        inputs = super().prepare_dummy_inputs(num_reqs, num_tokens)
+        if self.off is None:
+            inputs["inputs_embeds"] = self.fed[:num_tokens]
+        return inputs
+
+    def _fed_thoughts(self, batch):
+        """
+        Where thoughts may stand in a batch: for each plan its number, rows of the batch's tokens, and their slots. What of
+        it is a thought the record knows, on the device.
+        """
+        slots = batch.idx_mapping_np[: batch.num_reqs]
+        numbers = self.pool.number[slots]
+        # A hard thought is its token.
+        feeding = [n for n in set(numbers.tolist()) - {0} if not self.pool.ruled[n].steps.plan.thought.is_token]
+        if feeding and batch.num_tokens == batch.num_reqs and (numbers == feeding[0]).all():
+            # A decode step under one plan: row i is request i's.
+            yield feeding[0], slice(0, batch.num_reqs), batch.idx_mapping[: batch.num_reqs].long()
+            return
+        for number in feeding:
+            rows, owners = [], []
+            for i in np.nonzero(numbers == number)[0]:
+                start, scheduled = int(batch.query_start_loc_np[i]), int(batch.num_scheduled_tokens[i])
+                # The prompt has no thoughts.
+                first = max(int(self.prompt_length[slots[i]] - batch.num_computed_tokens_np[i]), 0)
+                if first < scheduled:
+                    rows.append(np.arange(start + first, start + scheduled))
+                    owners.append(np.full(scheduled - first, slots[i]))
+            if rows:
+                yield number, self.on_device(np.concatenate(rows)), self.on_device(np.concatenate(owners))
+
+    def on_device(self, values: np.ndarray) -> torch.Tensor:
+        made = torch.from_numpy(values.astype(np.int64))
+        return made if self.device.type == "cpu" else made.pin_memory().to(self.device, non_blocking=True)
+
+
+def _table(model) -> Table:
+    """The embedding table of one of the architectures we know."""
+    backbone = model.model
+    embedding = getattr(backbone.embed_tokens, "base_layer", backbone.embed_tokens)  # under an adapter
+    method = type(getattr(embedding, "quant_method", None)).__name__
+    if method != "UnquantizedEmbeddingMethod":
+        raise RuntimeError(
+            f"The embedding table of {type(model).__name__} is kept by {method}, and mixtures are made of its plain rows. Serve "
+            "the model with an unquantised embedding table, or without trl_soft (`VLLM_PLUGINS`)."
+        )
+    shard, add = embedding.shard_indices, None
+    if embedding.tp_size > 1:
+        from vllm.distributed import tensor_model_parallel_all_reduce as add  # type: ignore[no-redef]
+    scale = float(getattr(backbone, "normalizer", 1.0))
+    return Table(lambda: embedding.weight, shard.org_vocab_start_index, shard.org_vocab_end_index, scale, add)

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The embedding table of a served model, of which each rank of a tensor-parallel group may hold a part.
+
+A rank mixes what it holds and the group adds up the (N, H) results. To look K rows up through the module would add up
+N x K x H.
+"""
+
+from collections.abc import Callable
+
+import torch
+
+from ...lookup import Lookup
+from ...rows import mix_rows
+from ...scoring import DenseLogits, entropy_of
+
+
+# Float32 copies of the table that are held at once, in numbers.
+_TILE_ELEMENTS = 2**24
+
+
+class Table(Lookup):
+    """
+    Args:
+        weight: called for the part of the table held here, (V', H) and perhaps more rows; weights may be loaded anew.
+        start (`int`), end (`int`): the tokens it is of.
+        scale (`float`): what the model multiplies its rows by.
+        add: adds a tensor up over the group; `None` where there is none.
+    """
+
+    def __init__(self, weight: Callable[[], torch.Tensor], start: int, end: int, scale: float = 1.0, add=None):
+        self.weight, self.start, self.end, self.scale, self.add = weight, start, end, scale, add
+
+    def __call__(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.mix(torch.ones_like(ids, dtype=torch.float32).unsqueeze(-1), ids.unsqueeze(-1))
+
+    def _summed(self, part: torch.Tensor) -> torch.Tensor:
+        return part if self.add is None else self.add(part)
+
+    def mix(self, weights: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        """`sum_k w_k e_{i_k}` in float32 at least: `weights`, `ids` (N, K) -> (N, H)."""
+        if self.add is not None:
+            here = (ids >= self.start) & (ids < self.end)
+            ids, weights = torch.where(here, ids - self.start, 0), weights * here
+        return self._summed(mix_rows(weights, ids, self.weight())) * self.scale
+
+    def mix_all(self, p: torch.Tensor) -> torch.Tensor:
+        """`sum_v p_v e_v` in float32: (N, V) -> (N, H)."""
+        weight, count = self.weight(), self.end - self.start
+        tile = max(1, _TILE_ELEMENTS // weight.size(1))
+        mixed = torch.zeros(len(p), weight.size(1), dtype=torch.float32, device=p.device)
+        for first in range(0, count, tile):
+            last = min(first + tile, count)
+            mixed += p[:, self.start + first : self.start + last] @ weight[first:last].float()
+        return self._summed(mixed) * self.scale
+
+    def rms(self) -> float:
+        """Per-element RMS of what the model embeds, over the whole table."""
+        weight = self.weight()[: self.end - self.start].float()
+        sums = torch.stack([weight.square().sum(), torch.tensor(float(weight.numel()), device=weight.device)])
+        total, count = self._summed(sums.double()).tolist()
+        return (total / count) ** 0.5 * self.scale
+
+
+class ServedLogits(DenseLogits):
+    """Logits of a step, with the table and the head of a served model behind them."""
+
+    def __init__(self, logits, table: Table, dtype: torch.dtype, hidden=None, project=None):
+        super().__init__(logits, dtype=dtype, hidden=hidden, project=project)
+        self.served = table
+
+    def __getitem__(self, rows) -> "ServedLogits":
+        hidden = None if self.hidden is None else self.hidden[rows]
+        return ServedLogits(self.logits[rows], self.served, self.dtype, hidden, self.project)
+
+    def of_hidden(self, hidden: torch.Tensor) -> "ServedLogits":
+        assert self.project is not None
+        return ServedLogits(self.project(hidden), self.served, self.dtype, hidden, self.project)
+
+    def mixture(self, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+        log_p = torch.log_softmax(self.logits / temperature, dim=-1)
+        return self.served.mix_all(log_p.exp()), entropy_of(log_p)

@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TRL's `use_vllm` with soft thoughts: its `VLLMGeneration`, of which each call to vLLM is ours.
+
+TRL gathers the prompts, syncs the weights, sends each process its share and corrects for the mismatch between the policy
+that drew and the one that scores. Between those, `LLM.generate` (colocate) or the client's `generate` (server) is ours for
+the length of a call: each prompt's request has its own key, and records come back with the tokens.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list
+from transformers import AutoConfig
+from transformers.utils import logging
+
+from ...thoughts import Hard
+from .client import Ask, ServerLost, complete, joined
+from .layout import layout_of
+
+
+logger = logging.get_logger(__name__)
+EXTENSION = "trl_soft.rollout.vllm.worker.SoftWorker"
+
+
+@contextmanager
+def engine_arguments(args) -> Iterator[None]:
+    """
+    While a trainer is built: the engine that TRL starts (colocate) has our worker, and records as long as completions.
+    TRL has no seam for engine arguments.
+    """
+    if not args.use_vllm or args.vllm_mode != "colocate":
+        yield
+        return
+    import trl.generation.vllm_generation as module
+
+    from .plugin import register
+
+    register()  # where trl_soft is on the path and not installed, vLLM does not find it by itself
+    original = module.LLM
+
+    @functools.wraps(original, updated=())
+    def engine(*positional, **options):
+        sizes = {"record_length": args.max_completion_length}
+        options.setdefault("additional_config", {"trl_soft": sizes | _record_bytes(args, options["model"])})
+        options.setdefault("worker_extension_cls", EXTENSION)
+        return original(*positional, **options)
+
+    module.LLM = engine
+    try:
+        yield
+    finally:
+        module.LLM = original
+
+
+def _record_bytes(args, folder: str) -> dict:
+    config = AutoConfig.from_pretrained(folder).get_text_config()
+    kinds = [args.make_thought(Hard(), 1.0, evaluation) for evaluation in (False, True)]
+    for kind in kinds:
+        kind.top_k = min(getattr(kind, "top_k", 0), config.vocab_size)
+    # As wide as float32 embeddings: the engine may run in another precision than the config names.
+    widths = [layout_of(kind, config.vocab_size, config.hidden_size, torch.float32).width for kind in kinds]
+    return {"record_bytes": max(widths)}
+
+
+class SoftVLLM:
+    """
+    A trainer's `vllm_generation`. All but `generate` is TRL's.
+
+    Args:
+        inner (`trl.generation.vllm_generation.VLLMGeneration`).
+        ask: called with the number of prompts on this process for the `Ask` of a rollout over all processes.
+        keep: called with the `Rollout` of this process's completions.
+        urls: further servers, beside the one that TRL speaks to.
+        retries (`int`): how often a rollout whose server was lost is drawn again.
+    """
+
+    def __init__(
+        self, inner, ask: Callable[[int], Ask], keep: Callable[[Any], None], urls: Sequence[str] = (), retries=1
+    ):
+        self.inner, self.ask, self.keep, self.retries = inner, ask, keep, retries
+        self.clients = [inner.vllm_client] if inner.mode == "server" and inner.accelerator.is_main_process else []
+        self.count = 1 + len(urls)
+        if self.clients:
+            kind, timeout = type(inner.vllm_client), inner.server_timeout
+            for i, url in enumerate(urls):
+                port = inner.group_port + 1 + i
+                self.clients.append(kind(base_url=url, group_port=port, connection_timeout=timeout))
+                self.clients[-1].init_communicator(device=inner.accelerator.device)
+
+    def __getattr__(self, name: str):
+        return getattr(self.inner, name)
+
+    def sync_weights(self) -> None:
+        """To every server, one after the other: each pass gathers the weights anew."""
+        if self.inner.mode == "colocate":
+            self.inner.sync_weights()
+            return
+        for i in range(self.count):
+            with self._client(i):
+                self.inner.sync_weights()
+
+    @contextmanager
+    def _client(self, i: int):
+        if not self.clients:  # not the main process
+            yield
+            return
+        own, self.inner.vllm_client = self.inner.vllm_client, self.clients[i]
+        try:
+            yield
+        finally:
+            self.inner.vllm_client = own
+
+    def generate(self, prompts, images, num_generations: int, profiler=None):
+        """As TRL's, but that log-probabilities are those of thoughts and tokens as drawn, and the `Rollout` is kept."""
+        ask = self.ask(len(prompts))
+        if self.inner.mode == "colocate":
+            prompt_ids, parts = self._colocate(ask, prompts, images, num_generations, profiler)
+        else:
+            prompt_ids, parts = self._serve(ask, prompts, images, num_generations, profiler)
+        rollout = joined(parts, ask.plan)
+        self.keep(rollout)
+        ids = [part.completion_ids[0].tolist() for part in parts]
+        logprobs = [[[value] for value in part.record.log_probs[0].tolist()] for part in parts]
+        return prompt_ids, ids, logprobs, None
+
+    def _colocate(self, ask: Ask, prompts, images, num_generations, profiler):
+        llm, parts = self.inner.llm, []
+        original = llm.generate
+
+        def generate(rows, sampling_params, **options):
+            params = []
+            for number in range(len(rows)):
+                own = sampling_params.clone()
+                own.extra_args, own.logprobs = ask.keys(number, number), None
+                own.ignore_eos, own.stop_token_ids = True, list(ask.plan.eos_token_ids)
+                own._all_stop_token_ids = set(own.stop_token_ids)
+                params.append(own)
+            outputs = original(rows, sampling_params=params, **options)
+            order = [(f"{ask.name}-{number}", 0) for number in range(len(rows))]
+            (bulks,) = llm.collective_rpc("pop_soft_records", args=([name for name, _ in order],))
+            parts.extend(ask.rollouts(bulks, order))
+            return outputs
+
+        llm.generate = generate
+        try:
+            prompt_ids, texts, *_ = self.inner.generate(prompts, images, num_generations, profiler)
+        finally:
+            del llm.generate
+        if self.inner.tensor_parallel_size > 1:
+            # Every rank of the group has drawn all of its prompts; TRL has taken this rank's, and so do we.
+            first = torch.distributed.get_rank(group=self.inner.tp_group) * len(prompts)
+            parts = parts[first : first + len(prompts)]
+        for text, part in zip(texts, parts, strict=True):
+            if list(text)[: part.completion_ids.size(1)] != part.completion_ids[0].tolist():
+                raise RuntimeError("vLLM's text and our record of it differ, so the records are of other requests.")
+        return prompt_ids, parts
+
+    def _serve(self, ask: Ask, prompts, images, num_generations, profiler):
+        for attempt in range(self.retries + 1):
+            prompt_ids, _, _, found = self._try(ask, prompts, images, num_generations, profiler)
+            # What went wrong on the main process comes to all of them in the records' place.
+            wrong = next((part for part in found if isinstance(part, (ServerLost, ValueError))), None)
+            if wrong is None:
+                return prompt_ids, found
+            if isinstance(wrong, ValueError):
+                raise wrong
+            if attempt == self.retries:
+                raise ServerLost(
+                    f"A rollout was drawn {attempt + 1} times and its server was lost each time; nothing was trained on it. "
+                    f"Look at the server's log; the last thing seen was: {wrong}"
+                ) from wrong
+            logger.warning(
+                f"The rollout's server was lost ({wrong}). It is drawn again, whole, once the server is back."
+            )
+            self._wait()
+            self.sync_weights()
+
+    def _wait(self) -> None:
+        """Until every server is up; with the weights it was started with, and no group to send others by."""
+        problem: list = [None]
+        for client in self.clients:
+            try:
+                client.close_communicator()
+                client.check_server(self.inner.server_timeout)
+                client.init_communicator(device=self.inner.accelerator.device)
+            except Exception as error:
+                problem = [ServerLost(f"{client.base_url} did not come back: {error}")]
+                break
+        broadcast_object_list(problem, from_process=0)
+        if problem[0] is not None:
+            raise problem[0]
+
+    def _try(self, ask: Ask, prompts, images, num_generations, profiler):
+        if not self.clients:
+            return self.inner.generate(prompts, images, num_generations, profiler)
+        client = self.inner.vllm_client
+        urls = [of.base_url for of in self.clients]
+
+        def generate(prompts, n, **ignored):
+            try:
+                parts: list = complete(urls, client.model, prompts, n, ask)
+            except (ServerLost, ValueError) as error:
+                # Raised here it would leave the other processes waiting for their share.
+                parts = [type(error)(str(error))] * (len(prompts) * n)
+            nothing: list[list[int]] = [[]] * len(parts)
+            return {"prompt_ids": prompts, "completion_ids": nothing, "logprobs": None, "logprob_token_ids": parts}
+
+        client.generate = generate
+        try:
+            return self.inner.generate(prompts, images, num_generations, profiler)
+        finally:
+            del client.generate
