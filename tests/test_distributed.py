@@ -8,24 +8,19 @@ The worlds are the ones of `recipes/accelerate`, launched on CPU over gloo. FSDP
 import functools
 import json
 import math
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from tests.distributed.cases import CASES, WORLDS, cases_of
+from tests.distributed.launch import HERE, LAUNCH, RECIPES, environment
 from tests.distributed.models import save_models
 from trl_soft import ThinkingSettings
 
 
-ROOT = Path(__file__).parent.parent
-HERE = ROOT / "tests" / "distributed"
-RECIPES = ROOT / "recipes" / "accelerate"
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
 # What a wrapper says of itself. accelerate can start one process, or another wrapper, without a word.
 EXPECTED: dict[str, dict] = {
     "ddp": {"wrapper": "DistributedDataParallel", "zero_stage": 0, "weights_here": 1.0, "offload": []},
@@ -37,21 +32,6 @@ EXPECTED: dict[str, dict] = {
 # bf16 keeps 8 bits: each rounding is off by up to 2^-9, and a gradient passes a dozen of them in series. The largest
 # difference seen is 1.5 % of the update; twenty roundings are 4 %.
 BF16 = 20 * 2**-9
-
-
-def environment() -> dict[str, str]:
-    """Of a launched world: offline, on the CPU, one thread a process."""
-    # DeepSpeed compiles an operator when it is first used. In a cache of this environment's own nobody else compiles, so
-    # a lock found there was left by a run that was killed, and waiting for it would never end.
-    extensions = Path(sys.prefix) / "torch_extensions"
-    for lock in extensions.rglob("lock"):
-        lock.unlink()
-    return {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-        "TORCH_EXTENSIONS_DIR": str(extensions),
-    }
 
 
 @pytest.fixture(scope="module")

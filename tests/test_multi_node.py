@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.test_distributed import HERE, LAUNCH, RECIPES, ROOT, environment
+from tests.distributed.launch import HERE, LAUNCH, RECIPES, ROOT, environment
 
 
 PRIVATE = ["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
