@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The plugin's arithmetic without vLLM: a pool of requests against the slots of a rollout, records, requests, refusals."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -407,6 +408,12 @@ def config(**changes):
 def test_engines_that_cannot_think_softly(change, word):
     assert frontend.why_off(config()) is None
     assert word in frontend.why_off(config(**change))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
+def test_a_trainer_without_vllm_says_what_to_install(tmp_path):
+    with pytest.raises(ImportError, match=r"pip install trl_soft\[vllm\]"):
+        tiny.trainer(tmp_path, use_vllm=True)
 
 
 # The contract

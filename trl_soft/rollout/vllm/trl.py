@@ -9,6 +9,7 @@ the length of a call: each prompt's request has its own key, and records come ba
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -31,6 +32,11 @@ def engine_arguments(args) -> Iterator[None]:
     While a trainer is built: the engine that TRL starts (colocate) has our worker, and records as long as completions.
     TRL has no seam for engine arguments.
     """
+    if args.use_vllm and find_spec("vllm") is None:
+        raise ImportError(
+            "`use_vllm` is set and vLLM is not installed. Install it, `pip install trl_soft[vllm]`, or set `use_vllm: false`: "
+            "rollouts then run on the training model itself."
+        )
     if not args.use_vllm or args.vllm_mode != "colocate":
         yield
         return
