@@ -110,8 +110,3 @@ def test_colocated_rloo(folder, on_a_cpu, tmp_path):
     for our_log, their_log in zip(our_logs, their_logs, strict=True):
         assert our_log.get("reward") == pytest.approx(their_log.get("reward"), abs=2e-4)
     assert_moved_alike(our_parameters, their_parameters)
-
-
-def test_a_text_that_ends_thoughts_is_refused(folder, on_a_cpu, tmp_path):
-    with pytest.raises(ValueError, match="no added token of this tokenizer"):
-        tiny.trainer(tmp_path, folder, **SHARED, **VLLM, end_of_thinking="1;")
