@@ -3,6 +3,7 @@
 
 import importlib.util
 import json
+import random
 import subprocess
 import sys
 from itertools import pairwise
@@ -15,8 +16,10 @@ import torch
 from tests import tiny
 from trl_soft import ThinkingSettings
 from trl_soft.rollout import Key
+from trl_soft.rollout.matcher import EndMatcher, table_of
 from trl_soft.rollout.plan import make_plan
 from trl_soft.rollout.state import Slots
+from trl_soft.rollout.stop import EndOfThinking
 from trl_soft.rollout.vllm import compat, frontend
 from trl_soft.rollout.vllm.layout import Layout, layout_of
 from trl_soft.rollout.vllm.pool import UNDO, Pool
@@ -258,6 +261,74 @@ def test_a_table_in_parts(parts):
         assert tables[0].rms() == pytest.approx(2 * TABLE.square().mean().sqrt().item())
 
 
+# Texts that end thoughts
+
+PIECES = ["", "a", "b", "ab", "aba", "abab", "xaba", "c", "babaab", " ", "aab"]
+
+
+@pytest.mark.parametrize("text", ["abab", "a", "aab", "abcab", "ab ab"])
+def test_a_text_as_a_table(text):
+    """Against `endswith`, however the text is cut into tokens; the state is the longest prefix that the shadow ends with."""
+    table = table_of(text, PIECES)
+    for seed in range(300):
+        draw, shadow, state = random.Random(seed), "", 0
+        for _ in range(12):
+            token = draw.randrange(len(PIECES))
+            shadow, state = shadow + PIECES[token], int(table[state, token])
+            assert state == max(k for k in range(len(text) + 1) if shadow.endswith(text[:k]))
+            assert (state == len(text)) == shadow.endswith(text)
+
+
+@pytest.mark.parametrize("text", ["1;", "=", "12-"])
+def test_a_text_ends_thoughts_as_decoding_does(text):
+    """The same completions as the slots that decode, go back and close; a token whose text has it is enough."""
+    made = plan({"end_of_thinking": text, "thinking_top_k": 20, "thinking_top_p": 1.0, "max_thinking_length": 12})
+    theirs = Slots(6, made, Key(3, 0, torch.arange(6)), V, torch.device("cpu"))
+    theirs.admit(list(range(6)), list(range(6)), [[2, 5]] * 6, [STEPS] * 6)
+    rules = json.loads(spec({"soft_thought": "gumbel", "soft_end_of_thinking": text, "soft_thinking_top_k": 20,
+                             "soft_thinking_top_p": 1.0, "soft_max_thinking_length": 12})[0]["rules"])  # fmt: skip
+    served_plan = plan_of(json.dumps(rules), vocab_size=V, max_length=C, tokenizer=tiny.tokenizer)
+    pool, (number,) = pool_of(served_plan)
+    pool.admit(list(range(6)), [number] * 6, [(3, 0, i) for i in range(6)], [2] * 6, [STEPS] * 6)
+    at = [0] * 6  # each slot's own step, since those that close late go back
+    for _ in range(3 * STEPS):
+        at = theirs.all.t.tolist()
+        if not theirs.all.active.any():
+            break
+        rows = [logits(i, t) for i, t in enumerate(at)]
+        theirs.advance(6, ServedLogits(torch.stack(rows), whole(), torch.float32), every_row=False)
+        theirs.close_matched({i: [2, 5] for i in range(6)}, 1)
+    for t in range(STEPS):
+        draw(pool, number, {i: i for i in range(6)}, t)
+    result = theirs.result(list(range(6)))
+    assert 0 < sum(result.thinking_cut.tolist()) < 6 or text == "="
+    assert_same(read(pool, list(range(6)), made), result)
+
+
+def test_texts_that_no_table_can_have():
+    with pytest.raises(ValueError, match="is not ASCII"):
+        EndMatcher(SimpleNamespace(text="\u00e9", ids=[1]), V)
+
+    class Reversing:
+        """Writes its tokens backwards."""
+
+        tokenizer = tiny.tokenizer()
+
+        def __len__(self):
+            return len(self.tokenizer)
+
+        def decode(self, ids, **kwargs):
+            return self.tokenizer.decode(ids[::-1], **kwargs)
+
+        def batch_decode(self, rows, **kwargs):
+            return [self.decode(row, **kwargs) for row in rows]
+
+    end = EndOfThinking(tiny.tokenizer(), "1;")
+    end.tokenizer = Reversing()
+    with pytest.raises(ValueError, match="do not write their characters one after the other"):
+        EndMatcher(end, V)
+
+
 # Requests
 
 
@@ -339,7 +410,6 @@ def test_names_of_records():
     "extra, changes, sentence",
     [
         ({"soft_thougth": "soft"}, {}, "nearest known is `soft_thought`"),
-        ({"soft_end_of_thinking": "1;"}, {}, "no added token of this tokenizer"),
         ({"soft_thinking_top_k": 99}, {}, "only 26 tokens"),
         ({"soft_max_thinking_length": C}, {}, "no room is left for an answer"),
         ({"soft_seed": 1.5}, {}, "`soft_seed` is 1.5, but it must be a finite whole number"),
@@ -420,10 +490,10 @@ def test_a_trainer_without_vllm_says_what_to_install(tmp_path):
 
 
 def test_versions_outside_the_window(monkeypatch):
-    for version in ((0, 23), (0, 33), (1, 0)):
+    for version in ((0, 23), (0, 32), (1, 0)):
         monkeypatch.setattr(compat, "vllm_version", lambda version=version: version)
         with pytest.raises(
-            compat.ContractError, match=r"soft thinking was made for 0\.24 up to, not including, 0\.33"
+            compat.ContractError, match=r"soft thinking was made for 0\.24 up to, not including, 0\.32"
         ):
             compat.check()
 

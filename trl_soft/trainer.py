@@ -32,6 +32,7 @@ from .rollout import ENGINES, Key, assemble
 from .rollout.base import positions
 from .rollout.cache import check_slots
 from .rollout.gather import unsharded
+from .rollout.matcher import EndMatcher
 from .rollout.plan import make_plan, table_rms
 from .rollout.vllm.client import Ask
 from .rollout.vllm.trl import SoftVLLM, engine_arguments
@@ -153,10 +154,7 @@ class SoftTokensMixin(_Host):
         """Let TRL's vLLM think softly."""
         end = self._plans["train"].stop.end
         if not end.is_token:
-            raise ValueError(
-                f"`end_of_thinking` is {end.text!r}, which is no added token of this tokenizer. vLLM cannot stop to decode a "
-                "thought's text at every step: name a token, or set `use_vllm: false`."
-            )
+            EndMatcher(end, self.model.config.get_text_config().vocab_size)  # or refuse, before anything is generated
 
         def ask(rows: int) -> Ask:
             generation, first = self._numbers(rows)

@@ -7,7 +7,6 @@ import os
 import random
 import signal
 import socket
-import sys
 import time
 from collections import Counter
 from multiprocessing.connection import Connection
@@ -18,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests import tiny
+from tests.distributed.launch import environment
 from tests.kill.world import WORLDS, phase_of, train, warm
 
 
@@ -78,10 +78,7 @@ def prepare(folder: Path) -> None:
     """The model that every run under `folder` starts from, and a server that has imported what runs need."""
     tiny.model().save_pretrained(folder / "model")
     tiny.tokenizer().save_pretrained(folder / "model")
-    # DeepSpeed compiles an operator when it is first used. A lock found there was left by a process that was killed.
-    os.environ["TORCH_EXTENSIONS_DIR"] = str(Path(sys.prefix) / "torch_extensions")
-    for lock in Path(os.environ["TORCH_EXTENSIONS_DIR"]).rglob("lock"):
-        lock.unlink()
+    os.environ["TORCH_EXTENSIONS_DIR"] = environment()["TORCH_EXTENSIONS_DIR"]
     process = _CONTEXT.Process(target=warm)
     process.start()
     assert wait([process], PATIENCE)

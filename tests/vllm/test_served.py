@@ -29,6 +29,7 @@ STOPS = [
     {"answer_prefill": ["=a", "b+"], "max_thinking_length": 5},
     {"cold_stop_entropy": 2.0, "cold_stop_length": 2, "thinking_temperature": 1.0},
     {"max_answer_length": 3, "max_thinking_length": 5},
+    {"end_of_thinking": "1;", "thinking_top_k": 20, "thinking_top_p": 1.0},
 ]
 
 
@@ -239,7 +240,6 @@ def test_records_leave_once_and_only_if_asked_for(llm):
 REFUSED = [
     ({"soft_thougt": "gumbel"}, {}, "nearest known is `soft_thought`"),
     ({"soft_thought": "gumble"}, {}, "no kind of thought"),
-    ({"soft_end_of_thinking": "1;"}, {}, "no added token of this tokenizer"),
     ({"soft_max_thinking_length": 100}, {}, "no room is left for an answer"),
     ({}, {"presence_penalty": 0.5}, "`presence_penalty` is 0.5"),
     ({}, {"min_tokens": 3}, "`min_tokens` is 3"),

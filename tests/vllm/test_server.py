@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from tests import tiny
 from tests.vllm import served
 from tests.vllm.served import PROMPTS, needs_vllm
-from tests.vllm.test_colocate import SHARED, steps
+from tests.vllm.test_colocate import SHARED, assert_moved_alike, steps
 from tests.vllm.test_served import assert_same
 from trl_soft import ThinkingSettings
 from trl_soft.rollout.vllm import client
@@ -198,8 +198,7 @@ def test_served_steps_are_in_process_steps(server, folder, pushed, monkeypatch, 
     for our_log, their_log in zip(our_logs, their_logs, strict=True):
         assert our_log.get("reward") == pytest.approx(their_log.get("reward"), abs=2e-4)
         assert our_log.get("thinking/mean_length") == their_log.get("thinking/mean_length")
-    for name, value in our_parameters.items():
-        torch.testing.assert_close(value, their_parameters[name], rtol=0, atol=1e-3)
+    assert_moved_alike(our_parameters, their_parameters)
 
 
 def test_a_server_that_does_not_come_back(server, folder, pushed, monkeypatch, tmp_path):

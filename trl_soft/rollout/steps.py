@@ -12,6 +12,7 @@ from ..noise import KeyedNoise
 from ..scoring import DenseLogits
 from ..thoughts import Hard
 from .base import Plan, packed
+from .matcher import EndMatcher
 
 
 # One entry a slot.
@@ -26,6 +27,7 @@ NUMBERS = (
     "calm",  # cold steps in a row
     "thinking_length",  # thoughts drawn, the closing step among them
     "close_at",  # position whose thought is the last, where only its text could tell; -1 is none
+    "matched",  # characters of the text that ends a thought, with which the shadow ends
 )
 FLAGS = (
     "active",  # False once it has finished
@@ -81,6 +83,7 @@ class Steps:
         self.eos = torch.tensor(plan.eos_token_ids, dtype=torch.long, device=device)
         end = plan.stop.end
         self.end = torch.tensor(end.ids[0] if end.is_token else -1, device=device)
+        self.matches = end.table.to(device) if isinstance(end, EndMatcher) else None
         self.one_sampler = isinstance(plan.thought, Hard) and plan.thought.same_as(plan.answer)
         self._drawn: Any = None
 
@@ -116,6 +119,10 @@ class Steps:
             (action, token), scored = thought.sample(drawn_from, noise), None
         ends_all = self._is_eos(token)
         ended = ((token == self.end) | (rows.of(now.close_at) == rows.of(now.t))) & ~ends_all
+        if self.matches is not None:
+            matched = self.matches[rows.of(now.matched), token].long()
+            rows.put(now.matched, matched)
+            ended = (matched == len(self.matches) - 1) & ~ends_all
         closed = ended | ends_all
         if thought.closes_one_hot:
             action = thought.close(action, closed, token)

@@ -6,7 +6,7 @@ import inspect
 from importlib.metadata import PackageNotFoundError, version
 
 
-FIRST, BEFORE = (0, 24), (0, 33)
+FIRST, BEFORE = (0, 24), (0, 32)
 # What each hook is called with; more parameters than these are vLLM's own business.
 _GPU = "vllm.v1.worker.gpu"
 _CALLS = {

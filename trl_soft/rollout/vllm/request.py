@@ -14,6 +14,7 @@ The sampling parameters of the request are the answer's. What is unset comes fro
 """
 
 import difflib
+import functools
 import json
 import secrets
 from dataclasses import fields
@@ -22,7 +23,9 @@ from typing import Any
 from ...settings import ThinkingSettings, check_number
 from ...thoughts import Hard
 from ..base import Plan
+from ..matcher import EndMatcher
 from ..plan import make_plan, plan_of_ids
+from ..stop import EndOfThinking
 
 
 PREFIX = "soft_"
@@ -182,17 +185,13 @@ def spec_of(
     )
     end = plan.stop.end
     if not end.is_token:
-        raise ValueError(
-            f"`end_of_thinking` is {end.text!r}, which is no added token of this tokenizer. A server cannot stop to decode "
-            "a thought's text at every step: name a token, as `</think>` is for reasoning models, or use the in-process "
-            "engine."
-        )
+        matcher(tokenizer, end.text, vocab_size)  # or refuse
     rules = {
         "settings": {name: value for name, value in settings.thinking_dict().items() if value != _SETTINGS[name]},
         "evaluation": evaluation,
         "answer": answer,
         "repetition_penalty": params.repetition_penalty,
-        "end": end.ids[0],
+        "end": end.ids[0] if end.is_token else end.text,
         "forced": [list(ids) for ids in plan.forced],
         "eos": eos,
         "pad": plan.pad_token_id,
@@ -218,18 +217,30 @@ class Ends:
         self.ids = [token]
 
 
-def plan_of(rules: str, *, vocab_size: int, max_length: int, rms=None) -> Plan:
+@functools.lru_cache(maxsize=8)
+def matcher(tokenizer, text: str, vocab_size: int) -> EndMatcher:
+    """The text that ends thoughts as a table; tokenizers are known by identity."""
+    return EndMatcher(EndOfThinking(tokenizer, text), vocab_size)
+
+
+def plan_of(rules: str, *, vocab_size: int, max_length: int, rms=None, tokenizer=None) -> Plan:
     """
     The plan of a spec's rules.
 
     Args:
         rms: called for the RMS of the table where the settings name none and a thought's sigma is a share of it.
+        tokenizer: called for the tokenizer where a text ends thoughts.
     """
     of = json.loads(rules)
+    if isinstance(of["end"], str):
+        assert tokenizer is not None
+        end: Any = matcher(tokenizer(), of["end"], vocab_size)
+    else:
+        end = Ends(of["end"])
     settings = ThinkingSettings(**of["settings"])
     return plan_of_ids(
         settings,
-        Ends(of["end"]),  # type: ignore[arg-type]
+        end,
         (of["forced"][0], of["forced"][1]),
         Hard(*of["answer"]),
         vocab_size=vocab_size,

@@ -5,6 +5,7 @@ The one rule: a position of the completion that the record knows as a thought is
 latest, part of a chunk, or read again after the request had lost its place. Nothing here waits for the device.
 """
 
+import functools
 from collections import OrderedDict
 from collections.abc import Iterable
 
@@ -146,10 +147,22 @@ class SoftModelState(DefaultModelState):
     def _number(self, rules: str) -> int:
         number = self.pool.known(rules)
         if number is None:
-            plan = plan_of(rules, vocab_size=self.vocab_size, max_length=self.pool.length, rms=self.rms)
+            plan = plan_of(
+                rules, vocab_size=self.vocab_size, max_length=self.pool.length, rms=self.rms, tokenizer=self.tokenizer
+            )
             layout = layout_of(plan.thought, self.vocab_size, self.inputs_embeds_size, self.dtype)
             number = self.pool.add(rules, plan, layout)
         return number
+
+    @functools.cache  # noqa: B019 (there is one state in a process)
+    def tokenizer(self):
+        """Read when the first text that ends thoughts asks for it."""
+        from transformers import AutoTokenizer
+
+        config = self.model_config
+        return AutoTokenizer.from_pretrained(
+            config.tokenizer, revision=config.tokenizer_revision, trust_remote_code=config.trust_remote_code
+        )
 
     def rms(self) -> float:
         """Of the embedding table, as it was when the first thought asked for it."""
