@@ -452,6 +452,37 @@ def test_a_signal_during_a_save_needs_no_other_save(tmp_path):
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
 
 
+@pytest.mark.parametrize("when", ["rollout", "evaluation"])
+def test_a_signal_leaves_no_time_to_evaluate(tmp_path, when):
+    """The checkpoint is written without the rest of the evaluation, and kept beside the best, which is not loaded."""
+    evaluated = []
+
+    def reward(completion_ids, trainer_state, **kwargs):
+        training = trainer.model.training
+        if trainer_state.global_step == 3 and training and when == "rollout":
+            os.kill(os.getpid(), signal.SIGTERM)
+        if not training:
+            evaluated.append(trainer_state.global_step)
+            if trainer_state.global_step == 4 and when == "evaluation":
+                os.kill(os.getpid(), signal.SIGTERM)
+        return [-float(trainer_state.global_step)] * len(completion_ids)
+
+    settings = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 1}
+    settings |= {"eval_strategy": "steps", "eval_steps": 2, "per_device_eval_batch_size": 4, "num_generations_eval": 4}
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "reward", "greater_is_better": True}
+    settings |= {"eval_dataset": tiny.prompts(1), **best}
+    trainer = tiny.trainer(tmp_path, reward_funcs=reward, **settings)
+    with pytest.raises(SystemExit) as caught:
+        trainer.train()
+    assert caught.value.code == 143
+    assert evaluated.count(2) == 4 and evaluated.count(4) == (when == "evaluation")
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-2")
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint-4").state_dict()
+    assert all(torch.equal(value, saved[name]) for name, value in trainer.model.state_dict().items())
+    assert not json.loads((tmp_path / "checkpoint-4" / "progress_0.json").read_text())["metrics"].get("eval")
+
+
 def test_transformers_own_way_with_sigterm_is_refused(tmp_path):
     with pytest.raises(ValueError, match="middle of a step"):
         tiny.config(tmp_path, enable_jit_checkpoint=True)
