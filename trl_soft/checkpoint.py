@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import re
+import resource
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -224,6 +225,19 @@ def reason(error: BaseException, directory: str) -> str:
     text = f"{type(error).__name__}: {error}"
     full = isinstance(error, OSError) and error.errno in _FULL
     if full or any(words in str(error) for words in _FULL_WORDS):
-        free = shutil.disk_usage(directory).free
-        text += f" (the disk of {directory} is full: {free / 1e6:.1f} MB are free)"
+        while not os.path.isdir(directory) and directory != os.path.dirname(directory):
+            directory = os.path.dirname(directory)
+        free = f"{shutil.disk_usage(directory or '.').free / 1e6:.1f} MB are free"
+        code, limit = getattr(error, "errno", None), resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+        disk_itself = code == errno.ENOSPC or "No space left" in str(error)
+        if code == errno.EDQUOT or "Disk quota" in str(error):
+            text += f" (the quota on the disk of {directory} is used up, though {free})"
+        elif not disk_itself and limit != resource.RLIM_INFINITY:
+            text += (
+                f" (a file may have {limit / 1e6:.1f} MB at most, by `ulimit -f`; {free} on the disk of {directory})"
+            )
+        elif code == errno.EFBIG or "File too large" in str(error):
+            text += f" (the file system of {directory} does not allow a file that large; {free})"
+        else:
+            text += f" (the disk of {directory} is full: {free})"
     return text
