@@ -22,7 +22,7 @@ from examples.grpo_soft import Arguments, main
 from tests import tiny
 from tests.kill.chain import PATIENCE, chain, difference, end, log_of, prepare, start, wait
 from tests.test_algorithms import rloo_config
-from trl_soft import SoftGRPOConfig, SoftGRPOTrainer, SoftRLOOTrainer, ThinkingSettings, checkpoint
+from trl_soft import SoftGRPOConfig, SoftGRPOTrainer, SoftRLOOTrainer, ThinkingSettings, checkpoint, resume
 from trl_soft.checkpoint import CheckpointError
 from trl_soft.config import SoftParser
 from trl_soft.evaluate.benchmarks import get_preset
@@ -171,6 +171,29 @@ def test_a_torn_checkpoint_is_refused_and_the_last_good_one_offered(tmp_path, wr
             run_of(folder).train(wanted)
 
 
+def test_what_was_written_last_is_taken_whatever_its_step(tmp_path, written, monkeypatch):
+    """A run that starts afresh where another one had been is told so, and goes on from its own checkpoint."""
+    shutil.copytree(written, tmp_path / "run")
+    told = []
+    monkeypatch.setattr(resume.logger, "warning", told.append)
+    run_of(tmp_path / "run", max_steps=1).train()
+    assert "holds 3 of another run's checkpoints, up to checkpoint-3." in told[0]
+    trainer = run_of(tmp_path / "run", max_steps=2)
+    trainer.train("auto")
+    assert trainer._resumed_from == str(tmp_path / "run" / "checkpoint-1")
+    assert "because written earlier: checkpoint-3, checkpoint-2. Resuming" in told[1]
+    run_of(tmp_path / "run", max_steps=2).train(str(tmp_path / "run" / "checkpoint-1"))
+    assert "checkpoint-2 was written later" in told[2]
+
+
+def test_a_renamed_checkpoint_is_refused(tmp_path, written):
+    shutil.copytree(written / "checkpoint-3", tmp_path / "checkpoint-2")
+    with pytest.raises(CheckpointError, match=r"holds step 3, so it has been renamed"):
+        run_of(tmp_path).train(str(tmp_path / "checkpoint-2"))
+    with pytest.raises(CheckpointError, match=r"None of the 1.*holds step 3"):
+        run_of(tmp_path).train("auto")
+
+
 def test_without_a_checkpoint(tmp_path):
     with pytest.raises(CheckpointError, match=r"holds no checkpoint.*`auto`"):
         run_of(tmp_path).train(True)
@@ -304,11 +327,11 @@ def test_rotation_keeps_the_best_and_the_latest(tmp_path):
 
 def test_the_oldest_goes_first_whatever_its_step(tmp_path):
     """A run that went back to an earlier checkpoint keeps what it has written since; a half-deleted folder goes first."""
-    for age, step in enumerate((5, 6, 2, 3), start=1):
+    for step in (5, 6, 2, 3):
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
         checkpoint.seal(str(folder), {}, {})
-        os.utime(folder / checkpoint.MANIFEST, (age, age))
+        os.utime(folder / checkpoint.MANIFEST, (step, step))  # as a copy has it, in no order
     (tmp_path / "checkpoint-9").mkdir()
     left = []
     for limit in (4, 3, 2):

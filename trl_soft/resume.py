@@ -324,19 +324,26 @@ class ResumableMixin(_Host):
     def _choose(self, directory: str, wanted: str | bool | None) -> str | None:
         """The folder to resume from, the same on every process, or `None` to start afresh."""
         if wanted is None or wanted is False:
+            if others := checkpoint.numbered(directory):
+                logger.warning(
+                    f"Training starts from the beginning in {directory}, which holds {len(others)} of another run's "
+                    f"checkpoints, up to {os.path.basename(others[0])}. They are replaced step by step, and "
+                    "`resume_from_checkpoint` would take one of them until this run has saved. Use another `output_dir`, "
+                    "or resume."
+                )
             return None
         if wanted not in (True, "auto"):
             folder = os.path.normpath(str(wanted))
             if problem := self._problem(folder):
                 raise CheckpointError(f"{problem} {self._offer(folder)}")
-            siblings = checkpoint.numbered(os.path.dirname(folder))
-            if later := [path for path in siblings if checkpoint.step_of(path) > checkpoint.step_of(folder)]:
+            siblings = checkpoint.latest(os.path.dirname(folder))
+            if siblings and os.path.realpath(siblings[0]) != os.path.realpath(folder):
                 logger.warning(
-                    f"Resuming from {folder}, though {later[0]} is later. `resume_from_checkpoint: true` would take that "
-                    "one until this run has passed it."
+                    f"Resuming from {folder}, though {siblings[0]} was written later. `resume_from_checkpoint: true` "
+                    "would take that one until this run has saved."
                 )
             return folder
-        folders = checkpoint.numbered(directory)
+        folders = checkpoint.latest(directory)
         if not folders and wanted == "auto":
             logger.warning(f"{directory} holds no checkpoint: training starts from the beginning.")
             return None
@@ -344,6 +351,11 @@ class ResumableMixin(_Host):
         for folder in folders:
             problem = self._problem(folder)
             if problem is None:
+                step = checkpoint.step_of(folder)
+                higher = [path for path in folders[len(problems) :] if checkpoint.step_of(path) > step]
+                if higher:
+                    names = ", ".join(os.path.basename(path) for path in higher)
+                    problems.append(f"Passed over, though of a later step, because written earlier: {names}.")
                 logger.warning(" ".join([*problems, f"Resuming from {folder}."]))
                 return folder
             problems.append(problem)
@@ -382,7 +394,7 @@ class ResumableMixin(_Host):
     def _offer(self, refused: str, same_run: bool = True) -> str:
         """The last good checkpoint beside one that was refused."""
         good = None
-        for folder in checkpoint.numbered(os.path.dirname(refused)):
+        for folder in checkpoint.latest(os.path.dirname(refused)):
             whole = os.path.realpath(folder) != os.path.realpath(refused) and checkpoint.problem_of(folder) is None
             if whole and (same_run or foreign(self, folder, checkpoint.read_manifest(folder)) is None):
                 good = folder
