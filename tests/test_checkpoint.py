@@ -22,7 +22,7 @@ from examples.grpo_soft import Arguments, main
 from tests import tiny
 from tests.kill.chain import PATIENCE, chain, difference, end, log_of, prepare, start, wait
 from tests.test_algorithms import rloo_config
-from trl_soft import SoftGRPOConfig, SoftGRPOTrainer, SoftRLOOTrainer, ThinkingSettings, checkpoint, resume
+from trl_soft import SoftGRPOConfig, SoftGRPOTrainer, SoftRLOOTrainer, ThinkingSettings, checkpoint, facts, resume
 from trl_soft.checkpoint import CheckpointError
 from trl_soft.config import SoftParser
 from trl_soft.evaluate.benchmarks import get_preset
@@ -217,6 +217,13 @@ def test_without_a_checkpoint(tmp_path):
         ({"seed": 8}, "`seed: 7`"),
         ({"num_iterations": 1}, "`num_iterations: 2`"),
         ({"train_dataset": tiny.prompts(5)}, "trained on 16 prompts, and this run has 20"),
+        ({"train_dataset": tiny.prompts().select([*range(1, 16), 0])}, "trained on other prompts.*digest"),
+        ({"shuffle_dataset": False}, "`shuffle_dataset: True`, and this run has `shuffle_dataset: False`"),
+        ({"temperature": 0.5}, "`temperature: 1.0`, and this run has `temperature: 0.5`"),
+        ({"max_completion_length": 20}, "`max_completion_length: 16`"),
+        ({"loss_type": "grpo"}, "`loss_type: dapo`, and this run has `loss_type: grpo`"),
+        ({"scale_rewards": "none"}, "`scale_rewards: group`, and this run has `scale_rewards: none`"),
+        ({"optim": "sgd"}, "`optim: adamw_torch(_fused)?`, and this run has `optim: sgd`"),
     ],
     ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
 )
@@ -248,6 +255,26 @@ def test_of_other_processes_other_sharding_or_weights_alone(tmp_path, written):
 def test_evaluation_may_think_otherwise_when_resumed(tmp_path, written):
     shutil.copytree(written, tmp_path / "run")
     run_of(tmp_path / "run", eval_thought="hard").train(True)
+
+
+def test_what_may_change_in_a_resumed_run(tmp_path, written):
+    shutil.copytree(written, tmp_path / "run")
+    changes = {
+        "learning_rate": 1e-4,
+        "epsilon": 0.1,
+        "logging_steps": 1,
+        "save_steps": 2,
+        "lr_scheduler_type": "constant",
+    }
+    trainer = run_of(tmp_path / "run", **changes)
+    trainer.train(True)
+    assert trainer.state.global_step == 4
+    folder = str(tmp_path / "run" / "checkpoint-3")
+    theirs = checkpoint.read_manifest(folder)
+    theirs["schedule"]["beta"] = 0.1
+    assert "`beta: 0.1`, and this run has `beta: 0.0`" in (facts.foreign(trainer, folder, theirs) or "")
+    trainer.args.beta = 0.2
+    assert facts.foreign(trainer, folder, theirs) is None
 
 
 def test_sigma_is_a_share_of_the_table_training_started_from(tmp_path, written):
