@@ -22,7 +22,7 @@ from examples.grpo_soft import Arguments, main
 from tests import tiny
 from tests.kill.chain import PATIENCE, chain, difference, end, log_of, prepare, start, wait
 from tests.test_algorithms import rloo_config
-from trl_soft import SoftGRPOConfig, SoftGRPOTrainer, SoftRLOOTrainer, ThinkingSettings, checkpoint
+from trl_soft import SoftGRPOConfig, SoftGRPOTrainer, SoftRLOOTrainer, ThinkingSettings, checkpoint, facts, resume
 from trl_soft.checkpoint import CheckpointError
 from trl_soft.config import SoftParser
 from trl_soft.evaluate.benchmarks import get_preset
@@ -171,6 +171,29 @@ def test_a_torn_checkpoint_is_refused_and_the_last_good_one_offered(tmp_path, wr
             run_of(folder).train(wanted)
 
 
+def test_what_was_written_last_is_taken_whatever_its_step(tmp_path, written, monkeypatch):
+    """A run that starts afresh where another one had been is told so, and goes on from its own checkpoint."""
+    shutil.copytree(written, tmp_path / "run")
+    told = []
+    monkeypatch.setattr(resume.logger, "warning", told.append)
+    run_of(tmp_path / "run", max_steps=1).train()
+    assert "holds 3 of another run's checkpoints, up to checkpoint-3." in told[0]
+    trainer = run_of(tmp_path / "run", max_steps=2)
+    trainer.train("auto")
+    assert trainer._resumed_from == str(tmp_path / "run" / "checkpoint-1")
+    assert "because written earlier: checkpoint-3, checkpoint-2. Resuming" in told[1]
+    run_of(tmp_path / "run", max_steps=2).train(str(tmp_path / "run" / "checkpoint-1"))
+    assert "checkpoint-2 was written later" in told[2]
+
+
+def test_a_renamed_checkpoint_is_refused(tmp_path, written):
+    shutil.copytree(written / "checkpoint-3", tmp_path / "checkpoint-2")
+    with pytest.raises(CheckpointError, match=r"holds step 3, so it has been renamed"):
+        run_of(tmp_path).train(str(tmp_path / "checkpoint-2"))
+    with pytest.raises(CheckpointError, match=r"None of the 1.*holds step 3"):
+        run_of(tmp_path).train("auto")
+
+
 def test_without_a_checkpoint(tmp_path):
     with pytest.raises(CheckpointError, match=r"holds no checkpoint.*`auto`"):
         run_of(tmp_path).train(True)
@@ -194,6 +217,13 @@ def test_without_a_checkpoint(tmp_path):
         ({"seed": 8}, "`seed: 7`"),
         ({"num_iterations": 1}, "`num_iterations: 2`"),
         ({"train_dataset": tiny.prompts(5)}, "trained on 16 prompts, and this run has 20"),
+        ({"train_dataset": tiny.prompts().select([*range(1, 16), 0])}, "trained on other prompts.*digest"),
+        ({"shuffle_dataset": False}, "`shuffle_dataset: True`, and this run has `shuffle_dataset: False`"),
+        ({"temperature": 0.5}, "`temperature: 1.0`, and this run has `temperature: 0.5`"),
+        ({"max_completion_length": 20}, "`max_completion_length: 16`"),
+        ({"loss_type": "grpo"}, "`loss_type: dapo`, and this run has `loss_type: grpo`"),
+        ({"scale_rewards": "none"}, "`scale_rewards: group`, and this run has `scale_rewards: none`"),
+        ({"optim": "sgd"}, "`optim: adamw_torch(_fused)?`, and this run has `optim: sgd`"),
     ],
     ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
 )
@@ -225,6 +255,26 @@ def test_of_other_processes_other_sharding_or_weights_alone(tmp_path, written):
 def test_evaluation_may_think_otherwise_when_resumed(tmp_path, written):
     shutil.copytree(written, tmp_path / "run")
     run_of(tmp_path / "run", eval_thought="hard").train(True)
+
+
+def test_what_may_change_in_a_resumed_run(tmp_path, written):
+    shutil.copytree(written, tmp_path / "run")
+    changes = {
+        "learning_rate": 1e-4,
+        "epsilon": 0.1,
+        "logging_steps": 1,
+        "save_steps": 2,
+        "lr_scheduler_type": "constant",
+    }
+    trainer = run_of(tmp_path / "run", **changes)
+    trainer.train(True)
+    assert trainer.state.global_step == 4
+    folder = str(tmp_path / "run" / "checkpoint-3")
+    theirs = checkpoint.read_manifest(folder)
+    theirs["schedule"]["beta"] = 0.1
+    assert "`beta: 0.1`, and this run has `beta: 0.0`" in (facts.foreign(trainer, folder, theirs) or "")
+    trainer.args.beta = 0.2
+    assert facts.foreign(trainer, folder, theirs) is None
 
 
 def test_sigma_is_a_share_of_the_table_training_started_from(tmp_path, written):
@@ -304,11 +354,11 @@ def test_rotation_keeps_the_best_and_the_latest(tmp_path):
 
 def test_the_oldest_goes_first_whatever_its_step(tmp_path):
     """A run that went back to an earlier checkpoint keeps what it has written since; a half-deleted folder goes first."""
-    for age, step in enumerate((5, 6, 2, 3), start=1):
+    for step in (5, 6, 2, 3):
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
         checkpoint.seal(str(folder), {}, {})
-        os.utime(folder / checkpoint.MANIFEST, (age, age))
+        os.utime(folder / checkpoint.MANIFEST, (step, step))  # as a copy has it, in no order
     (tmp_path / "checkpoint-9").mkdir()
     left = []
     for limit in (4, 3, 2):
@@ -450,6 +500,37 @@ def test_a_signal_during_a_save_needs_no_other_save(tmp_path):
     with pytest.raises(SystemExit):
         tiny.trainer(tmp_path, trainer_class=Interrupted, **{**SAVING, "save_steps": 2}).train()
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
+
+
+@pytest.mark.parametrize("when", ["rollout", "evaluation"])
+def test_a_signal_leaves_no_time_to_evaluate(tmp_path, when):
+    """The checkpoint is written without the rest of the evaluation, and kept beside the best, which is not loaded."""
+    evaluated = []
+
+    def reward(completion_ids, trainer_state, **kwargs):
+        training = trainer.model.training
+        if trainer_state.global_step == 3 and training and when == "rollout":
+            os.kill(os.getpid(), signal.SIGTERM)
+        if not training:
+            evaluated.append(trainer_state.global_step)
+            if trainer_state.global_step == 4 and when == "evaluation":
+                os.kill(os.getpid(), signal.SIGTERM)
+        return [-float(trainer_state.global_step)] * len(completion_ids)
+
+    settings = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 1}
+    settings |= {"eval_strategy": "steps", "eval_steps": 2, "per_device_eval_batch_size": 4, "num_generations_eval": 4}
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "reward", "greater_is_better": True}
+    settings |= {"eval_dataset": tiny.prompts(1), **best}
+    trainer = tiny.trainer(tmp_path, reward_funcs=reward, **settings)
+    with pytest.raises(SystemExit) as caught:
+        trainer.train()
+    assert caught.value.code == 143
+    assert evaluated.count(2) == 4 and evaluated.count(4) == (when == "evaluation")
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-2")
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint-4").state_dict()
+    assert all(torch.equal(value, saved[name]) for name, value in trainer.model.state_dict().items())
+    assert not json.loads((tmp_path / "checkpoint-4" / "progress_0.json").read_text())["metrics"].get("eval")
 
 
 def test_transformers_own_way_with_sigterm_is_refused(tmp_path):

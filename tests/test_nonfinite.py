@@ -3,12 +3,15 @@
 
 import json
 import math
+import re
+import resource
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, TrainerCallback
 
+import trl_soft
 from tests import tiny
 from tests.kill.chain import PATIENCE, log_of, prepare, start, wait
 from tests.test_algorithms import rloo_config
@@ -126,6 +129,33 @@ def test_a_bad_reward_leaves_out_every_update_of_its_rollout(tmp_path):
     again = tiny.trainer(tmp_path, **{**SAVING, "nonfinite": "skip", "num_iterations": 2, "max_steps": 6})
     again.train(str(tmp_path / "checkpoint-3"))
     assert [row["nonfinite/skipped"] for row in again.state.log_history if "loss" in row] == log
+
+
+@pytest.mark.parametrize("nonfinite", ["stop", "skip"])
+def test_a_batch_that_cannot_be_written_is_told_beside_the_nan(tmp_path, monkeypatch, nonfinite):
+    """safetensors' own error too, which is no `OSError`: here of a file that may not be as large."""
+    before, told = resource.getrlimit(resource.RLIMIT_FSIZE), []
+
+    class Limited(SoftGRPOTrainer):
+        def _report(self, *args, **kwargs):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4000, before[1]))
+            try:
+                super()._report(*args, **kwargs)
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    reward = reward_with(math.nan, at=1)
+    trainer = tiny.trainer(
+        tmp_path, trainer_class=Limited, reward_funcs=reward, nonfinite=nonfinite, **{**SAVING, "max_steps": 1}
+    )
+    monkeypatch.setattr(trl_soft.nonfinite.logger, "warning", told.append)
+    sentence = "returned nan.*could not be written: SafetensorError.*0.0 MB at most, by `ulimit -f`"
+    if nonfinite == "stop":
+        with pytest.raises(NonfiniteError, match=sentence):
+            trainer.train()
+    else:
+        trainer.train()
+        assert re.search(f"{sentence}.*The update is skipped", told[0])
 
 
 def test_none_still_says_that_a_reward_does_not_apply(tmp_path):

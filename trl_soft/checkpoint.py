@@ -15,7 +15,9 @@ import hashlib
 import json
 import os
 import re
+import resource
 import shutil
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,15 @@ def numbered(directory: str) -> list[str]:
         return []
     found = (os.path.join(directory, name) for name in os.listdir(directory) if _NAME.match(name))
     return sorted(filter(os.path.isdir, found), key=step_of, reverse=True)
+
+
+def latest(directory: str) -> list[str]:
+    """
+    The checkpoints of an output folder, the one written last first, whole or not.
+
+    Not by step: a run may have gone back to an earlier checkpoint, or started afresh where another one had been.
+    """
+    return sorted(numbered(directory), key=lambda folder: (_age(folder), step_of(folder)), reverse=True)
 
 
 def step_of(folder: str) -> int:
@@ -90,7 +101,7 @@ def _digest(path: str) -> dict[str, Any]:
 
 def seal(folder: str, facts: dict[str, Any], files: dict[str, dict[str, Any]]) -> None:
     """Write the manifest: what the checkpoint is of (JSON values), and `digests` of all its files."""
-    content = {"format": _FORMAT, **facts, "files": dict(sorted(files.items()))}
+    content = {"format": _FORMAT, "written": time.time_ns(), **facts, "files": dict(sorted(files.items()))}
     content["digest"] = _checksum(content)
     with open(os.path.join(folder, MANIFEST), "w", encoding="utf-8") as file:
         json.dump(content, file, indent=1)  # ends with its brace, so that none of its bytes can be lost unseen
@@ -138,7 +149,7 @@ def rotate(directory: str, limit: int | None, keep: Iterable[str | None]) -> Non
     if not limit or limit <= 0:
         return
     kept = {os.path.realpath(path) for path in keep if path}
-    folders = sorted(numbered(directory), key=lambda folder: (_age(folder), step_of(folder)))
+    folders = latest(directory)[::-1]
     surplus = [folder for folder in folders if os.path.realpath(folder) not in kept]
     staging = os.path.join(directory, STAGING)
     for folder in surplus[: max(len(folders) - limit, 0)]:
@@ -148,8 +159,15 @@ def rotate(directory: str, limit: int | None, keep: Iterable[str | None]) -> Non
 
 
 def _age(folder: str) -> int:
+    """When a checkpoint was sealed, in nanoseconds; by the file's own date where the manifest does not say."""
     path = os.path.join(folder, MANIFEST)
-    return os.stat(path).st_mtime_ns if os.path.isfile(path) else 0
+    if not os.path.isfile(path):
+        return 0
+    try:
+        with open(path, encoding="utf-8") as file:
+            return int(json.load(file)["written"])  # a copy of the folder has other dates
+    except (ValueError, KeyError, TypeError):
+        return os.stat(path).st_mtime_ns
 
 
 def read_manifest(folder: str) -> dict[str, Any]:
@@ -187,12 +205,15 @@ def damage(
     folder: str, manifest: dict[str, Any], share: tuple[int, int] = (0, 1), contents: bool = True
 ) -> str | None:
     """
-    The first file that is not as the manifest has it, in a sentence, or `None`.
+    The first file that is not as the manifest has it, or a step that is not the folder's, in a sentence, or `None`.
 
     Args:
         share (`tuple` of two `int`): part i of n of the files, so that n processes read them all once between them.
         contents (`bool`): compare hashes as well as sizes.
     """
+    step = manifest.get("step")
+    if step is not None and step_of(folder) not in (-1, step):
+        return f"{folder} holds step {step}, so it has been renamed from checkpoint-{step}. Give it its name back."
     for name, told in list(manifest["files"].items())[share[0] :: share[1]]:
         path = os.path.join(folder, name)
         if not os.path.isfile(path):
@@ -215,7 +236,7 @@ def problem_of(folder: str, contents: bool = True) -> str | None:
 def last_good(directory: str, but: str | None = None, contents: bool = True) -> str | None:
     """The latest whole checkpoint of an output folder, `but` left out."""
     left_out = os.path.realpath(but) if but else None
-    candidates = (folder for folder in numbered(directory) if os.path.realpath(folder) != left_out)
+    candidates = (folder for folder in latest(directory) if os.path.realpath(folder) != left_out)
     return next((folder for folder in candidates if problem_of(folder, contents) is None), None)
 
 
@@ -224,6 +245,19 @@ def reason(error: BaseException, directory: str) -> str:
     text = f"{type(error).__name__}: {error}"
     full = isinstance(error, OSError) and error.errno in _FULL
     if full or any(words in str(error) for words in _FULL_WORDS):
-        free = shutil.disk_usage(directory).free
-        text += f" (the disk of {directory} is full: {free / 1e6:.1f} MB are free)"
+        while not os.path.isdir(directory) and directory != os.path.dirname(directory):
+            directory = os.path.dirname(directory)
+        free = f"{shutil.disk_usage(directory or '.').free / 1e6:.1f} MB are free"
+        code, limit = getattr(error, "errno", None), resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+        disk_itself = code == errno.ENOSPC or "No space left" in str(error)
+        if code == errno.EDQUOT or "Disk quota" in str(error):
+            text += f" (the quota on the disk of {directory} is used up, though {free})"
+        elif not disk_itself and limit != resource.RLIM_INFINITY:
+            text += (
+                f" (a file may have {limit / 1e6:.1f} MB at most, by `ulimit -f`; {free} on the disk of {directory})"
+            )
+        elif code == errno.EFBIG or "File too large" in str(error):
+            text += f" (the file system of {directory} does not allow a file that large; {free})"
+        else:
+            text += f" (the disk of {directory} is full: {free})"
     return text

@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import DistributedType, gather_object
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import Trainer
 from transformers.utils import logging
 from trl.trainer.utils import is_async_callable
 
+from . import checkpoint
 from .settings import ThinkingSettings
 
 
@@ -172,8 +174,8 @@ class NonfiniteMixin(_Host):
             try:
                 self._write(stem, problems, batches, rewards)
                 told += f" The batch is in {stem}.safetensors and .json."
-            except OSError as error:  # what is told here matters more
-                told += f" The batch could not be written: {error}."
+            except (OSError, SafetensorError) as error:  # what is told here matters more
+                told += f" The batch could not be written: {checkpoint.reason(error, self.args.output_dir)}."
         if self.args.nonfinite == "stop":
             raise NonfiniteError(
                 f"{told} No weight was touched. Look at it, then start again from the last checkpoint, or with "

@@ -42,6 +42,7 @@ _EXIT = 128 + signal.SIGTERM
 _LOST = "could not be saved, and nothing of it was kept."
 # Names of transformers' own, without which an override here would never be called, and nothing would say so.
 _SEAMS = ("_init_training_state", "_run_epoch", "_get_output_dir", "_push_from_checkpoint", "_save", "_save_rng_state")
+_SEAMS += ("_evaluate", "_determine_best_metric", "_finalize_training")
 
 if missing := [name for name in _SEAMS if not hasattr(Trainer, name)]:
     raise ImportError(
@@ -91,7 +92,7 @@ class ResumableMixin(_Host):
         self._deferred_push: str | None = None
         self._resumed_from: str | None = None
         self._train_sampler: Any = None
-        self._terminating = self._stopped_by_signal = False
+        self._terminating = self._stopped_by_signal = self._evaluating = False
         super().__init__(*args, **kwargs)
         self._model_shapes = {
             name: list(getattr(parameter, "ds_shape", parameter.shape))
@@ -323,19 +324,26 @@ class ResumableMixin(_Host):
     def _choose(self, directory: str, wanted: str | bool | None) -> str | None:
         """The folder to resume from, the same on every process, or `None` to start afresh."""
         if wanted is None or wanted is False:
+            if others := checkpoint.numbered(directory):
+                logger.warning(
+                    f"Training starts from the beginning in {directory}, which holds {len(others)} of another run's "
+                    f"checkpoints, up to {os.path.basename(others[0])}. They are replaced step by step, and "
+                    "`resume_from_checkpoint` would take one of them until this run has saved. Use another `output_dir`, "
+                    "or resume."
+                )
             return None
         if wanted not in (True, "auto"):
             folder = os.path.normpath(str(wanted))
             if problem := self._problem(folder):
                 raise CheckpointError(f"{problem} {self._offer(folder)}")
-            siblings = checkpoint.numbered(os.path.dirname(folder))
-            if later := [path for path in siblings if checkpoint.step_of(path) > checkpoint.step_of(folder)]:
+            siblings = checkpoint.latest(os.path.dirname(folder))
+            if siblings and os.path.realpath(siblings[0]) != os.path.realpath(folder):
                 logger.warning(
-                    f"Resuming from {folder}, though {later[0]} is later. `resume_from_checkpoint: true` would take that "
-                    "one until this run has passed it."
+                    f"Resuming from {folder}, though {siblings[0]} was written later. `resume_from_checkpoint: true` "
+                    "would take that one until this run has saved."
                 )
             return folder
-        folders = checkpoint.numbered(directory)
+        folders = checkpoint.latest(directory)
         if not folders and wanted == "auto":
             logger.warning(f"{directory} holds no checkpoint: training starts from the beginning.")
             return None
@@ -343,6 +351,11 @@ class ResumableMixin(_Host):
         for folder in folders:
             problem = self._problem(folder)
             if problem is None:
+                step = checkpoint.step_of(folder)
+                higher = [path for path in folders[len(problems) :] if checkpoint.step_of(path) > step]
+                if higher:
+                    names = ", ".join(os.path.basename(path) for path in higher)
+                    problems.append(f"Passed over, though of a later step, because written earlier: {names}.")
                 logger.warning(" ".join([*problems, f"Resuming from {folder}."]))
                 return folder
             problems.append(problem)
@@ -381,7 +394,7 @@ class ResumableMixin(_Host):
     def _offer(self, refused: str, same_run: bool = True) -> str:
         """The last good checkpoint beside one that was refused."""
         good = None
-        for folder in checkpoint.numbered(os.path.dirname(refused)):
+        for folder in checkpoint.latest(os.path.dirname(refused)):
             whole = os.path.realpath(folder) != os.path.realpath(refused) and checkpoint.problem_of(folder) is None
             if whole and (same_run or foreign(self, folder, checkpoint.read_manifest(folder)) is None):
                 good = folder
@@ -458,6 +471,36 @@ class ResumableMixin(_Host):
         flag = torch.tensor(float(self._terminating), device=self.accelerator.device)
         return self.accelerator.reduce(flag, reduction="sum").item() > 0
 
+    def _evaluate(self, *args, **kwargs):
+        self._evaluating = True
+        try:
+            return super()._evaluate(*args, **kwargs)
+        except _EvaluationLeft:
+            self._metrics["eval"].clear()  # of a part of the data; they would be averaged into the next evaluation's
+            return None
+        finally:
+            self._evaluating = False
+
+    def _determine_best_metric(self, metrics, trial):
+        # With `save_strategy: best` what is returned decides whether to save.
+        best = False if metrics is None else super()._determine_best_metric(metrics, trial)
+        return best or self._stopped_by_signal
+
+    def _finalize_training(self, *args, **kwargs):
+        if not self._stopped_by_signal:
+            return super()._finalize_training(*args, **kwargs)
+        # Else the best model is loaded, for which there is no time, and with `save_total_limit: 1` the checkpoint just
+        # written is deleted in favour of the best.
+        best, self.state.best_model_checkpoint = self.state.best_model_checkpoint, None
+        try:
+            return super()._finalize_training(*args, **kwargs)
+        finally:
+            self.state.best_model_checkpoint = best
+
+
+class _EvaluationLeft(Exception):
+    """An evaluation ends here: SIGTERM leaves no time for its rest."""
+
 
 class _StepEnds(TrainerCallback):
     """Where a run looks up from its work."""
@@ -471,9 +514,26 @@ class _StepEnds(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.trainer._heard():
-            logger.warning(f"SIGTERM: saving a checkpoint of step {state.global_step}, then exiting.")
-            control.should_save = control.should_training_stop = True
-            self.trainer._stopped_by_signal = True
+            self._stop(state, control)
+            control.should_evaluate = False
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if self.trainer._stopped_by_signal:
+            control.should_evaluate = control.should_save = False  # its last step has been saved
+
+    def on_prediction_step(self, args, state, control, **kwargs):
+        if self.trainer._evaluating and self.trainer._heard():
+            self._stop(state, control)
+            raise _EvaluationLeft
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        if self.trainer._evaluating and self.trainer._heard():
+            self._stop(state, control)
+
+    def _stop(self, state, control):
+        logger.warning(f"SIGTERM: saving a checkpoint of step {state.global_step}, then exiting.")
+        control.should_save = control.should_training_stop = True
+        self.trainer._stopped_by_signal = True
 
     def on_save(self, args, state, control, **kwargs):
         # A signal that came while a checkpoint was written needs no other one.
