@@ -41,7 +41,7 @@ class Arguments(ScriptArguments):
     )
     validation_rows: int | None = field(
         default=None,
-        metadata={"help": "Rows to hold out of the training set and evaluate on, the same for every seed."},
+        metadata={"help": "Rows to hold out of the training set and evaluate on, the same for every seed; 0: none."},
     )
     question_column: str = field(default="question", metadata={"help": "Column that holds the question."})
     answer_column: str = field(default="answer", metadata={"help": "Column that holds the answer."})
@@ -150,6 +150,17 @@ def check_update(arguments: Arguments, training) -> None:
         )
 
 
+def check_rows(train: Dataset, training) -> None:
+    """TRL leaves out a rollout it cannot fill, and takes no step at all where that is the first."""
+    prompts = training.generation_batch_size // training.num_generations
+    if len(train) < prompts:
+        raise ValueError(
+            f"{len(train)} prompts are left to train on, but a rollout takes {prompts} (`generation_batch_size` "
+            f"{training.generation_batch_size} / `num_generations` {training.num_generations}), so no step would be taken. "
+            "Give more rows, or lower `generation_batch_size`."
+        )
+
+
 def main(arguments: Arguments, training, model: ModelConfig, trainer_class=SoftGRPOTrainer):
     if arguments.dataset_name is None or model.model_name_or_path is None:
         raise ValueError("`dataset_name` and `model_name_or_path` must both be set, in the YAML file or as flags.")
@@ -160,10 +171,10 @@ def main(arguments: Arguments, training, model: ModelConfig, trainer_class=SoftG
     unknown = [name for name in arguments.reward_funcs if name not in REWARDS]
     if unknown:
         raise ValueError(f"`reward_funcs` holds {unknown}. Choose among {', '.join(REWARDS)}.")
-    if arguments.validation_rows is not None and (arguments.dataset_test_name or training.eval_strategy == "no"):
+    if arguments.validation_rows and (arguments.dataset_test_name or training.eval_strategy == "no"):
         raise ValueError(
             "`validation_rows` is set, but `dataset_test_name` names other rows to evaluate on or `eval_strategy` is no. "
-            "Leave one out."
+            "Pass `--validation_rows 0`, or leave the other out."
         )
     check_update(arguments, training)
     training.output_dir = training.output_dir.replace("{seed}", str(training.seed))
@@ -178,11 +189,13 @@ def main(arguments: Arguments, training, model: ModelConfig, trainer_class=SoftG
     limit = getattr(config, "max_position_embeddings", sys.maxsize) - training.max_completion_length
     train = load_prompts(arguments, arguments.dataset_name, arguments.dataset_train_split, tokenizer, limit, True)
     evaluation = None
-    if arguments.validation_rows is not None:
+    if arguments.validation_rows:
         train, evaluation = split_off(train, arguments.validation_rows)
     elif training.eval_strategy != "no":
         name = arguments.dataset_test_name or arguments.dataset_name
         evaluation = load_prompts(arguments, name, arguments.dataset_test_split, tokenizer, limit, False)
+
+    check_rows(train, training)
 
     training.model_init_kwargs = {
         "revision": model.model_revision,

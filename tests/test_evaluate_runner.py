@@ -262,6 +262,20 @@ def test_a_model_folder_that_is_not_there_is_said(world, tmp_path):
         evaluate(run)
 
 
+def test_a_hard_sample_of_soft_tokens_draws_its_thought_and_answers_greedily(world, tmp_path):
+    """The same thought, the same answer; and thoughts that differ."""
+    (cell,) = (c for c in soft_tokens_grid({"m": str(world / "model")}, 40) if c.name == "m / hard sample")
+    cell = replace(cell, thinking=cell.thinking | {"max_thinking_length": 1, "answer_prefill": None})
+    evaluate(replace(evaluation(world, tmp_path, limit=2, candidates=1), decodings=[cell]))
+    answers: dict = {}
+    for line in lines(tmp_path):
+        thought, *answer = [step["token"] for step in line["thoughts"]]
+        answers.setdefault((line["problem"], thought), []).append(answer)
+    assert len(answers) > 2, "thoughts are drawn"
+    assert any(len(found) > 1 and found[0] for found in answers.values())
+    assert all(found == found[:1] * len(found) for found in answers.values()), "answers are not"
+
+
 def test_decodings_say_what_they_are():
     with pytest.raises(ValueError, match="nearest known name is `thinking_top_k`"):
         Decoding.parse({"name": "a", "thinking_topk": 3})
@@ -283,7 +297,9 @@ def test_the_grid_is_three_by_six():
     greedy, sample = by_name["soft / fuzzy greedy"], by_name["soft / fuzzy sample"]
     assert greedy.model == sample.model == "b" and greedy.num_samples == 1 and sample.num_samples == 32
     assert greedy.thinking["noise_scale"] == 0 and sample.thinking["thinking_temperature"] == 1e-4
-    assert by_name["hard / hard sample"].answer == {"temperature": 1.0}
+    sample = by_name["hard / hard sample"]
+    assert sample.thinking == {"thought": "hard", "thinking_temperature": 1.0} and sample.num_samples == 32
+    assert all(cell.answer == {"temperature": 0.0} for cell in cells)
     for cell in cells:
         cell.settings(PRESETS["soft_tokens"], "math", None)
 

@@ -332,8 +332,8 @@ def test_the_table(asked):
 def test_rloo_recipes_and_lora(asked):
     changes = {"thought": "gaussian", "max_completion_length": 160, "max_thinking_length": 128, "beta": 0.0}
     with pytest.raises(ValueError, match="`normalize_advantages`"):
-        asked(normalize_advantages=False, **changes)
-    full = asked("--algorithm", "rloo", normalize_advantages=False, **changes)
+        asked("--algorithm", "grpo", normalize_advantages=False, **changes)
+    full = asked(normalize_advantages=False, **changes)
     lora = asked("--algorithm", "rloo", "--use_peft", "true", "--lora_r", "8", **changes)
     # r (in + out) for q_proj (3584 to 3584) and v_proj (3584 to 512) of 28 layers.
     assert full["trained"] == full["parameters"] and lora["trained"] == 28 * 8 * (7168 + 4096)
@@ -353,6 +353,9 @@ def test_it_can_be_imported(tmp_path):
     [
         ({"thinking_topk": 5}, (), "`thinking_topk`.*`thinking_top_k`"),
         ({}, ("--num_gpus", "0"), "`--num_gpus` is 0"),
+        ({}, ("--gpu_gb", "-3"), "`--gpu_gb` is -3"),
+        ({"use_vllm": True}, (), "`use_vllm` is true.*`--use_vllm false`"),
+        ({"completions_per_update": 512}, ("--num_gpus", "16"), "are 1024. Set `gradient_accumulation_steps: 32`"),
         ({"optim": "adamw_anyprecision"}, (), "`optim` is 'adamw_anyprecision'"),
         ({"load_in_4bit": True, "use_peft": True}, (), "load_in_4bit"),
         ({"attn_implementation": "paged"}, (), "`attn_implementation` is 'paged'"),

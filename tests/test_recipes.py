@@ -20,6 +20,7 @@ from tests import standins
 from trl_soft import SoftGRPOConfig, SoftGRPOTrainer, SoftRLOOConfig, SoftRLOOTrainer, ThinkingSettings
 from trl_soft.config import SoftParser
 from trl_soft.evaluate.benchmarks import PRESETS, Problem, answer_text, build_prompt
+from trl_soft.evaluate.decoding import soft_tokens_grid
 from trl_soft.evaluate.paper_table import load_paper
 from trl_soft.rewards import math_reward, soft_grpo_reward, soft_tokens_reward
 from trl_soft.rollout.stop import EndOfThinking
@@ -230,6 +231,18 @@ def test_an_evaluation_recipe_runs_on_two_problems(path, scripts, world, tmp_pat
     told = json.loads((tmp_path / "run/manifest.json").read_text())["decodings"]
     if "as_trained" in path.stem:
         assert told[0]["thinking"]["thought"] == "dirichlet"  # what lies beside the weights, not the preset's
+
+
+def test_the_recipe_and_the_grid_ask_for_the_same_six(scripts):
+    from evaluate_soft import Arguments, decodings_of
+
+    words = ["--config", str(ROOT / "recipes/soft_tokens/eval/six.yaml")]
+    (asked,) = SoftParser((Arguments,)).parse_args_and_config(words)
+    grid = {cell.name.removeprefix("m / "): cell for cell in soft_tokens_grid({"m": "m"}, 32)}
+    for given in decodings_of(asked):
+        cell = grid.pop(given.name)
+        assert (given.thinking, given.answer, given.num_samples) == (cell.thinking, cell.answer, cell.num_samples)
+    assert not grid
 
 
 # What the papers' numbers, the index and the recipes say of each other.

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset
+from trl import ModelConfig
 
+import trl_soft
 from tests import tiny
+from trl_soft.config import SoftParser
 
 
 ROOT = Path(__file__).parent.parent
@@ -78,3 +81,28 @@ def test_an_update_of_another_size_is_refused(script, tmp_path):
         script.check_update(arguments(script, completions_per_update=64), training)
     with pytest.raises(ValueError, match="another number of processes"):
         script.check_update(arguments(script, completions_per_update=4), training)
+
+
+def test_rows_that_fill_no_rollout_are_refused(script, tmp_path):
+    training = tiny.config(tmp_path, num_generations=4, generation_batch_size=16)
+    rows = Dataset.from_dict({"prompt": ["a"] * 4})
+    script.check_rows(rows, training)
+    with pytest.raises(ValueError, match=r"3 prompts are left .* a rollout takes 4"):
+        script.check_rows(rows.select(range(3)), training)
+
+
+@pytest.mark.parametrize(
+    "config, key, other",
+    [("SoftGRPOConfig", "normalize_advantages", "rloo_soft.py"), ("SoftRLOOConfig", "loss_type", "grpo_soft.py")],
+)
+def test_a_key_of_the_other_algorithm_names_its_script(tmp_path, config, key, other):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"{key}: x\n")
+    with pytest.raises(ValueError, match=rf"`{key}`.*Run `examples/{other}`"):
+        SoftParser((getattr(trl_soft, config),)).parse_args_and_config(["--config", str(recipe)])
+
+
+def test_validation_rows_without_evaluation_says_how_to_do_without(script, tmp_path):
+    given = arguments(script, validation_rows=4)
+    with pytest.raises(ValueError, match="Pass `--validation_rows 0`"):
+        script.main(given, tiny.config(tmp_path, eval_strategy="no"), ModelConfig(model_name_or_path="m"))

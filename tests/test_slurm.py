@@ -41,11 +41,13 @@ sys.exit(max(task.wait() for task in tasks))
 import os, signal, sys
 
 def save(*_):
-    os.makedirs(os.environ["OUTPUT_DIR"] + "/checkpoint-5", exist_ok=True)
-    sys.exit(0)
+    if os.environ["TRAINER"] != "cannot save":
+        os.makedirs(os.environ["OUTPUT_DIR"] + "/checkpoint-5", exist_ok=True)
+        sys.exit(143)
+    sys.exit(1)
 
 signal.signal(signal.SIGTERM, save)
-if os.environ["TRAINER"] == "runs":
+if os.environ["TRAINER"] in ("runs", "cannot save"):
     with open(os.environ["STUBS"] + "/ready", "w") as fifo:
         fifo.write("x")
     signal.pause()
@@ -66,13 +68,14 @@ def cluster(tmp_path):
     os.mkfifo(tmp_path / "ready")
     started = []
 
-    def start(trainer: str) -> subprocess.Popen:
+    def start(trainer: str, *flags: str, recipe="recipe.yaml", **settings: str) -> subprocess.Popen:
         environment = {
             **os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "STUBS": str(tmp_path), "PYTHON": sys.executable,
             "TRAINER": trainer, "OUTPUT_DIR": str(tmp_path / "out"), "SLURM_JOB_ID": "41234", "SLURM_NNODES": "2",
             "SLURM_JOB_NODELIST": "first,second",
+            **settings,
         }  # fmt: skip
-        command = ["bash", str(SBATCH), "recipe.yaml", "--seed", "1"]
+        command = ["bash", str(SBATCH), recipe, "--seed", "1", *flags]
         started.append(subprocess.Popen(command, env=environment, start_new_session=True))
         return started[-1]
 
@@ -120,6 +123,27 @@ def test_near_the_limit_the_trainers_save_and_the_job_goes_on(cluster, tmp_path)
     launch = arguments(tmp_path, 1)
     assert launch[launch.index("--resume_from_checkpoint") + 1] == "true"
     assert (tmp_path / "requeued").read_text() == "requeue 41234\n"
+
+
+def test_a_save_that_fails_is_not_queued_again(cluster, tmp_path):
+    (tmp_path / "out" / "checkpoint-3").mkdir(parents=True)
+    job = cluster("cannot save")
+    ready = ""
+    while len(ready) < 2:
+        ready += (tmp_path / "ready").read_text()
+    os.kill(int((tmp_path / "step").read_text().split()[0]), signal.SIGUSR1)
+    assert job.wait(60) != 0
+    assert not (tmp_path / "requeued").exists()
+
+
+def test_another_script_and_the_recipes_own_folder(cluster, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"output_dir: {tmp_path}/own/seed{{seed}}\nseed: 0\n")
+    settings = {"OUTPUT_DIR": "", "SCRIPT": "examples/rloo_soft.py"}
+    assert cluster("finishes", recipe=str(recipe), **settings).wait(60) == 0
+    launch = arguments(tmp_path, 0)
+    assert "examples/rloo_soft.py" in launch and "examples/grpo_soft.py" not in launch
+    assert launch[launch.index("--output_dir") + 1] == f"{tmp_path}/own/seed1"
 
 
 def test_a_failure_is_a_failure(cluster, tmp_path):

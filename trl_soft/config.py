@@ -266,5 +266,11 @@ class SoftParser(TrlParser):
 
     def _refuse_unknown(self, keys: list[str], where: str) -> None:
         for key in keys:
+            for kind, script in ((SoftGRPOConfig, "grpo_soft.py"), (SoftRLOOConfig, "rloo_soft.py")):
+                if "generation_batch_size" in self._known() and key in kind.__dataclass_fields__:
+                    raise ValueError(
+                        f"{where} `{key}`, which {kind.__name__} alone reads. Run `examples/{script}` with this recipe, or leave "
+                        "the key out."
+                    )
             nearest = difflib.get_close_matches(key, self._known(), n=1, cutoff=0.0)[0]
             raise ValueError(f"{where} `{key}`, which nothing reads. The nearest known name is `{nearest}`.")

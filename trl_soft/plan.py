@@ -208,6 +208,12 @@ def run_of(
                 f"`{field}` is set in the recipe. Describe the devices in an accelerate config instead, and pass it as "
                 "`--accelerate_config`."
             )
+    if training.use_vllm:
+        raise ValueError(
+            "`use_vllm` is true, but what vLLM holds is not worked out here: colocated it keeps "
+            "`vllm_gpu_memory_utilization` of the device, beside training too unless it sleeps. Pass `--use_vllm false` and, "
+            "where it is colocated, a `--gpu_gb` lower by that share."
+        )
     if model.load_in_4bit or model.load_in_8bit:
         raise ValueError(
             "`load_in_4bit` and `load_in_8bit` are not worked out here. Plan without them: it is an upper bound."
@@ -419,8 +425,8 @@ def report(found: Estimate, shape: Shape, run: Run, reserve: float) -> dict:
     }
 
 
-def _arguments_class():
-    """The training script's own arguments, so that its recipes are read as it reads them."""
+def _script():
+    """The training script: its own arguments, so that its recipes are read as it reads them, and its checks."""
     path = Path(__file__).parents[1] / "examples" / "grpo_soft.py"
     if not path.is_file():
         raise FileNotFoundError(
@@ -431,19 +437,31 @@ def _arguments_class():
     module = importlib.util.module_from_spec(spec)
     sys.modules.setdefault("grpo_soft", module)
     spec.loader.exec_module(module)
-    return module.Arguments
+    return module
 
 
-def read_recipe(flags: list[str], algorithm: str, gpus: int) -> tuple[Any, Any, ModelConfig, bool]:
+def _algorithm_of(flags: list[str]) -> str:
+    """`rloo` where the recipe or a flag is what `SoftRLOOConfig` alone reads, else `grpo`."""
+    keys = {flag.partition("=")[0].lstrip("-") for flag in flags if flag.startswith("--")}
+    if "--config" in flags[:-1]:
+        with open(flags[flags.index("--config") + 1], encoding="utf-8") as file:
+            keys |= set(yaml.safe_load(file) or {})
+    only = set(SoftRLOOConfig.__dataclass_fields__) - set(SoftGRPOConfig.__dataclass_fields__)
+    return "rloo" if keys & only else "grpo"
+
+
+def read_recipe(flags: list[str], algorithm: str | None, gpus: int) -> tuple[Any, Any, ModelConfig, bool]:
     """Arguments, training and model settings as the script would have them with `gpus` processes, and whether on CUDA."""
-    kind = _CONFIGS[algorithm]
+    kind, script = _CONFIGS[algorithm or _algorithm_of(flags)], _script()
     # Batches are counted over all processes, of which this one is not; and bf16 is refused where there is no GPU.
     planned = type(kind.__name__, (kind,), {"world_size": property(lambda self: gpus)})
-    given = SoftParser((_arguments_class(), planned, ModelConfig))
+    given = SoftParser((script.Arguments, planned, ModelConfig))
     on_cpu = _asks_for_cpu(flags)
     if not torch.cuda.is_available() and not on_cpu:
         flags = [*flags, "--use_cpu", "true"]
-    return *given.parse_args_and_config(flags), not on_cpu
+    arguments, training, model = given.parse_args_and_config(flags)
+    script.check_update(arguments, training)
+    return arguments, training, model, not on_cpu
 
 
 def _asks_for_cpu(flags: list[str]) -> bool:
@@ -473,7 +491,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--gpu_gb", type=float, default=80.0, help="memory of one GPU, in 10**9 bytes")
     parser.add_argument("--model_config", help="a model's config.json, where there is no hub")
-    parser.add_argument("--algorithm", choices=sorted(_CONFIGS), default="grpo")
+    parser.add_argument("--algorithm", choices=sorted(_CONFIGS), help="else by the recipe's keys")
     parser.add_argument(
         "--prompt_length", type=int, help=f"longest prompt in tokens; else the recipe's, else {PROMPT_LENGTH}"
     )
@@ -481,6 +499,10 @@ def main(argv: list[str] | None = None) -> int:
     own, flags = parser.parse_known_args(argv)
     if own.num_gpus is not None and own.num_gpus < 1:
         raise ValueError(f"`--num_gpus` is {own.num_gpus}, but there must be at least one.")
+    if not 0 < own.gpu_gb < float("inf"):
+        raise ValueError(
+            f"`--gpu_gb` is {own.gpu_gb:g}, but it must be above 0: the memory of one GPU in 10**9 bytes."
+        )
     world = read_world(own.accelerate_config, own.num_gpus)
     arguments, training, model, cuda = read_recipe(flags, own.algorithm, world.gpus)
     config = read_config(

@@ -96,13 +96,13 @@ def soft_tokens_grid(models: dict[str, str], num_samples: int, seed: int = 0) ->
     The grid of 2509.19170 (section 4): each trained model, by label, under six inference settings: hard, soft (T 0.5)
     and fuzzy (T 1e-4), greedy and sampled.
 
-    Greedy is one completion without noise. Soft and fuzzy samples answer greedily (appendix B); a hard sample is drawn at
-    temperature 1, thought and answer.
+    Greedy is one completion without noise. All six answer greedily (appendix B); what a sample draws is its thought, a
+    hard one at temperature 1.
     """
     gaussian = {"thought": "gaussian", "noise_scale": 0.33}
     kinds: dict[str, tuple[dict, dict, int]] = {
         "hard greedy": ({"thought": "hard"}, {"temperature": 0.0}, 1),
-        "hard sample": ({"thought": "hard"}, {"temperature": 1.0}, num_samples),
+        "hard sample": ({"thought": "hard", "thinking_temperature": 1.0}, {"temperature": 0.0}, num_samples),
     }
     for name, temperature in (("soft", 0.5), ("fuzzy", 1e-4)):
         thinking = {**gaussian, "thinking_temperature": temperature}
