@@ -41,8 +41,17 @@ _TOKEN = ".folder_of_rank_0"
 _EXIT = 128 + signal.SIGTERM
 _LOST = "could not be saved, and nothing of it was kept."
 # Names of transformers' own, without which an override here would never be called, and nothing would say so.
-_SEAMS = ("_init_training_state", "_run_epoch", "_get_output_dir", "_push_from_checkpoint", "_save", "_save_rng_state")
-_SEAMS += ("_evaluate", "_determine_best_metric", "_finalize_training")
+_SEAMS = (
+    "_init_training_state",
+    "_run_epoch",
+    "_get_output_dir",
+    "_push_from_checkpoint",
+    "_save",
+    "_save_rng_state",
+    "_evaluate",
+    "_determine_best_metric",
+    "_finalize_training",
+)
 
 if missing := [name for name in _SEAMS if not hasattr(Trainer, name)]:
     raise ImportError(
