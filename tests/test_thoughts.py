@@ -640,3 +640,11 @@ def test_thoughts_know_their_base():
     for name, make in STOCHASTIC.items():
         assert make().has_density, name
     assert not Gumbel(noise_scale=0.0).has_density and not Gaussian(sigma=0.0).has_density
+
+
+def test_logits_that_are_nan_draw_some_token():
+    """An index past the vocabulary would end the process, and on a device every other completion with it."""
+    z = torch.full((2, 300), torch.nan)
+    noise = KeyedNoise(0, 0, torch.arange(2), torch.zeros(2, dtype=torch.long))
+    _, token = Hard().sample(DenseLogits(z), noise)
+    assert ((token >= 0) & (token < 300)).all()

@@ -21,6 +21,7 @@ from trl_soft.rollout.plan import make_plan
 from trl_soft.rollout.state import Slots
 from trl_soft.rollout.stop import EndOfThinking
 from trl_soft.rollout.vllm import compat, frontend
+from trl_soft.rollout.vllm.client import Ask, ServerLost, same_text
 from trl_soft.rollout.vllm.layout import Layout, layout_of
 from trl_soft.rollout.vllm.pool import UNDO, Pool
 from trl_soft.rollout.vllm.records import bulks, rollout_of
@@ -348,6 +349,39 @@ def spec(extra: dict, folder=None, **changes):
     return spec_of(
         params(extra_args=extra, **changes), "id", tiny.tokenizer(), folder, vocab_size=V, max_length=C
     )  # fmt: skip
+
+
+def test_half_a_record_is_no_record():
+    made = plan({"thought": "gumbel"})
+    pool, (number,) = pool_of(made)
+    pool.admit([0], [number], [(3, 0, 0)], [2], [STEPS])
+    for t in range(STEPS):
+        (bulk,) = bulks([("a", 0, pool.park(0))])
+        if not bulk["finished"][0]:
+            with pytest.raises(ServerLost, match="1 completions are not finished"):
+                Ask(made, ThinkingSettings(), 3, 0, 0).rollouts([bulk], [("a", 0)])
+        pool.step(number, np.array([0]), torch.tensor([0]), served([0], t))
+    (bulk,) = bulks([("a", 0, pool.park(0))])
+    assert bulk["finished"] == [True]
+    (whole,) = Ask(made, ThinkingSettings(), 3, 0, 0).rollouts([bulk], [("a", 0)])
+    ids = whole.completion_ids[0].tolist()
+    assert (
+        same_text(ids, whole, made) and not same_text([*ids, 1], whole, made) and not same_text(ids[:-1], whole, made)
+    )
+    capped = plan({"thought": "gumbel", "max_answer_length": 3})
+    assert same_text([*ids, 1], whole, capped) and not same_text([*ids, 1, 1], whole, capped)
+
+
+@pytest.mark.parametrize("text", ["nope", "[1]", "3", 3, '{"x": 1}', None])
+def test_settings_that_are_no_object_are_named(text):
+    with pytest.raises(ValueError, match=r"`soft_settings` (is|holds)"):
+        spec({"soft_settings": text})
+
+
+def test_the_spec_is_not_the_clients_to_write():
+    with pytest.raises(ValueError, match=f"has the key `{SPEC}`"):
+        frontend._refuse_spec(SimpleNamespace(extra_args={SPEC: "x"}))
+    frontend._refuse_spec(SimpleNamespace(extra_args=None))
 
 
 def test_who_asks_for_thoughts():

@@ -76,6 +76,10 @@ def _help(text: str, default: Any = None) -> Any:
     return field(default=default, metadata={"help": text})
 
 
+# Far beyond any use, and the square of their product is still a float32.
+_MOST_NOISE = 1e6
+
+
 @dataclass
 class ThinkingSettings:
     """
@@ -218,8 +222,8 @@ class ThinkingSettings:
         check_range(self, "cold_stop_entropy", 0, None)
         check_range(self, "cold_stop_length", 1, None)
         check_range(self, "gumbel_temperature", 0, None, open_low=True)
-        check_range(self, "noise_scale", 0, None)
-        check_range(self, "noise_rms", 0, None, open_low=True)
+        check_range(self, "noise_scale", 0, _MOST_NOISE)
+        check_range(self, "noise_rms", 0, _MOST_NOISE, open_low=True)
         check_range(self, "dirichlet_concentration", 0, None, open_low=True)
         check_range(self, "mixture_beta", 0, None, open_low=True)
         check_range(self, "multiplex_width", 1, None)

@@ -159,7 +159,10 @@ class SoftTokensMixin(_Host):
         def ask(rows: int) -> Ask:
             generation, first = self._numbers(rows)
             # A server is asked by the main process for all of them, and each colocated engine by its own.
-            first += 0 if self.args.vllm_mode == "server" else self.accelerator.process_index * rows
+            # One that is cut over several processes draws all of their prompts, on each of them.
+            if self.args.vllm_mode != "server":
+                width = self.args.vllm_tensor_parallel_size
+                first += self.accelerator.process_index // width * width * rows
             plan, evaluation = self._plans[self._mode], self._mode == "eval"
             return Ask(plan, self.thinking, self.args.seed, generation, first, evaluation)
 

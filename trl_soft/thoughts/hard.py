@@ -88,7 +88,7 @@ def inverse_cdf(p: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
     block, u = _slice(blocks.sum(-1).double(), u)
     inside = blocks.gather(1, block.unsqueeze(-1).expand(-1, -1, _BLOCK)).double()  # (N, n, 256)
     token, _ = _slice(inside, u.unsqueeze(-1))
-    return block * _BLOCK + token.squeeze(-1)
+    return (block * _BLOCK + token.squeeze(-1)).clamp(max=vocabulary - 1)
 
 
 def _slice(p: torch.Tensor, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -97,6 +97,7 @@ def _slice(p: torch.Tensor, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
     total = cdf[..., -1:]
     # Strictly below the total, so that a slice of zero width at the end is never chosen.
     u = torch.minimum(u * total, torch.nextafter(total, torch.zeros_like(total)))
-    index = torch.searchsorted(cdf, u, right=True)
+    # No slice holds a NaN: logits of a policy that has diverged, and an index past the end would take the device with it.
+    index = torch.searchsorted(cdf, u, right=True).clamp(max=p.size(-1) - 1)
     width = p.gather(-1, index)
     return index, ((u - (cdf.gather(-1, index) - width)) / width).clamp(0, 1)

@@ -78,6 +78,16 @@ class Ask:
         """
         here = {request for request, _ in names}
         bulks = [bulk for bulk in bulks if here & set(bulk["requests"])]
+        unfinished = [
+            request
+            for bulk in bulks
+            for request, finished in zip(bulk["requests"], bulk["finished"], strict=True)
+            if request in here and not finished
+        ]
+        if unfinished:
+            raise ServerLost(
+                f"The records of {len(unfinished)} completions are not finished; the first is {unfinished[0]}."
+            )
         if len(bulks) != 1:
             raise ServerLost(
                 f"{len(here)} requests were completed, and the server has {len(bulks)} sets of their records."
@@ -88,6 +98,16 @@ class Ask:
             raise ServerLost(str(error)) from error
         lengths = whole.completion_mask.sum(-1).tolist()
         return [whole[i : i + 1].columns(slice(0, length)) for i, length in enumerate(lengths)]
+
+
+def same_text(text: Sequence[int], part: Rollout, plan: Plan) -> bool:
+    """
+    Whether a server's ids are those of a record with one row. Where `max_answer_length` ends a completion, the server is
+    told so by one end of sequence that the record does not have.
+    """
+    ids = part.completion_ids[0].tolist()
+    surplus = (0, 1) if plan.max_answer_length is not None else (0,)
+    return list(text)[: len(ids)] == ids and len(text) - len(ids) in surplus
 
 
 def joined(parts: Sequence[Rollout], plan: Plan) -> Rollout:
@@ -131,8 +151,7 @@ def complete(
         order = [(f"{ask.name}-{number}", child) for number in numbers for child in range(n)]
         rollouts = ask.rollouts(records(turn), order)
         for (number, child), rollout in zip(((i, c) for i in numbers for c in range(n)), rollouts, strict=True):
-            length = rollout.completion_ids.size(1)
-            if rollout.completion_ids[0].tolist() != list(texts[number][child])[:length]:
+            if not same_text(texts[number][child], rollout, ask.plan):
                 raise ServerLost(f"The text and the record of completion {child} of prompt {number} differ.")
             out[number * n + child] = rollout
     return out  # type: ignore[return-value]
@@ -144,6 +163,11 @@ def post(url: str, path: str, body: dict, timeout: float | None) -> dict:
         text = response.text
     except requests.RequestException as error:
         raise ServerLost(f"{url}{path} did not answer to the end: {error}") from error
+    if response.status_code >= 500 and "not implemented" in text:
+        raise ValueError(
+            f"{url}{path} answered {response.status_code}: {text[:500]}. Start the server with `--worker-extension-cls "
+            "trl_soft.rollout.vllm.worker.SoftWorker`."
+        )
     if response.status_code >= 500:
         raise ServerLost(f"{url}{path} answered {response.status_code}: {text[:500]}")
     if response.status_code != 200:

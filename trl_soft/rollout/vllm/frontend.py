@@ -143,15 +143,24 @@ def install() -> None:
     def process_inputs(self, request_id, prompt, params, *args, **kwargs):
         request = original(self, request_id, prompt, params, *args, **kwargs)
         try:
+            _refuse_spec(request.sampling_params)
             # Pooling requests have no such parameters.
             if request.sampling_params is not None and wants(request.sampling_params.extra_args):
                 _make_soft(self, request_id, request)
-        except ValueError as error:
+        except (ValueError, TypeError, OverflowError) as error:
             raise Refused(str(error)) from error
         return request
 
     process_inputs.soft = True  # type: ignore[attr-defined]
     InputProcessor.process_inputs = process_inputs
+
+
+def _refuse_spec(params) -> None:
+    """The spec is ours to write: the worker trusts it."""
+    if params is not None and SPEC in (params.extra_args or {}):
+        raise ValueError(
+            f"The request has the key `{SPEC}`, which is the plugin's own. Say what to think by `soft_*` keys."
+        )
 
 
 def _not_ours(model_config) -> str | None:

@@ -56,6 +56,8 @@ def _bulk(thought: str, layout: Layout, records: list[tuple[str, int, Parked]], 
         "lengths": lengths,
         "thinking_lengths": number["thinking_length"].tolist(),
         "cut": (flag["cut"] | (flag["thinking"] & ~flag["done"])).tolist(),
+        # False: aborted, ended by a stop string of the request's, or waiting to be gone on with.
+        "finished": (~flag["active"]).tolist(),
         "thought": thought,
         "layout": layout.to_json(),
         "arrays": {

@@ -96,7 +96,7 @@ def settings_of(extra: dict, folder: str | None) -> ThinkingSettings:
             raise ValueError(
                 f"`soft_settings` holds all settings, and `{PREFIX}{next(iter(given))}` is one of them. Set one or the other."
             )
-        return ThinkingSettings(**json.loads(extra["soft_settings"]))
+        return ThinkingSettings(**_object(extra["soft_settings"]))
     if folder is None:
         if "thought" not in given:
             raise ValueError(
@@ -105,6 +105,21 @@ def settings_of(extra: dict, folder: str | None) -> ThinkingSettings:
             )
         return ThinkingSettings(**given)
     return ThinkingSettings.load_thinking(folder, **given)
+
+
+def _object(text) -> dict:
+    """The fields in `soft_settings`."""
+    try:
+        found = json.loads(text)
+    except (TypeError, ValueError):
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(
+            f"`soft_settings` is {text!r}. It is the text of a JSON object with fields of `ThinkingSettings`."
+        )
+    if unknown := sorted(set(found) - set(_SETTINGS)):
+        raise ValueError(f"`soft_settings` holds {unknown}, which nothing reads.")
+    return found
 
 
 def refuse_params(params) -> None:
@@ -167,6 +182,10 @@ def spec_of(
     eos = sorted(params.all_stop_token_ids)
     if params.eos_token_id is not None:
         eos = [params.eos_token_id, *(token for token in eos if token != params.eos_token_id)]
+    if settings.multiplex_width > vocab_size:
+        raise ValueError(
+            f"`soft_multiplex_width` is {settings.multiplex_width}, but the model has only {vocab_size} tokens. Lower it."
+        )
     if settings.max_answer_length is not None and not eos:
         raise ValueError(
             "`max_answer_length` is set, but no token ends a completion (`ignore_eos`), and vLLM would go on. Leave "

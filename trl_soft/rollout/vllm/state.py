@@ -128,17 +128,18 @@ class SoftModelState(DefaultModelState):
 
     def take(self, names: Iterable[str]) -> list[tuple[str, int, Parked]]:
         """
-        The records of some requests, and no longer keep them: finished ones, and those still in a slot, where vLLM leaves
-        a finished request until the next step.
+        The records of some requests, and no longer keep them. Finished ones may still be in a slot, where vLLM leaves them
+        until the next step; those that are running there stay.
         """
         wanted = set(names)
         found = {key: kept for key, kept in self.kept.items() if key[0] in wanted}
         for key in found:
             del self.kept[key]
         for request, slot in self.slot_of.items():
-            if self.spec_of[request]["keep"] and self.spec_of[request]["name"] in wanted:
+            spec = self.spec_of[request]
+            if spec["keep"] and spec["name"] in wanted and not self.pool.columns.active[slot]:
                 found[self._name(request)] = self.pool.park(slot, "cpu")
-                self.spec_of[request]["keep"] = False
+                spec["keep"] = False
         if self.device.type != "cpu":
             torch.accelerator.synchronize()  # the copies above run with the stream
         order = {name: i for i, name in enumerate(names)}

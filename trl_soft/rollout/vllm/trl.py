@@ -18,7 +18,7 @@ from transformers import AutoConfig
 from transformers.utils import logging
 
 from ...thoughts import Hard
-from .client import Ask, ServerLost, complete, joined
+from .client import Ask, ServerLost, complete, joined, same_text
 from .layout import layout_of
 
 
@@ -160,7 +160,7 @@ class SoftVLLM:
             first = torch.distributed.get_rank(group=self.inner.tp_group) * len(prompts)
             parts = parts[first : first + len(prompts)]
         for text, part in zip(texts, parts, strict=True):
-            if list(text)[: part.completion_ids.size(1)] != part.completion_ids[0].tolist():
+            if not same_text(text, part, ask.plan):
                 raise RuntimeError("vLLM's text and our record of it differ, so the records are of other requests.")
         return prompt_ids, parts
 
@@ -208,9 +208,10 @@ class SoftVLLM:
         def generate(prompts, n, **ignored):
             try:
                 parts: list = complete(urls, client.model, prompts, n, ask)
-            except (ServerLost, ValueError) as error:
+            except Exception as error:
                 # Raised here it would leave the other processes waiting for their share.
-                parts = [type(error)(str(error))] * (len(prompts) * n)
+                kind = ValueError if isinstance(error, ValueError) else ServerLost
+                parts = [kind(f"{type(error).__name__}: {error}")] * (len(prompts) * n)
             nothing: list[list[int]] = [[]] * len(parts)
             return {"prompt_ids": prompts, "completion_ids": nothing, "logprobs": None, "logprob_token_ids": parts}
 
