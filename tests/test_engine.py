@@ -20,24 +20,6 @@ from trl_soft.thoughts import Hard
 C = 20
 WORDS = ["1+2=", "3+44=", "5-6=", "7777-8=", "9", "12345678+87654321-1111="]
 PROMPTS = [word for word in WORDS for _ in range(3)]
-THOUGHTS = [
-    {"thought": "hard"},
-    {"thought": "soft"},
-    {"thought": "gumbel", "gumbel_temperature": 0.5},
-    {"thought": "gumbel", "gumbel_density": "softgrpo"},
-    {"thought": "gumbel", "gumbel_density": "concrete"},
-    {"thought": "gaussian"},
-    {"thought": "gaussian", "noise_placement": "hidden"},
-    {"thought": "gaussian", "noise_placement": "logits", "noise_scale": 1.0, "thinking_top_k": 8},
-    {"thought": "dirichlet"},
-    {"thought": "mixture", "thinking_top_k": 8},
-    {"thought": "multiplex"},
-    {"thought": "latent"},
-]
-
-
-def name(settings: dict) -> str:
-    return "-".join(str(value) for value in settings.values())
 
 
 def plan(net, settings: dict, answer=None, **changes):
@@ -82,7 +64,7 @@ ARRANGEMENTS = {
 }
 
 
-@pytest.mark.parametrize("settings", THOUGHTS, ids=name)
+@pytest.mark.parametrize("settings", tiny.THOUGHTS, ids=tiny.name)
 def test_slots_are_the_simple_loop(settings):
     net = tiny.model()
     made = plan(net, settings)
@@ -120,7 +102,7 @@ def test_a_repetition_penalty(thought):
             assert_same(run(net, made, prompts=PROMPTS * 2, **options), theirs)
 
 
-@pytest.mark.parametrize("settings", THOUGHTS[:7], ids=name)
+@pytest.mark.parametrize("settings", tiny.THOUGHTS[:7], ids=tiny.name)
 def test_a_cache_too_small_sends_the_youngest_back(settings, monkeypatch):
     """Read again from their records they go on as if they had never left; their shadow text would not do."""
     net = tiny.model()

@@ -12,6 +12,22 @@ from trl_soft import SoftGRPOConfig, SoftGRPOTrainer
 
 
 TOKENS = ["<pad>", "<eos>", "<think>", "</think>", *"0123456789+-=;abcdefgh"]
+# Every kind of thought, as settings.
+THOUGHTS = [
+    {"thought": "hard"},
+    {"thought": "soft"},
+    {"thought": "gumbel", "gumbel_temperature": 0.5},
+    {"thought": "gumbel", "gumbel_density": "softgrpo"},
+    {"thought": "gumbel", "gumbel_density": "concrete"},
+    {"thought": "gaussian"},
+    {"thought": "gaussian", "noise_placement": "hidden"},
+    {"thought": "gaussian", "noise_placement": "logits", "noise_scale": 1.0, "thinking_top_k": 8},
+    {"thought": "gaussian", "noise_placement": "probabilities"},
+    {"thought": "dirichlet"},
+    {"thought": "mixture", "thinking_top_k": 8},
+    {"thought": "multiplex"},
+    {"thought": "latent"},
+]
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -89,3 +105,8 @@ def trainer(
     given.setdefault("reward_funcs", reward)
     args = config(output_dir, config_class, **changes)
     return trainer_class(model=net or model(), args=args, **given)
+
+
+def name(settings: dict) -> str:
+    """Of a test case."""
+    return "-".join(str(value) for value in settings.values())

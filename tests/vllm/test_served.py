@@ -4,37 +4,19 @@
 import pytest
 import torch
 
+from tests import tiny
 from tests.vllm import served
 from tests.vllm.served import PROMPTS, needs_vllm
 from trl_soft.rollout.vllm.records import rollout_of
 
 
 pytestmark = needs_vllm
-THOUGHTS = [
-    {"thought": "hard"},
-    {"thought": "soft"},
-    {"thought": "gumbel", "gumbel_temperature": 0.5},
-    {"thought": "gumbel", "gumbel_density": "softgrpo"},
-    {"thought": "gumbel", "gumbel_density": "concrete"},
-    {"thought": "gaussian"},
-    {"thought": "gaussian", "noise_placement": "hidden"},
-    {"thought": "gaussian", "noise_placement": "logits", "noise_scale": 1.0, "thinking_top_k": 8},
-    {"thought": "gaussian", "noise_placement": "probabilities"},
-    {"thought": "dirichlet"},
-    {"thought": "mixture", "thinking_top_k": 8},
-    {"thought": "multiplex"},
-    {"thought": "latent"},
-]
 STOPS = [
     {"answer_prefill": ["=a", "b+"], "max_thinking_length": 5},
     {"cold_stop_entropy": 2.0, "cold_stop_length": 2, "thinking_temperature": 1.0},
     {"max_answer_length": 3, "max_thinking_length": 5},
     {"end_of_thinking": "1;", "thinking_top_k": 20, "thinking_top_p": 1.0},
 ]
-
-
-def name(settings: dict) -> str:
-    return "-".join(str(value) for value in settings.values())
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +78,7 @@ def assert_same(ours, theirs, gaussian=False):
 
 def test_both_engines_think_the_same(llm, net, resumed):
     """Every kind of thought and of end, all in one queue: the same tokens, records and log-probabilities."""
-    cases = [(kind, i) for i, kind in enumerate(THOUGHTS + STOPS)]
+    cases = [(kind, i) for i, kind in enumerate(tiny.THOUGHTS + STOPS)]
     prompts, params = [], []
     for settings, i in cases:
         for j in range(2):
@@ -119,7 +101,11 @@ def test_both_engines_think_the_same(llm, net, resumed):
             assert len(text) - one.completion_ids.size(1) in ((0, 1) if "max_answer_length" in settings else (0,))
 
 
-@pytest.mark.parametrize("settings", [THOUGHTS[2], THOUGHTS[3], THOUGHTS[9], THOUGHTS[10], THOUGHTS[11]], ids=name)
+@pytest.mark.parametrize(
+    "settings",
+    [tiny.THOUGHTS[i] for i in (2, 3, 9, 10, 11)],
+    ids=tiny.name,
+)
 def test_hugging_face_scores_what_was_drawn(llm, net, settings, resumed):
     made = served.plan(net, settings)
     params = [served.soft(settings, sample=2 * i, n=2) for i in range(len(PROMPTS))]
@@ -135,7 +121,7 @@ def test_hugging_face_scores_what_was_drawn(llm, net, settings, resumed):
                 assert torch.equal(drawn, candidates[thoughts].sort(-1).values)
             hard, _ = served.rescored(net, served.ids_of(prompt), one, made, feed_hard=True)
             controls.append((hard - one.record.log_probs[0]).abs().max().item())
-    print(f"{name(settings)}: {apart:.1e}, control {max(controls):.2f}, resumed {len(resumed)}")
+    print(f"{tiny.name(settings)}: {apart:.1e}, control {max(controls):.2f}, resumed {len(resumed)}")
     assert resumed and apart <= 1e-5 and max(controls) >= 0.1
 
 
@@ -170,7 +156,7 @@ def test_hard_requests_beside_soft_ones(llm, net):
         {"temperature": 0.0},
         {"repetition_penalty": 1.7},
     ],
-    ids=name,
+    ids=tiny.name,
 )
 def test_answers_have_their_own_sampling(llm, net, sampling):
     from trl_soft.thoughts import Hard
