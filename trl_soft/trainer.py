@@ -21,6 +21,7 @@ from datasets import Dataset, IterableDataset
 from transformers import ProcessorMixin
 from trl import GRPOTrainer, RLOOTrainer
 
+from .attention import sound_gradients
 from .config import SoftGRPOConfig, SoftRLOOConfig
 from .draws import gather, spread
 from .forward import add_soft_tokens
@@ -184,6 +185,11 @@ class SoftTokensMixin(_Host):
             yield
         finally:
             self._record = self._loss_inputs = None
+
+    def train(self, *args, **kwargs):
+        # The whole of it: a backward happens in TRL's, accelerate's and DeepSpeed's own code.
+        with sound_gradients(self.model, self.accelerator.device):
+            return super().train(*args, **kwargs)
 
     # Rollout
 
