@@ -18,7 +18,6 @@ from trl_soft import ThinkingSettings
 from trl_soft.evaluate import benchmarks
 from trl_soft.evaluate.benchmarks import (
     BENCHMARKS,
-    GRADERS,
     KINDS,
     PRESETS,
     Problem,
@@ -29,6 +28,7 @@ from trl_soft.evaluate.benchmarks import (
     load_problems,
     training_rows,
 )
+from trl_soft.evaluate.grading import GRADERS
 
 
 DATA = Path(os.environ.get("TRL_SOFT_DATA", Path(__file__).parent.parent.parent / "shared" / "data"))

@@ -17,7 +17,7 @@ from tests import tiny
 from trl_soft import ThinkingSettings, soft_generate
 from trl_soft.evaluate.benchmarks import PRESETS, Ask
 from trl_soft.evaluate.decoding import Decoding, soft_tokens_grid
-from trl_soft.evaluate.graders import GRADERS, exact
+from trl_soft.evaluate.grading import GRADERS, grade_exact
 from trl_soft.evaluate.metrics import pass_at_k
 from trl_soft.evaluate.runner import Evaluation, evaluate, score
 from trl_soft.evaluate.store import Store
@@ -38,7 +38,7 @@ def world(tmp_path_factory) -> Path:
     options = {"max_completion_length": 12, "temperature": 0.0, "progress": False}
     said = soft_generate(tiny.model(), tiny.tokenizer(), questions, ThinkingSettings(thought="hard"), **options)
     texts = [tiny.tokenizer().decode([i for i in ids if i != 1]) for ids in said.completion_ids]
-    golds = [exact(text, "").answer if number % 2 else "never" for number, text in enumerate(texts)]
+    golds = [grade_exact(text, "").answer if number % 2 else "never" for number, text in enumerate(texts)]
     rows = [{"question": q, "answer": gold} for q, gold in zip(questions, golds, strict=True)]
     (folder / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
@@ -158,7 +158,7 @@ def test_other_rows_weights_or_thoughts_under_the_same_path_are_refused(world, t
 def test_answers_are_read_where_they_were_prefilled(world, tmp_path, monkeypatch):
     """soft_tokens: the box is found however the thought ended, and a cut answer is clipped."""
     read = []
-    monkeypatch.setitem(GRADERS, "exact", lambda text, gold: (read.append(text), exact(text, gold))[1])
+    monkeypatch.setitem(GRADERS, "exact", lambda text, gold: (read.append(text), grade_exact(text, gold))[1])
     prefill = {"answer_prefill": ["=a", "b=a"], "end_of_thinking": "</think>", "max_thinking_length": 4}
     ask = Ask("{question}", answer_after="b=a", answer_prefill=("=a", "b=a"), max_answer_length=3)
     preset = replace(PRESETS["soft_tokens"], asks=dict.fromkeys(PRESETS["soft_tokens"].asks, ask))

@@ -14,8 +14,8 @@ Rewards that `trl.rewards` does not have: answers as plain text, with or without
 import re
 
 from .evaluate.benchmarks import last_boxed
-from .evaluate.boxed import closing_brace
-from .evaluate.graders import math
+from .evaluate.grading import grade_math
+from .evaluate.grading.boxes import closing_brace
 
 
 # What begins the answer, in 2509.19170's prompt and in its prefill.
@@ -33,14 +33,14 @@ def exact_answer_reward(completions: list, answer: list[str], **kwargs) -> list[
 
 def math_reward(completions: list, answer: list[str], **kwargs) -> list[float | None]:
     """
-    1.0 where the evaluation's judge, [`~trl_soft.evaluate.graders.math`], finds the answer equal to the gold answer.
+    1.0 where the evaluation's judge, [`~trl_soft.evaluate.grading.grade_math`], finds the answer equal to the gold answer.
 
     Unlike [`~trl.rewards.accuracy_reward`] it takes plain-text completions and gold answers as data sets write them: read
     without the mathematics around it, `2x-2` would be 2, and so would one in twenty answers of MATH be something else.
     `None`, which leaves the sample out, where there is no gold answer.
     """
     return [
-        float(math(text, gold).correct) if gold.strip() else None
+        float(grade_math(text, gold).correct) if gold.strip() else None
         for text, gold in zip(_texts(completions), answer, strict=True)
     ]
 

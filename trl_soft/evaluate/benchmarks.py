@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from .boxed import closing_brace
+from .grading.boxes import closing_brace
 
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 Gold = str | dict[str, Any]
 
-GRADERS = ("math", "letters", "code_humaneval", "code_mbpp", "exact")
 KINDS = ("math", "choice", "humaneval", "mbpp", "question")
 LETTERS = "ABCD"
 _EXTENSIONS = (".jsonl.gz", ".json.gz", ".jsonl", ".json", ".csv", ".parquet")
@@ -159,7 +158,7 @@ class Benchmark:
         files (`tuple[str, ...]`): its files in `--data_dir`, one after the other; `.gz` or not, and other formats.
         question_column, answer_column (`str`).
         read_gold: the grader's gold from a row and the name of its answer column; raises `ValueError`.
-        grader (`str`): one of `GRADERS`.
+        grader (`str`): a key of [`~trl_soft.evaluate.grading.GRADERS`].
         kind (`str`): one of `KINDS`: which of a preset's prompts asks it.
         exclude (`str`, *optional*): the benchmark whose problems are left out.
     """

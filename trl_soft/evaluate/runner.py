@@ -34,7 +34,7 @@ from ..settings import FILE_NAME, ThinkingSettings
 from ..thoughts import Hard
 from .benchmarks import Problem, answer_text, build_prompt, get_preset, load_problems
 from .decoding import Decoding
-from .graders import GRADERS
+from .grading import GRADERS
 from .metrics import summary
 from .store import Chunk, Store
 

@@ -1,49 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Graders: from a completion and a row's gold answer to a verdict and a class for majority voting."""
+"""Mathematics: an answer is compared with the gold answer as numbers, sets and expressions, by math-verify."""
 
-import ast
 import atexit
 import json
 import os
 import queue
-import random
 import re
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 
-from .boxed import closing_brace
-from .sandbox import run_program
+from .boxes import last_boxed
+from .verdict import Verdict, after_thinking
 
 
 _TAIL = 4000  # characters: where an answer without a \boxed is looked for; math-verify's patterns are slow on more
 _STEP_SECONDS = 5  # one parse or one comparison
 _JOB_SECONDS = 20.0  # all that math-verify does for one completion
 _WORKER_BYTES = 4 << 30
-_SOURCE_CHARACTERS = 65536
-_LETTERS = "ABCDEFGHIJ"
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """
-    What a grader found.
-
-    Args:
-        correct (`bool`): whether the answer is the gold answer.
-        answer (`str`, *optional*): the answer as the completion wrote it, or the program that was run.
-        vote (`str`, *optional*): the class of the answer: equal answers share it. `None` where there is no answer, and
-            for programs, which are not voted on.
-        reason (`str`): why a program failed, or why an answer could not be judged; empty otherwise.
-    """
-
-    correct: bool
-    answer: str | None
-    vote: str | None
-    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -80,67 +57,6 @@ class MathGold:
         return cls(answer, bool(row["is_multiple_answer"]), row.get("unit") or None, tolerance)
 
 
-def after_thinking(text: str) -> str:
-    """What follows the last `</think>`, or all of it."""
-    return text.rpartition("</think>")[2]
-
-
-def exact(text: str, gold: str) -> Verdict:
-    """Right where the text after the last `</think>` is the gold answer to the letter, blanks at the ends aside."""
-    answer = after_thinking(text).strip()
-    return Verdict(answer == gold.strip(), answer or None, answer or None)
-
-
-# ---------------------------------------------------------------------------------------------------- multiple choice
-
-_WRAPPED = r"(?:\\(?:text|mathrm|textbf|mathbf)\s*\{\s*)?[({\[*\s]*([A-J])(?![A-Za-z'])"
-_LETTER_PATTERNS = (
-    re.compile(r"\\(?:boxed|fbox)\s*\{\s*" + _WRAPPED),
-    re.compile(r"(?i:answer)[\s*]*(?:(?i:is|would be|should be)\b)?[\s*:$]*(?i:option\s+|choice\s+)?" + _WRAPPED),
-    re.compile(r"(?m)^[\s*$(\[]*([A-J])[\s*$)\].:]*$"),
-    re.compile(r"\(([A-J])\)"),
-)
-
-
-def letters(text: str, gold: str) -> Verdict:
-    """
-    Right where the chosen letter is the gold letter.
-
-    The letter is the last one in a \\boxed; without one, the last behind the word "answer"; without one, the last that
-    has a line to itself; without one, the last in parentheses.
-    """
-    tail = after_thinking(text)
-    for pattern in _LETTER_PATTERNS:
-        found = pattern.findall(tail)
-        if found:
-            return Verdict(found[-1] == gold.strip(), found[-1], found[-1])
-    return Verdict(False, None, None)
-
-
-def shuffled_options(options: Sequence[str], correct_index: int, seed: int | str) -> tuple[str, str]:
-    """
-    Options in an order drawn with `seed`, one a line behind its letter, and the letter of the right one.
-
-    Args:
-        options (sequence of `str`): at most ten.
-        correct_index (`int`): which of `options` is right.
-        seed (`int` or `str`): of this question, such as `f"{run_seed}:{question_id}"`; the same order on any machine.
-    """
-    if not 0 <= correct_index < len(options) <= len(_LETTERS):
-        raise ValueError(
-            f"`correct_index` is {correct_index} with {len(options)} options, but it must be one of them and there are "
-            f"letters for {len(_LETTERS)} at most. Give the index, from 0, of the right option."
-        )
-    order = list(range(len(options)))
-    random.Random(f"options {seed}").shuffle(order)  # a string: the same stream for 1 and "1"
-    lines = [f"({letter}) {options[index]}" for letter, index in zip(_LETTERS, order)]
-    return "\n".join(lines), _LETTERS[order.index(correct_index)]
-
-
-# -------------------------------------------------------------------------------------------------------- mathematics
-
-_BOXED = re.compile(r"\\(?:boxed|fbox)\s*")
-_BETWEEN_BOXES = re.compile(r"[\s,;.$]*(?:\\?\\(?:text|quad|qquad)\s*(?:\{\s*)?)?(?:and|or)?[\s},;.$]*")
 _NUMBER = re.compile(r"[+-]?(?:\d+|\d{1,3}(?:,\d{3})+)(?:\.\d*)?|[+-]?\.\d+")
 _TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}")
 _SPACES = re.compile(r"\\[!,;: ]|\\left(?![a-zA-Z])|\\right(?![a-zA-Z])|\\q?quad(?![a-zA-Z])|[\s~]")
@@ -149,45 +65,6 @@ _UNIT_WORDS = re.compile(
     r"(.*\d)(?:\s+|\s*\\(?:text|mathrm|mbox)\s*\{[~\s]*)([A-Za-z][A-Za-z./ ]+?)[\s}]*(?:\^\{?\d\}?)?"
 )
 _NOT_UNITS = re.compile(r"(?i)\b(?:pi|sqrt|sin|cos|tan|log|ln|or|and|to|if|million|billion|thousand|hundred|dozen)\b")
-
-
-def _closing(text: str, start: int) -> int | None:
-    """Where the brace that opens at `start` closes, or `None`."""
-    end = closing_brace(text[start + 1 :])
-    return None if end is None else start + 1 + end
-
-
-def _boxes(text: str) -> list[tuple[int, int, str]]:
-    """Start, end and content of every \\boxed, braces left out (`\\boxed 2`) or not; one that never closes is none."""
-    found = []
-    for match in _BOXED.finditer(text):
-        if text[match.end() : match.end() + 1] == "{":
-            end = _closing(text, match.end())
-            if end is not None:
-                found.append((match.start(), end + 1, text[match.end() + 1 : end].strip()))
-        elif match.group() != "\\boxed" and match.group() != "\\fbox":
-            content = re.match(r"[^\s$\\]+", text[match.end() :])
-            if content:
-                found.append((match.start(), match.end() + content.end(), content.group().rstrip(".,")))
-    return found
-
-
-def last_boxed(text: str, several: bool = False) -> str | None:
-    """
-    The content of the last \\boxed, or `None`; with `several`, of the last row of them, commas between.
-
-    Args:
-        several (`bool`): take \\boxed{1}, \\boxed{2} and \\boxed{3} as one answer `1,2,3`.
-    """
-    boxes = _boxes(text)
-    if not boxes:
-        return None
-    start, _, content = boxes[-1]
-    for earlier_start, earlier_end, earlier in reversed(boxes[:-1] if several else []):
-        if earlier_end > start or not _BETWEEN_BOXES.fullmatch(text[earlier_end:start]):
-            break
-        content, start = f"{earlier},{content}", earlier_start
-    return content
 
 
 def _bare(answer: str) -> str:
@@ -366,7 +243,7 @@ class _Worker:
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def _start(self) -> subprocess.Popen:
-        code = "from trl_soft.evaluate.graders import _serve; _serve()"
+        code = "from trl_soft.evaluate.grading.mathematics import _serve; _serve()"
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
         process = subprocess.Popen(
             [sys.executable, "-c", code], env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -418,7 +295,7 @@ _worker = _Worker()
 atexit.register(_worker.stop)
 
 
-def math(text: str, gold: str | MathGold | Mapping) -> Verdict:
+def grade_math(text: str, gold: str | MathGold | Mapping) -> Verdict:
     """
     Right where math-verify finds the answer equal to the gold answer.
 
@@ -439,115 +316,3 @@ def math(text: str, gold: str | MathGold | Mapping) -> Verdict:
         if left is not None and right is not None and (left == right or left.denominator == right.denominator == 1):
             return Verdict(left == right, answer, _show_number(right))
     return _worker.judge(answer, tail[-_TAIL:], gold)
-
-
-_FENCE = re.compile(r"```[ \t]*([A-Za-z0-9_+-]*)[^\n]*\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL)
-
-
-def _defines(source: str, name: str) -> bool:
-    return (
-        re.search(rf"(?m)^(?:async[ \t]+def|def|class)[ \t]+{re.escape(name)}\b|^{re.escape(name)}\s*=", source)
-        is not None
-    )
-
-
-def _parses(source: str) -> bool:
-    try:
-        ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
-    return True
-
-
-def _longest_program(head: str, body: str) -> str:
-    """`head` and as many lines of `body` as make a program: base models write on after the answer."""
-    lines = body.split("\n")
-    for count in range(len(lines), 0, -1):
-        source = head + "\n".join(lines[:count])
-        if _parses(source):
-            return source
-    return head + body
-
-
-def extract_code(text: str, name: str | None = None) -> str | None:
-    """
-    The program in the last fenced block that defines `name`, else in all Python blocks together, else `None`.
-
-    Args:
-        name (`str`, *optional*): a function or class. A block that the text breaks off in counts as far as it goes.
-    """
-    blocks = [body for language, body in _FENCE.findall(text) if language.lower() in ("", "python", "python3", "py")]
-    if not blocks:
-        return None
-    naming = [block for block in blocks if name is not None and _defines(block, name)]
-    return naming[-1] if naming else "\n".join(blocks)
-
-
-def _top_level_names(source: str) -> set[str]:
-    try:
-        nodes = ast.parse(source).body
-    except SyntaxError:
-        return set()
-    names = {node.name for node in nodes if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))}
-    targets = [target for node in nodes if isinstance(node, ast.Assign) for target in node.targets]
-    return names | {target.id for target in targets if isinstance(target, ast.Name)}
-
-
-def _run(source: str, tests: str, shadows: set[str], limits: Mapping) -> Verdict:
-    if len(source) > _SOURCE_CHARACTERS:
-        return Verdict(False, source[:_SOURCE_CHARACTERS], None, f"longer than {_SOURCE_CHARACTERS} characters")
-    result = run_program(source, tests=tests, shadows=sorted(shadows), **limits)
-    return Verdict(result.passed, source, None, "" if result.passed else result.reason)
-
-
-def code_humaneval(text: str, gold: Mapping, **limits) -> Verdict:
-    """
-    Right where the program passes the row's tests in the sandbox.
-
-    A completion with a fenced block, or one that defines the function anew, comes behind the prompt, whose imports and
-    helpers it may use; any other completion continues the prompt, as far as the two make a program.
-
-    Args:
-        gold: the HumanEval row (`prompt`, `test`, `entry_point`).
-        limits: for [`~trl_soft.evaluate.sandbox.run_program`].
-    """
-    text, name = after_thinking(text), gold["entry_point"]
-    block = extract_code(text, name)
-    body = text if block is None else block
-    if _defines(body, name):
-        source = _longest_program(gold["prompt"] + "\n\n", body)
-    else:
-        source = _longest_program(gold["prompt"], body)
-    tests = f"{gold['test']}\n\ncheck({name})\n"
-    return _run(source, tests, _top_level_names(gold["prompt"]) | {name}, limits)
-
-
-def code_mbpp(text: str, gold: Mapping, **limits) -> Verdict:
-    """
-    Right where the program passes the row's `test_list` in the sandbox.
-
-    Args:
-        gold: the MBPP row, full or sanitized (`test_list`, `code`, and `test_setup_code` or `test_imports`).
-        limits: for [`~trl_soft.evaluate.sandbox.run_program`].
-    """
-    # The few-shot prompt of Austin et al. puts programs between these two.
-    before, _, after = after_thinking(text).partition("[DONE]")[0].partition("[BEGIN]")
-    body = after or before
-    # What the reference solution defines: a task may ask for a function called `sum`.
-    names = _top_level_names(gold["code"].replace("\r\n", "\n"))
-    tested = [name for name in names if any(re.search(rf"\b{re.escape(name)}\b", test) for test in gold["test_list"])]
-    block = extract_code(body, tested[0] if tested else None)
-    source = _longest_program("", body if block is None else block)
-    setup = [gold.get("test_setup_code") or "", *(gold.get("test_imports") or [])]
-    return _run(source, "\n".join([*setup, *gold["test_list"]]) + "\n", names, limits)
-
-
-Grader = Callable[..., Verdict]
-
-GRADERS: dict[str, Grader] = {
-    "math": math,
-    "letters": letters,
-    "code_humaneval": code_humaneval,
-    "code_mbpp": code_mbpp,
-    "exact": exact,
-}

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a grader finds: whether an answer is right, and its class for majority voting."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """
+    What a grader found.
+
+    Args:
+        correct (`bool`): whether the answer is the gold answer.
+        answer (`str`, *optional*): the answer as the completion wrote it, or the program that was run.
+        vote (`str`, *optional*): the class of the answer: equal answers share it. `None` where there is no answer, and
+            for programs, which are not voted on.
+        reason (`str`): why a program failed, or why an answer could not be judged; empty otherwise.
+    """
+
+    correct: bool
+    answer: str | None
+    vote: str | None
+    reason: str = ""
+
+
+def after_thinking(text: str) -> str:
+    """What follows the last `</think>`, or all of it."""
+    return text.rpartition("</think>")[2]
+
+
+def grade_exact(text: str, gold: str) -> Verdict:
+    """Right where the text after the last `</think>` is the gold answer to the letter, blanks at the ends aside."""
+    answer = after_thinking(text).strip()
+    return Verdict(answer == gold.strip(), answer or None, answer or None)
