@@ -16,10 +16,12 @@ from dataclasses import dataclass, field
 from accelerate import PartialState
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from trl_soft.config import SoftParser
 from trl_soft.evaluate.decoding import Decoding, soft_tokens_grid
 from trl_soft.evaluate.runner import Evaluation, evaluate, saved_beside
+from trl_soft.files import printable
 
 
 def _help(text: str, default=None):
@@ -82,8 +84,9 @@ def show(metrics: dict) -> None:
         for decoding, row in decodings.items():
             mean = row["mean@n"]
             last = [list(row[name].values())[-1]["value"] if name in row else None for name in ("pass@k", "maj@k")]
+            name = os.path.basename(benchmark) if os.path.isfile(benchmark) else benchmark
             table.add_row(
-                os.path.basename(benchmark) if os.path.isfile(benchmark) else benchmark, decoding, str(row["problems"]), str(row["samples"]), f"{mean['value']:.3f}",
+                Text(printable(name)), Text(printable(decoding)), str(row["problems"]), str(row["samples"]), f"{mean['value']:.3f}",
                 f"{mean['low']:.3f} - {mean['high']:.3f}", *("-" if x is None else f"{x:.3f}" for x in last),
                 f"{row['length']['mean']:.1f}",
             )  # fmt: skip

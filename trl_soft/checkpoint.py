@@ -22,6 +22,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from .files import parse_json
+
 
 MANIFEST = "checkpoint_manifest.json"
 STAGING = ".saving"
@@ -165,7 +167,7 @@ def _age(folder: str) -> int:
         return 0
     try:
         with open(path, encoding="utf-8") as file:
-            return int(json.load(file)["written"])  # a copy of the folder has other dates
+            return int(parse_json(file.read())["written"])  # a copy of the folder has other dates
     except (ValueError, KeyError, TypeError):
         return os.stat(path).st_mtime_ns
 
@@ -187,7 +189,7 @@ def read_manifest(folder: str) -> dict[str, Any]:
         )
     try:
         with open(path, encoding="utf-8") as file:
-            content = json.load(file)
+            content = parse_json(file.read())
         intact = content.pop("digest") == _checksum(content)
     except (ValueError, KeyError, AttributeError, TypeError):
         intact = False

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..files import printable
+
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -77,8 +79,8 @@ def _panels(titles: Sequence[str], width: float = 3.4, height: float = 2.9):
 
 
 def _plain(text: str) -> str:
-    """Text that matplotlib takes for no formula."""
-    return text.replace("$", r"\$")
+    """Text that matplotlib takes for no formula, and that an SVG file can hold."""
+    return printable(text).replace("$", r"\$")
 
 
 def _save(figure, axes: list, stem: Path) -> list[Path]:

@@ -15,7 +15,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from .report import read_json
+from ..files import read_object
+from .report import decodings_of
 from .store import Store
 
 
@@ -49,8 +50,8 @@ def inspect_page(
     Returns the page's path. Raises a `ValueError` if nothing is left to show.
     """
     folder = Path(run_folder)
-    manifest = read_json(folder / "manifest.json", "nothing says which run this is")
-    known = {str(d["name"]): d for d in manifest.get("decodings") or []}
+    manifest = read_object(folder / "manifest.json", "nothing says which run this is")
+    known = decodings_of(manifest)
     unknown = [name for name in decodings or () if name not in known]
     if unknown:
         raise ValueError(f"`decodings` names {unknown}, but the run has {list(known)}. Choose among those.")

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from .report import read_json
+from ..files import read_object
 from .tables import DASH, escape_markdown
 
 
@@ -59,27 +59,27 @@ def measured(outputs: Path, paper: str) -> tuple[dict[Cell, list[float]], list[s
 def _numbers(outputs: Path, paper: str, notes: list[str]) -> Iterator[tuple[Path, str, Cell, float]]:
     root = outputs / "evaluation" / paper
     for file in sorted(root.rglob("manifest.json")):
-        manifest, folder = read_json(file, "nothing says which run this is"), file.parent
+        manifest, folder = read_object(file, "nothing says which run this is"), file.parent
         if not (folder / "metrics.json").is_file():
             notes.append(f"{folder} has no metrics.json: that run has not ended.")
         elif manifest.get("limit"):
             notes.append(f"{folder} is a run over the first {manifest['limit']} problems: left out.")
         else:
-            scores = read_json(folder / "metrics.json", "there is nothing to tabulate")
+            scores = read_object(folder / "metrics.json", "there is nothing to tabulate")
             for benchmark, decodings in scores.items():
                 for decoding, entry in decodings.items():
                     for metric, value in _flat(entry):
                         cell = (str(manifest["name"]), decoding, benchmark, metric)
                         yield folder, str(manifest["model"]), cell, 100 * value
     for file in sorted(root.rglob("ood.json")):
-        content = read_json(file, "there is nothing to tabulate")
+        content = read_object(file, "there is nothing to tabulate")
         name = file.relative_to(root).parts[0]
         for benchmark, row in content["tasks"].items():
             for metric in ("acc", "nll"):
                 value = row[metric]["value"] * (100 if metric == "acc" else 1)
                 yield file.parent, str(content["model"]), (name, "likelihood", benchmark, metric), value
     for file in sorted((outputs / paper).glob("*/*/trainer_state.json")):
-        history = read_json(file, "there are no rewards")["log_history"]
+        history = read_object(file, "there are no rewards")["log_history"]
         rewards = [row["reward"] for row in history if row.get("reward") is not None]
         if len(rewards) < 20:
             notes.append(f"{file} has {len(rewards)} rewards, fewer than the 20 that a mean is taken over.")

@@ -6,7 +6,6 @@ python -m trl_soft.evaluate.report outputs/eval/* -o outputs/report --papers pap
 
 import argparse
 import csv
-import json
 import math
 import re
 import statistics
@@ -14,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..files import parse_json, read_object
 from . import figures as draw
 from .tables import (
     DASH,
@@ -107,29 +107,25 @@ def report(
 # Runs
 
 
-def read_json(path: Path, purpose: str) -> dict:
-    """A JSON object from a run folder; `purpose` says what it is needed for."""
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} does not exist, and without it {purpose}. Give the folder of a run that got that far."
-        )
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON ({error}), so {purpose}. Write it again from the run.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no JSON object, so {purpose}. Write it again from the run.")
-    return content
-
-
 def _load_run(folder: Path) -> dict:
-    manifest = read_json(folder / "manifest.json", "nothing says which run this is")
-    scores = read_json(folder / "metrics.json", "there is nothing to tabulate")
+    manifest = read_object(folder / "manifest.json", "nothing says which run this is")
+    file = folder / "metrics.json"
+    scores = read_object(file, "there is nothing to tabulate")
+    entries = [entry for d in scores.values() for entry in (d.values() if isinstance(d, dict) else [None])]
+    if not all(isinstance(entry, dict) for entry in entries):
+        raise ValueError(f"{file} does not hold metrics by benchmark and decoding. Write it again from the run.")
     flat = {
-        benchmark: {decoding: _flat(entry, f"{folder}/metrics.json, {benchmark}, {decoding}") for decoding, entry in d.items()}
+        benchmark: {decoding: _flat(entry, f"{file}, {benchmark}, {decoding}") for decoding, entry in d.items()}
         for benchmark, d in scores.items()
     }  # fmt: skip
     return {"folder": folder, "manifest": manifest, "name": str(manifest.get("name") or folder.name), "scores": flat}
+
+
+def decodings_of(manifest: dict) -> dict[str, dict]:
+    """The decodings of a run by name, as its manifest has them; entries without a name are left out."""
+    entries = manifest.get("decodings")
+    entries = entries if isinstance(entries, list) else []
+    return {str(entry["name"]): entry for entry in entries if isinstance(entry, dict) and "name" in entry}
 
 
 def _check_runs(loaded: list[dict]) -> None:
@@ -138,7 +134,7 @@ def _check_runs(loaded: list[dict]) -> None:
     seen: dict[tuple, Path] = {}
     for run in loaded:
         manifest = run["manifest"]
-        key = (run["name"], manifest.get("model"), manifest.get("seed"))
+        key = (run["name"], str(manifest.get("model")), str(manifest.get("seed")))
         if key in seen:
             raise ValueError(
                 f"{seen[key]} and {run['folder']} are both the run {key[0]!r} of the model {key[1]!r} with seed "
@@ -427,15 +423,25 @@ def read_training_log(path: Path) -> list[dict]:
     if path.suffix == ".csv":
         return [{k: _float(v) for k, v in row.items()} for row in _read_csv(path, ("step",))]
     if path.suffix == ".jsonl":
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = _read_lines(path)
     else:
-        lines = read_json(path, "there are no training curves").get("log_history") or []
-    if not any("step" in line for line in lines):
+        lines = read_object(path, "there are no training curves").get("log_history") or []
+    if not isinstance(lines, list) or not any(isinstance(line, dict) and "step" in line for line in lines):
         raise ValueError(
             f"The training log {path} has no line with a `step`, so nothing can be drawn over steps. Give a "
             "trainer_state.json, or lines that say which step they are of."
         )
-    return lines
+    return [line for line in lines if isinstance(line, dict)]
+
+
+def _read_lines(path: Path) -> list:
+    values = []
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        try:
+            values += [parse_json(line)] if line.strip() else []
+        except ValueError as error:
+            raise ValueError(f"Line {number} of {path} is not JSON ({error}). Correct or remove the line.") from error
+    return values
 
 
 def _series(lines: list[dict], metric: str) -> draw.Series:
@@ -496,7 +502,7 @@ def _document(loaded: list[dict], rows: list[Row], tables: dict[str, Table], dra
     ]
     for run in loaded:
         manifest = run["manifest"]
-        decodings = ", ".join(str(d.get("name")) for d in manifest.get("decodings") or [])
+        decodings = ", ".join(decodings_of(manifest))
         cells = [
             run["name"],
             manifest.get("model"),

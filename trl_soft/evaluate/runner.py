@@ -27,6 +27,7 @@ from accelerate import PartialState
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from ..files import printable
 from ..forward import soft_tokens_added
 from ..rollout import ENGINES, EngineOptions, Key, Rollout
 from ..rollout.plan import make_plan, table_rms
@@ -107,6 +108,12 @@ class Evaluation:
             raise ValueError(f"`engine` is {self.engine!r}. Choose one of {', '.join(ENGINES)}.")
         if self.chunk < 1:
             raise ValueError(f"`chunk` is {self.chunk}, but it counts samples and must be at least 1.")
+        for name in filter(None, [self.name, *names]):
+            if printable(name) != name:
+                raise ValueError(
+                    f"A run or decoding has the name {name!r}, whose control characters a terminal or a figure would "
+                    "obey. Choose a name of printable characters."
+                )
         for model in {decoding.model or self.model for decoding in self.decodings}:
             if (os.path.isabs(model) or model.startswith(".") or model.count("/") > 1) and not os.path.isdir(model):
                 raise FileNotFoundError(f"The model folder {model} does not exist (looked from {os.getcwd()}).")
@@ -124,6 +131,7 @@ def evaluate(run: Evaluation) -> dict[str, dict[str, dict]]:
     run.check()
     state = _processes()
     store = Store(run.output_dir, state.process_index)
+    store.lock()  # before anything is read or written: another run may begin in the same folder at this moment
     problems = {
         name: load_problems(
             name, run.data_dir, run.limit, run.question_column, run.answer_column, seed=run.option_seed
@@ -142,7 +150,6 @@ def evaluate(run: Evaluation) -> dict[str, dict[str, dict]]:
         told["weights"] = {model: fingerprint(model) for model in models}
         store.open({**asked, **told}, run.SETTLED)
     state.wait_for_everyone()
-    store.lock()
     done = {chunk for chunk, _, _ in store.chunks()}
     state.wait_for_everyone()  # all have read before anyone writes
 
@@ -310,6 +317,9 @@ class _Policy:
         return found | ({"reason": verdict.reason} if verdict.reason else {})
 
 
+_SCORED = ("problem", "sample", "correct", "vote", "length", "thinking_length", "clipped", "thinking_cut", "entropy")
+
+
 def score(
     store: Store, k_values: list[int] | None = None, wanted: set[tuple[str, str]] | None = None
 ) -> dict[str, dict[str, dict]]:
@@ -319,6 +329,12 @@ def score(
     for (benchmark, decoding, _), lines, seal in store.chunks():
         if wanted is not None and (benchmark, decoding) not in wanted:
             continue
+        lacking = sorted({key for line in lines for key in _SCORED if key not in line})
+        if lacking:
+            raise ValueError(
+                f"{store.folder}/samples has samples of {decoding!r} on {benchmark!r} without {', '.join(lacking)}, so "
+                "they cannot be scored. They were changed after the run wrote them: put the original files back."
+            )
         samples[benchmark, decoding] += lines
         spent[benchmark, decoding][0] += seal["tokens"]
         spent[benchmark, decoding][1] += seal["seconds"]

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..files import parse_json, read_object, replace_text
+
 
 Chunk = tuple[str, str, int]  # benchmark, decoding, number
 
@@ -32,15 +34,18 @@ class Store:
 
     def open(self, manifest: dict[str, Any], settled: tuple[str, ...]) -> None:
         """
-        Begin a run, or go on with one.
+        Begin a run, or continue one. Call `lock` first: of two runs that begin together, one finds the folder taken.
 
         Args:
             manifest: what is asked, and what was found here.
-            settled: its keys that must not differ from those of the run that is gone on with.
+            settled: its keys that must not differ from those of the run that is continued.
+
+        Raises:
+            ValueError: if the folder holds another run, or a manifest that cannot be read. Nothing is written then.
         """
         file = self.folder / "manifest.json"
         if file.exists():
-            before = json.loads(file.read_text())
+            before = read_object(file, "nothing says what its samples are of")
             asked = json.loads(json.dumps(manifest))
             different = [key for key in settled if before.get(key) != asked.get(key)]
             if different:
@@ -49,19 +54,22 @@ class Store:
                     f"{self.folder} holds a run whose `{key}` is {before.get(key)!r}, and now it is {asked.get(key)!r}: its "
                     "samples would be mixed with others. Set the same, or another output folder."
                 )
-            manifest = {**before, "resumed": [*before.get("resumed", []), manifest["environment"]]}
+            resumed = before.get("resumed")
+            resumed = resumed if isinstance(resumed, list) else []
+            manifest = {**before, "resumed": [*resumed, manifest["environment"]]}
         elif any((self.folder / "samples").glob("*.jsonl")):
             raise ValueError(
                 f"{self.folder}/samples holds samples and no manifest says of what. Put the manifest beside them, or set "
                 "another output folder."
             )
-        (self.folder / "samples").mkdir(parents=True, exist_ok=True)
-        _replace(file, json.dumps(manifest, indent=2) + "\n")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(file, json.dumps(manifest, indent=2) + "\n")
 
     def lock(self) -> None:
         """Be the only process that writes this file, until this process ends, however it ends."""
         import fcntl
 
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = open(self.path.with_suffix(".lock"), "w")  # held for as long as the store lives
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -82,7 +90,11 @@ class Store:
             os.fsync(file.fileno())
 
     def chunks(self) -> Iterator[tuple[Chunk, list[dict], dict]]:
-        """Every sealed chunk of every process, once: its name, its samples and what its seal says."""
+        """
+        Every sealed chunk of every process, once: its name, its samples and what its seal says.
+
+        A line that is damaged, a seal among them, is as if it had never been written, and its chunk with it.
+        """
         seen: set[Chunk] = set()
         for path in sorted((self.folder / "samples").glob("*.jsonl")):
             current: list[dict] | None = None
@@ -94,8 +106,8 @@ class Store:
                     elif "begin" in line:
                         current = []
                     elif "seal" in line:
-                        chunk: Chunk = tuple(line["seal"])
-                        if current is not None and len(current) == line["samples"] and chunk not in seen:
+                        chunk = _sealed(line)
+                        if current is not None and chunk and len(current) == line["samples"] and chunk not in seen:
                             seen.add(chunk)
                             yield chunk, current, line
                         current = None
@@ -104,7 +116,7 @@ class Store:
 
     def write(self, name: str, content: Any) -> None:
         """A JSON file of the run, whole or not at all."""
-        _replace(self.folder / name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        replace_text(self.folder / name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def _ends_a_line(path: Path) -> bool:
@@ -117,13 +129,17 @@ def _ends_a_line(path: Path) -> bool:
 
 def _parsed(text: str) -> dict | None:
     try:
-        line = json.loads(text)
-    except json.JSONDecodeError:
+        line = parse_json(text)
+    except ValueError:
         return None
     return line if isinstance(line, dict) else None
 
 
-def _replace(path: Path, text: str) -> None:
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
+def _sealed(line: dict) -> Chunk | None:
+    """The chunk that a seal is of; `None` if the seal does not say so, or says what no run writes."""
+    name, spent = line["seal"], [line.get(key) for key in ("samples", "tokens", "seconds")]
+    if not (isinstance(name, list) and [type(part) for part in name] == [str, str, int]):
+        return None
+    if not all(isinstance(x, (int, float)) and not isinstance(x, bool) and 0 <= x < float("inf") for x in spent):
+        return None
+    return name[0], name[1], name[2]

@@ -6,6 +6,8 @@ import io
 import re
 from dataclasses import dataclass, field
 
+from ..files import printable
+
 
 DASH = "\u2013"  # an empty cell
 PERCENT = ("mean", "pass", "maj", "first", "clipped")
@@ -124,13 +126,13 @@ def _parts(number: Number | None, metric: str) -> tuple[str, str, str]:
 
 def escape_markdown(text: str) -> str:
     """Text that a Markdown table shows as it is."""
-    text = re.sub(r"([\\|*<>\[\]`])", r"\\\1", " ".join(text.split()))
+    text = re.sub(r"([\\|*<>\[\]`])", r"\\\1", printable(" ".join(text.split())))
     return re.sub(r"(?<![0-9A-Za-z])_|_(?![0-9A-Za-z])", r"\\_", text)
 
 
 def escape_latex(text: str) -> str:
     """Text that LaTeX sets as it is."""
-    return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))
+    return "".join(_LATEX.get(character, character) for character in printable(" ".join(text.split())))
 
 
 def markdown(table: Table) -> str:
@@ -200,7 +202,19 @@ def _decimal(value: float | None) -> str:
 
 
 def to_csv(lines: list[list[str]]) -> str:
-    """Lines of cells as CSV with plain line ends."""
+    """Lines of cells as CSV with plain line ends, none of which a spreadsheet takes for a formula."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(lines)
+    csv.writer(text, lineterminator="\n").writerows([_inert(cell) for cell in line] for line in lines)
     return text.getvalue()
+
+
+def _inert(cell: str) -> str:
+    """A cell with an apostrophe before what a spreadsheet would compute; numbers stay numbers."""
+    cell = printable(cell)
+    if not cell.startswith(("=", "+", "-", "@")):
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return "'" + cell
+    return cell
