@@ -2,6 +2,7 @@
 # make test         set up, run the tests
 # make test-kill    kill training twenty times in a row, in one process, under DDP and under ZeRO-3 (half an hour)
 # make test-distributed   the tests of several processes and of two machines alone
+# make test-hostile   every hostile program in the sandbox, as root and as a user without rights
 # make bench-update   what scoring and feeding thoughts cost, as ratios
 # make bench-rollout  what a soft rollout costs on the CPU, as ratios       make bench-gpu   the same on a GPU
 # make bench-scale    how a training step grows with length, K, group and vocabulary
@@ -24,7 +25,7 @@ VLLM_READY := $(VLLM_VENV)/.ready
 VLLM_SETTINGS := VLLM_USE_V2_MODEL_RUNNER=1 TRITON_INTERPRET=1 PYTHONPATH=tests/vllm/site:. VLLM_ENABLE_V1_MULTIPROCESSING=0 \
 	VLLM_CPU_CI_ENV=1 VLLM_CPU_KVCACHE_SPACE=1 VLLM_NO_USAGE_STATS=1 HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 
-.PHONY: install quickstart test table plan bench-update bench-rollout bench-scale bench-gpu quality style clean test-kill test-distributed test-vllm bench-vllm
+.PHONY: install quickstart test test-hostile table plan bench-update bench-rollout bench-scale bench-gpu quality style clean test-kill test-distributed test-vllm bench-vllm
 
 install: $(READY)
 
@@ -47,6 +48,9 @@ plan: $(READY)
 
 test-kill: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.kill
+
+test-hostile: $(READY)
+	$(BIN)/python -m tests.hostile
 
 test-distributed: $(READY)
 	$(BIN)/python -m pytest --durations 10 tests/test_accelerate_recipes.py tests/test_distributed.py tests/test_multi_node.py tests/test_slurm.py

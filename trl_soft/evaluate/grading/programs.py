@@ -3,7 +3,7 @@
 
 import ast
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ..sandbox import run_program
 from .verdict import Verdict, after_thinking
@@ -62,10 +62,10 @@ def _top_level_names(source: str) -> set[str]:
     return names | {target.id for target in targets if isinstance(target, ast.Name)}
 
 
-def _run(source: str, tests: str, shadows: set[str], limits: Mapping) -> Verdict:
+def _run(source: str, setup: str, tests: str, tested: Sequence[str], limits: Mapping) -> Verdict:
     if len(source) > _SOURCE_CHARACTERS:
         return Verdict(False, source[:_SOURCE_CHARACTERS], None, f"longer than {_SOURCE_CHARACTERS} characters")
-    result = run_program(source, tests=tests, shadows=sorted(shadows), **limits)
+    result = run_program(source, setup=setup, tests=tests, tested=tested, **limits)
     return Verdict(result.passed, source, None, "" if result.passed else result.reason)
 
 
@@ -87,8 +87,8 @@ def grade_humaneval(text: str, gold: Mapping, **limits) -> Verdict:
         source = _longest_program(gold["prompt"] + "\n\n", body)
     else:
         source = _longest_program(gold["prompt"], body)
-    tests = f"{gold['test']}\n\ncheck({name})\n"
-    return _run(source, tests, _top_level_names(gold["prompt"]) | {name}, limits)
+    # The prompt's own helpers, which some tests call, are the task's and not the completion's.
+    return _run(source, gold["prompt"], f"{gold['test']}\n\ncheck({name})\n", [name], limits)
 
 
 def grade_mbpp(text: str, gold: Mapping, **limits) -> Verdict:
@@ -108,4 +108,4 @@ def grade_mbpp(text: str, gold: Mapping, **limits) -> Verdict:
     block = extract_code(body, tested[0] if tested else None)
     source = _longest_program("", body if block is None else block)
     setup = [gold.get("test_setup_code") or "", *(gold.get("test_imports") or [])]
-    return _run(source, "\n".join([*setup, *gold["test_list"]]) + "\n", names, limits)
+    return _run(source, "\n".join(setup) + "\n", "\n".join(gold["test_list"]) + "\n", sorted(names), limits)

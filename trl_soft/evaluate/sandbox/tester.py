@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The trusted process: runs the tests, and asks the program for what it computes.
+
+A result reaches a test as data that this process made. What is no data is a `Handle`: it can be called, read and passed
+back, and equals nothing but itself, whatever the program says. The program has no way into this process: it holds neither
+end of the pipe for the verdict.
+"""
+
+import builtins
+import json
+import os
+import sys
+import traceback
+
+from trl_soft.evaluate.sandbox.wire import Ended, decode, encode, receive, send
+
+
+JOB, REPLIES, REQUESTS, VERDICT = 3, 4, 5, 6
+
+
+class ProgramError(Exception):
+    """What the program raised, where it is no built-in exception."""
+
+
+def _ask(kind, *arguments):
+    send(REQUESTS, [kind, *(encode(argument, _number) for argument in arguments)])
+    reply = receive(REPLIES)
+    if "error" in reply:
+        name, text = reply["error"]
+        known = vars(builtins).get(str(name))
+        if isinstance(known, type) and issubclass(known, Exception):
+            raise known(str(text))
+        raise ProgramError(f"{name}: {text}")
+    return decode(reply["value"], Handle)
+
+
+def _number(value):
+    if type(value) is not Handle:
+        raise TypeError(f"a {type(value).__name__} of the tests cannot be handed to the program: it is no plain data")
+    return object.__getattribute__(value, "_number")
+
+
+class Handle:
+    """Something of the program's that is no data."""
+
+    __slots__ = ("_number",)
+
+    def __init__(self, number):
+        object.__setattr__(self, "_number", number)
+
+    def __call__(self, *args, **kwargs):
+        return _ask("call", self, args, kwargs)
+
+    def __getattr__(self, name):
+        return _ask("attribute", self, name)
+
+    def __setattr__(self, name, value):
+        _ask("set", self, name, value)
+
+    def __getitem__(self, key):
+        return _ask("item", self, key)
+
+    def __iter__(self):
+        return iter(_ask("items", self))
+
+    def __len__(self):
+        return int(_ask("length", self))
+
+    def __bool__(self):
+        return _ask("truth", self) is True
+
+    def __str__(self):
+        return str(_ask("text", self))
+
+
+def _names_in(code):
+    """Every global name that compiled tests use."""
+    found = set(code.co_names)
+    for constant in code.co_consts:
+        if hasattr(constant, "co_names"):
+            found |= _names_in(constant)
+    return found
+
+
+def _run_tests(job):
+    there = receive(REPLIES)["names"]
+    there = {name for name in there if isinstance(name, str)}
+    setup, tests = (compile(job[name], f"<{name}>", "exec", dont_inherit=True) for name in ("setup", "tests"))
+    names = {"__name__": "tests"}
+    for code in (setup, tests):
+        for name in sorted(_names_in(code) & there):
+            if not (name in names or hasattr(builtins, name)) or (code is tests and name in job["tested"]):
+                names[name] = _ask("name", name)
+        exec(code, names)  # the setup's own definitions take the place of the program's
+
+
+def _said(error, tests):
+    """An error in a line, with the test that raised it."""
+    lines = tests.splitlines()
+    at = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == "<tests>"]
+    line = lines[at[-1] - 1].strip() if at and at[-1] and at[-1] <= len(lines) else ""
+    text = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
+    return f"{text} at `{line}`" if line else text
+
+
+def _judge():
+    with open(JOB, "rb") as file:
+        job = json.load(file)
+    try:
+        _run_tests(job)
+        verdict = {"passed": True}
+    except Ended:
+        verdict = {"ended": True}
+    except BaseException as error:
+        verdict = {"failed": _said(error, job["tests"])[:400]}
+    os.write(VERDICT, json.dumps(verdict).encode())
+
+
+if __name__ == "__main__":
+    sys.setrecursionlimit(5000)
+    _judge()
