@@ -7,6 +7,7 @@ Killed runs are compared with the run that nobody killed, to the last bit. `make
 import errno
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -169,6 +170,33 @@ def test_a_torn_checkpoint_is_refused_and_the_last_good_one_offered(tmp_path, wr
     for wanted in (True, "auto"):
         with pytest.raises(CheckpointError, match=r"None of the 4.*checkpoint-4/model.safetensors has other contents"):
             run_of(folder).train(wanted)
+
+
+class Code:
+    """What pickle takes for a call."""
+
+    def __init__(self, marker: Path):
+        self.marker = marker
+
+    def __reduce__(self):
+        return Path.touch, (self.marker,)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_code_in_a_checkpoint_does_not_run(tmp_path, written, name):
+    """A checkpoint that somebody made, with a manifest that fits: its pickled files are read as data alone."""
+    folder, marker = tmp_path / "run" / "checkpoint-3", tmp_path / "marker"
+    shutil.copytree(written / "checkpoint-3", folder)
+    (folder / name).write_bytes(pickle.dumps(Code(marker)))
+    facts = checkpoint.read_manifest(str(folder))
+    files = [str(path.relative_to(folder)) for path in files_of(folder) if path.name != checkpoint.MANIFEST]
+    for key in ("format", "written", "files"):
+        facts.pop(key)
+    checkpoint.seal(str(folder), facts, checkpoint.digests(str(folder), files))
+    assert checkpoint.problem_of(str(folder)) is None
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        run_of(tmp_path / "run").train(str(folder))
+    assert not marker.exists()
 
 
 def test_what_was_written_last_is_taken_whatever_its_step(tmp_path, written, monkeypatch):

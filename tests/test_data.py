@@ -225,3 +225,13 @@ def test_a_raw_prompt_is_text():
     tokenizer, rows = tiny.tokenizer(), Dataset.from_list(ROWS)
     tokenizer.chat_template = "{{ messages[0]['content'] }}"
     assert to_prompts(rows, tokenizer, prompt_template="Q {question} A", raw=True)[2]["prompt"] == "Q 2+2= A"
+
+
+def test_code_in_a_dataset_does_not_run(tmp_path):
+    """A folder with a loading script, as older datasets had them: the script is not run."""
+    folder, marker = tmp_path / "evil", tmp_path / "marker"
+    folder.mkdir()
+    (folder / "evil.py").write_text(f"import pathlib; pathlib.Path({str(marker)!r}).touch()")
+    with pytest.raises(Exception, match="script|supported|No .*files|data files"):
+        load_rows(str(folder))
+    assert not marker.exists()
