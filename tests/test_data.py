@@ -232,6 +232,6 @@ def test_code_in_a_dataset_does_not_run(tmp_path):
     folder, marker = tmp_path / "evil", tmp_path / "marker"
     folder.mkdir()
     (folder / "evil.py").write_text(f"import pathlib; pathlib.Path({str(marker)!r}).touch()")
-    with pytest.raises(Exception, match="script|supported|No .*files|data files"):
+    with pytest.raises(Exception, match=r"script|supported|No .*files|data files"):
         load_rows(str(folder))
     assert not marker.exists()
