@@ -28,6 +28,8 @@ from trl_soft.config import SoftParser
         ({"vllm_server_base_urls": ["http://a:8000"]}, "no server is asked"),
         ({"use_vllm": True, "vllm_mode": "server", "vllm_server_base_urls": "http://a:8000"}, "takes a list"),
         ({"use_transformers_continuous_batching": True}, "cannot feed a mixture back"),
+        ({"replay_disagreement": "skip"}, "Choose one of warn, stop, ignore"),
+        ({"replay_tolerance": 0.0}, "`replay_tolerance` is 0.0, but it must be above 0"),
         ({"thinking_temperature": -1.0}, "`thinking_temperature` is -1.0"),
         ({"thinking_temperature": 0.0}, "must be above 0"),
         ({"temperature": -0.5}, "`temperature` is -0.5"),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import yaml
 from trl import GRPOConfig, RLOOConfig, TrlParser
 
+from .replay import ACTIONS
 from .rollout import ENGINES, EngineOptions
 from .settings import ThinkingSettings, check_range
 from .thoughts import THOUGHTS
@@ -73,10 +74,32 @@ class NonfiniteSettings:
 
 
 @dataclass
-class SoftGRPOConfig(ThinkingSettings, RolloutSettings, NonfiniteSettings, GRPOConfig):
+class ReplaySettings:
+    """
+    > Parameters that decide what a run does whose thoughts are not scored as they were drawn
+
+    Args:
+        replay_disagreement (`str`, *optional*, defaults to `"warn"`):
+            What happens when the mean of `thinking/logp_difference` leaves its healthy range, or when the record of the
+            first updates fits hard tokens better than its mixtures. `warn`: one warning with the likely reasons. `stop`: a
+            `ReplayError` before the update. `ignore`: nothing.
+        replay_tolerance (`float`, *optional*):
+            Largest healthy mean, in nats. `None`: by thought and precision, see `docs/replay.md`.
+    """
+
+    replay_disagreement: str = field(
+        default="warn", metadata={"help": "Thoughts that are not scored as they were drawn: warn, stop or ignore."}
+    )
+    replay_tolerance: float | None = field(
+        default=None, metadata={"help": "Largest healthy mean of thinking/logp_difference; unset: by thought."}
+    )
+
+
+@dataclass
+class SoftGRPOConfig(ThinkingSettings, RolloutSettings, NonfiniteSettings, ReplaySettings, GRPOConfig):
     """
     Configuration of [`SoftGRPOTrainer`]: every field of [`~trl.GRPOConfig`], and those of [`ThinkingSettings`],
-    [`RolloutSettings`] and [`NonfiniteSettings`].
+    [`RolloutSettings`], [`NonfiniteSettings`] and [`ReplaySettings`].
 
     `temperature`, `top_p`, `top_k`, `min_p` and `repetition_penalty` shape the answer; the `thinking_*` fields shape
     the thought. A setting that cannot be soft raises a `ValueError` here or when the trainer is built, before anything
@@ -90,10 +113,10 @@ class SoftGRPOConfig(ThinkingSettings, RolloutSettings, NonfiniteSettings, GRPOC
 
 
 @dataclass
-class SoftRLOOConfig(ThinkingSettings, RolloutSettings, NonfiniteSettings, RLOOConfig):
+class SoftRLOOConfig(ThinkingSettings, RolloutSettings, NonfiniteSettings, ReplaySettings, RLOOConfig):
     """
     Configuration of [`SoftRLOOTrainer`]: every field of [`~trl.RLOOConfig`], and those of [`ThinkingSettings`],
-    [`RolloutSettings`] and [`NonfiniteSettings`].
+    [`RolloutSettings`], [`NonfiniteSettings`] and [`ReplaySettings`].
     """
 
     def __post_init__(self):
@@ -131,6 +154,9 @@ def refuse(args) -> None:
         )
     if args.nonfinite not in NONFINITE:
         raise ValueError(f"`nonfinite` is {args.nonfinite!r}. Choose one of {', '.join(NONFINITE)}.")
+    if args.replay_disagreement not in ACTIONS:
+        raise ValueError(f"`replay_disagreement` is {args.replay_disagreement!r}. Choose one of {', '.join(ACTIONS)}.")
+    check_range(args, "replay_tolerance", 0, None, open_low=True)
     optimizer = str(getattr(args.optim, "value", args.optim))
     if optimizer in ("lomo", "adalomo") or "layerwise" in optimizer:
         raise ValueError(

@@ -12,7 +12,7 @@
     thinking/score_variance    mean ||d log pi / d logits||^2 over a sample of positions: the noise of the gradient; not
                                for noise on the hidden state, whose score is not in logits
     thinking/kl                k3 estimate against the reference
-    thinking/logp_difference   |drawn - re-scored|, mean and max: the smoke alarm
+    thinking/logp_difference   |drawn - re-scored|, mean and max: the smoke alarm, which `replay.py` listens to
     answer/...                 the same over the answer's tokens
     nonfinite/skipped          share of updates left out because of a NaN or an infinity, with `nonfinite: skip`
 
@@ -57,8 +57,7 @@ def update_metrics(record: SoftTokens, inputs: dict, epsilon: tuple[float, float
     mask = inputs["completion_mask"].bool() & ~forced
     log_ratio = (seen - old).float()
     outside = (log_ratio < _log(1 - epsilon[0])) | (log_ratio > _log(1 + epsilon[1]))
-    # The rollout noted the sum over a thought's draws.
-    difference = (old.unflatten(1, (-1, draws)).sum(-1) - record.log_probs).abs().repeat_interleave(draws, dim=1)
+    difference = logp_difference(record, inputs).repeat_interleave(draws, dim=1)
     sums, maxima = {}, {}
     for name, part in (("thinking", mask & thinking), ("answer", mask & ~thinking)):
         count = part.sum()
@@ -75,6 +74,13 @@ def update_metrics(record: SoftTokens, inputs: dict, epsilon: tuple[float, float
     if inputs.get("score_variance") is not None:
         sums["thinking/score_variance"], sums["answer/score_variance"] = inputs["score_variance"]
     return _means(sums, accelerator) | _maxima(maxima, accelerator)
+
+
+def logp_difference(record: SoftTokens, inputs: dict) -> torch.Tensor:
+    """|drawn - re-scored| of one loss, (B, C) in nats; the rollout noted the sum over a thought's draws."""
+    seen = inputs["seen_per_token_logps"]
+    old = inputs.get("old_per_token_logps", seen)
+    return (old.unflatten(1, (-1, record.thought.draws)).sum(-1) - record.log_probs).abs()
 
 
 def _log(value: float) -> float:

@@ -56,7 +56,7 @@ class SoftTokens:
         """The record with `function` applied to each of its tensors."""
         action = {name: function(value) for name, value in self.action.items()}
         masks = function(self.thinking_mask), function(self.forced_mask)
-        return SoftTokens(self.thought, masks[0], action, function(self.log_probs), masks[1])
+        return type(self)(self.thought, masks[0], action, function(self.log_probs), masks[1])
 
     def __getitem__(self, rows) -> "SoftTokens":
         """Some of the B rows."""

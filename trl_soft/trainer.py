@@ -25,9 +25,10 @@ from .attention import sound_gradients
 from .config import SoftGRPOConfig, SoftRLOOConfig
 from .draws import gather, spread
 from .forward import add_soft_tokens
-from .metrics import rollout_metrics, update_metrics
+from .metrics import logp_difference, rollout_metrics, update_metrics
 from .nonfinite import NonfiniteMixin
 from .record import SoftTokens
+from .replay import ReplayWatch, is_exact, shadow_of, tolerance
 from .resume import ResumableMixin
 from .rollout import ENGINES, Key, assemble
 from .rollout.base import positions
@@ -126,6 +127,11 @@ class SoftTokensMixin(_Host):
             add_soft_tokens(self.accelerator.unwrap_model(self.ref_model))
         self._vocab_size = base.config.get_text_config().vocab_size
         self._take_noise_rms(table_rms(base) if self.args.noise_rms is None else self.args.noise_rms)
+        exact = is_exact(self.args, base, self.accelerator)
+        limit = self.args.replay_tolerance
+        if limit is None:
+            limit = tolerance(self.thinking, base.config.get_text_config().hidden_size, exact)
+        self._watch = ReplayWatch(self.thinking, self.args.replay_disagreement, limit, exact, self.accelerator)
         _save_settings_with(self.model, self)
         if self.use_vllm:
             self._serve()
@@ -315,14 +321,30 @@ class SoftTokensMixin(_Host):
                 f"The record of thoughts is {tuple(record.shape)} and the completions are "
                 f"{tuple(inputs['completion_ids'].shape)}: something reshaped the batch without its soft_* keys."
             )
+        training, own = self._mode == "train", inputs["completion_mask"].bool()
+        shadow = self._score_shadow(model, inputs, record) if training and self._watch.wants_contrast else None
         if record.thought.draws > 1:
             inputs = spread(inputs, record)
         with self._replaying(record, inputs):
             loss = super()._compute_loss(model, inputs)
             metrics = update_metrics(record, inputs, (self.epsilon_low, self.epsilon_high), self.accelerator)
+        if training:
+            self._watch.note(logp_difference(record, inputs), own & record.thinking_mask, shadow)
+            if self.accelerator.sync_gradients:
+                self._watch.judge(self.state.global_step)
         for name, value in metrics.items():
             self._metrics[self._mode][name].append(value)
         return loss
+
+    @torch.no_grad()
+    def _score_shadow(self, model, inputs: dict, record: SoftTokens) -> torch.Tensor:
+        """|drawn - re-scored| (B, C) of the record with its shadow tokens fed in the place of its mixtures."""
+        ids, mask = (torch.cat([inputs[f"prompt_{x}"], inputs[f"completion_{x}"]], dim=1) for x in ("ids", "mask"))
+        devices = [ids.device] if ids.is_cuda else []
+        # A resumed run looks again, and what it draws afterwards must be what the other one drew.
+        with torch.random.fork_rng(devices), self._replaying(shadow_of(record)):
+            logps, *_ = self._get_per_token_logps_and_entropies(model, ids, mask, record.shape[1])
+        return ((logps if logps.dim() == 2 else logps.sum(-1)) - record.log_probs).abs()
 
 
 class SoftGRPOTrainer(ResumableMixin, NonfiniteMixin, SoftTokensMixin, GRPOTrainer):
