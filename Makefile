@@ -3,6 +3,7 @@
 # make test-kill    kill training twenty times in a row, in one process, under DDP and under ZeRO-3 (half an hour)
 # make test-distributed   the tests of several processes and of two machines alone
 # make test-hostile   every hostile program in the sandbox, as root and as a user without rights
+# make sweep-golds   the mathematics grader on every gold answer of the benchmarks' files (TRL_SOFT_DATA), half an hour
 # make bench-update   what scoring and feeding thoughts cost, as ratios
 # make bench-rollout  what a soft rollout costs on the CPU, as ratios       make bench-gpu   the same on a GPU
 # make bench-scale    how a training step grows with length, K, group and vocabulary
@@ -25,7 +26,7 @@ VLLM_READY := $(VLLM_VENV)/.ready
 VLLM_SETTINGS := VLLM_USE_V2_MODEL_RUNNER=1 TRITON_INTERPRET=1 PYTHONPATH=tests/vllm/site:. VLLM_ENABLE_V1_MULTIPROCESSING=0 \
 	VLLM_CPU_CI_ENV=1 VLLM_CPU_KVCACHE_SPACE=1 VLLM_NO_USAGE_STATS=1 HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 
-.PHONY: install quickstart test test-hostile table plan bench-update bench-rollout bench-scale bench-gpu quality style clean test-kill test-distributed test-vllm bench-vllm
+.PHONY: install quickstart test test-hostile sweep-golds table plan bench-update bench-rollout bench-scale bench-gpu quality style clean test-kill test-distributed test-vllm bench-vllm
 
 install: $(READY)
 
@@ -42,6 +43,9 @@ quickstart: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+sweep-golds: $(READY)
+	TRL_SOFT_FULL=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/test_grading_golds.py
 
 plan: $(READY)
 	$(BIN)/python -m trl_soft.plan --config $(CONFIG) $(PLAN)

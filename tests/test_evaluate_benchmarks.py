@@ -24,11 +24,10 @@ from trl_soft.evaluate.benchmarks import (
     answer_text,
     build_prompt,
     get_preset,
-    last_boxed,
     load_problems,
     training_rows,
 )
-from trl_soft.evaluate.grading import GRADERS
+from trl_soft.evaluate.grading import GRADERS, last_boxed
 
 
 DATA = Path(os.environ.get("TRL_SOFT_DATA", Path(__file__).parent.parent.parent / "shared" / "data"))
@@ -202,23 +201,6 @@ def test_source_files_load_by_path_and_name_what_they_lacked():
     assert len(load_problems("deepscaler_train_aime.json.gz", DATA, question_column="problem")) == 975
     corrected = [p for p in load_problems("deepscaler", DATA) if "corrected" in p.meta]
     assert [(p.meta["index"], p.meta["corrected"]) for p in corrected] == [(1716, "182")]
-
-
-@pytest.mark.parametrize(
-    "text, content",
-    [
-        (r"\boxed{1} or \boxed{\frac{1}{2}}.", r"\frac{1}{2}"),
-        (r"$\boxed 2$.", "2"),
-        (r"$\boxed {17}.$", "17"),
-        (r"\boxed{\{4, 5\}}", r"\{4, 5\}"),
-        (r"\boxed{[0, 1) \cup \{2\}} }", r"[0, 1) \cup \{2\}"),
-        (r"\boxed{}", ""),
-        (r"\boxed{1", None),
-        ("1", None),
-    ],
-)
-def test_last_boxed(text, content):
-    assert last_boxed(text) == content
 
 
 @pytest.mark.parametrize("flag, several", [(True, True), ("True", True), (False, False), ("False", False)])

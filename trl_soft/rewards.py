@@ -13,8 +13,7 @@ Rewards that `trl.rewards` does not have: answers as plain text, with or without
 
 import re
 
-from .evaluate.benchmarks import last_boxed
-from .evaluate.grading import grade_math
+from .evaluate.grading import grade_math, last_boxed
 from .evaluate.grading.boxes import closing_brace
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from .grading.boxes import closing_brace
+from .grading.boxes import closing_brace, last_boxed
 
 
 if TYPE_CHECKING:
@@ -68,23 +68,6 @@ class Problem:
     question: str
     gold: Gold
     meta: Row
-
-
-def last_boxed(text: str) -> str | None:
-    r"""
-    Content of the last `\boxed`, braces matched; `None` where there is none, or its brace never closes.
-
-    Without braces (`\boxed 2`, twice in MATH) it is the number, command or character that follows.
-    """
-    start = text.rfind(r"\boxed")
-    if start < 0:
-        return None
-    rest = text[start + len(r"\boxed") :].lstrip()
-    if not rest.startswith("{"):
-        token = re.match(r"\d+|\\[a-zA-Z]+|\S", rest)
-        return token.group() if token else None
-    end = closing_brace(rest[1:])
-    return None if end is None else rest[1 : 1 + end].strip()
 
 
 def _text(row: Row, column: str) -> str:

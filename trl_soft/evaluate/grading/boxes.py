@@ -1,57 +1,99 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The content of a `\\boxed` in a text."""
+r"""
+The content of a `\boxed` or `\fbox`, for every judge, reward and reader of golds.
+
+The rule: the last box counts. A box in braces ends at its matching brace; escaped braces do not count. A box without braces
+(`\boxed 2`, `\boxed5`, `\boxed\pi`) holds the number, command or character that follows. A box whose brace never closes
+holds no answer, and no earlier box stands in for it: the text was cut while it gave another answer.
+
+Each function reads the text once, whatever it holds.
+"""
 
 import re
+from dataclasses import dataclass
 
 
-_BOXED = re.compile(r"\\(?:boxed|fbox)\s*")
-_BETWEEN_BOXES = re.compile(r"[\s,;.$]*(?:\\?\\(?:text|quad|qquad)\s*(?:\{\s*)?)?(?:and|or)?[\s},;.$]*")
+# All quantifiers are possessive: a match is found or missed in one reading.
+_BOX_OR_BRACE = re.compile(r"(?P<box>\\(?:boxed|fbox)(?![a-zA-Z]))\s*+|\\.|[{}]", re.DOTALL)
+_ESCAPE_OR_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+_UNBRACED = re.compile(r"[-+]?\d++(?:\.\d++)?+|\\[a-zA-Z]++|[^\s{}$\\]")
+_LONGEST_BETWEEN = 200  # characters between two boxes of one answer
+_PUNCTUATION = str.maketrans("", "", " \t\r\n,;.${}")
+_BETWEEN = re.compile(
+    r"(?:\\\\?(?:text|quad|qquad))*+(?:and|or)?(?:\\\\?(?:text|quad|qquad))*+(?:[a-zA-Z][a-zA-Z_]{0,9}=)?"
+)
 
 
-def closing_brace(text: str) -> int | None:
-    """Where the brace that opened before `text` closes; escaped braces do not count. `None` where it never does."""
+@dataclass(frozen=True)
+class Box:
+    """
+    Where a box stands in a text.
+
+    Args:
+        start, end (`int`): of the box with its command; a box that never closes ends with the text.
+        content (`slice`, *optional*): of its content; `None` where it never closes.
+    """
+
+    start: int
+    end: int
+    content: slice | None
+
+
+def closing_brace(text: str, start: int = 0) -> int | None:
+    """Where the brace that opened before `text[start]` closes; escaped braces do not count. `None` where it never does."""
     depth = 1
-    for match in re.finditer(r"\\.|[{}]", text, re.DOTALL):
+    for match in _ESCAPE_OR_BRACE.finditer(text, start):
         depth += {"{": 1, "}": -1}.get(match.group(), 0)
         if depth == 0:
             return match.start()
     return None
 
 
-def _closing(text: str, start: int) -> int | None:
-    """Where the brace that opens at `start` closes, or `None`."""
-    end = closing_brace(text[start + 1 :])
-    return None if end is None else start + 1 + end
-
-
-def _boxes(text: str) -> list[tuple[int, int, str]]:
-    """Start, end and content of every \\boxed, braces left out (`\\boxed 2`) or not; one that never closes is none."""
-    found = []
-    for match in _BOXED.finditer(text):
-        if text[match.end() : match.end() + 1] == "{":
-            end = _closing(text, match.end())
-            if end is not None:
-                found.append((match.start(), end + 1, text[match.end() + 1 : end].strip()))
-        elif match.group() != "\\boxed" and match.group() != "\\fbox":
-            content = re.match(r"[^\s$\\]+", text[match.end() :])
-            if content:
-                found.append((match.start(), match.end() + content.end(), content.group().rstrip(".,")))
-    return found
+def find_boxes(text: str) -> list[Box]:
+    """All boxes of a text, in the order in which they begin; one may stand inside another."""
+    boxes: list[Box] = []
+    opened: list[tuple[int, int] | None] = []  # for each open brace its box and where it opened, or `None`
+    position = 0
+    while (match := _BOX_OR_BRACE.search(text, position)) is not None:
+        position = match.end()
+        if match["box"]:
+            braced = text.startswith("{", position)
+            content = None if braced else _UNBRACED.match(text, position)
+            if braced:
+                position += 1
+                opened.append((len(boxes), position))
+                boxes.append(Box(match.start(), len(text), None))
+            elif content is not None:
+                boxes.append(Box(match.start(), content.end(), slice(*content.span())))
+                position = content.end()
+        elif match.group() == "{":
+            opened.append(None)
+        elif match.group() == "}" and opened:
+            box = opened.pop()
+            if box is not None:
+                boxes[box[0]] = Box(boxes[box[0]].start, position, slice(box[1], match.start()))
+    return boxes
 
 
 def last_boxed(text: str, several: bool = False) -> str | None:
-    """
-    The content of the last \\boxed, or `None`; with `several`, of the last row of them, commas between.
+    r"""
+    The content of the last box, blanks at its ends aside; `None` where there is no box or where the last never closes.
 
     Args:
-        several (`bool`): take \\boxed{1}, \\boxed{2} and \\boxed{3} as one answer `1,2,3`.
+        several (`bool`): take boxes with nothing but punctuation, "and", "or" and a name (`$x=\boxed{1}$ or
+            $x=\boxed{2}$`) between them as one answer `1,2`.
     """
-    boxes = _boxes(text)
-    if not boxes:
+    boxes = find_boxes(text)
+    last = boxes[-1] if boxes else None
+    if last is None or last.content is None:
         return None
-    start, _, content = boxes[-1]
-    for earlier_start, earlier_end, earlier in reversed(boxes[:-1] if several else []):
-        if earlier_end > start or not _BETWEEN_BOXES.fullmatch(text[earlier_end:start]):
+    contents = [text[last.content].strip()]
+    for earlier in reversed(boxes[:-1] if several else []):
+        gap = last.start - earlier.end
+        if earlier.content is None or not 0 <= gap <= _LONGEST_BETWEEN:
             break
-        content, start = f"{earlier},{content}", earlier_start
-    return content
+        if not _BETWEEN.fullmatch(text[earlier.end : last.start].translate(_PUNCTUATION)):
+            break
+        contents.append(text[earlier.content].strip())
+        last = earlier
+    return ",".join(reversed(contents))

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the answer stands in a completion that boxes nothing."""
+
+import re
+
+
+# All quantifiers are possessive: each pattern reads the text once.
+_NUMBER = re.compile(r"(?<![\w\\.,])[-+]?+\$?+(?:\d++(?:,\d{3})*+(?:\.\d++)?+|\.\d++)(?:/\d++)?+(?:\s?+\\?%)?+")
+_MARKS = re.compile(r"\\.|\$\$?+", re.DOTALL)
+_CLOSING = {"\\(": "\\)", "\\[": "\\]", "$": "$", "$$": "$$"}
+_BEHIND_ANSWER = 200  # characters behind the word "answer" in which the answer begins
+
+
+def final_expression(text: str) -> str | None:
+    r"""
+    The formula (`$...$`, `\(...\)`) or number that a text gives as its answer, or `None`.
+
+    The first behind the last word "answer"; without one there, the last of the text.
+    """
+    found = _formulas(text)
+    outside = list(text)
+    for start, end, _ in found:
+        outside[start:end] = " " * (end - start)
+    found += [(*match.span(), match.group()) for match in _NUMBER.finditer("".join(outside))]
+    found.sort()
+    word = text.lower().rfind("answer")
+    behind = [item for item in found if word >= 0 and word <= item[0] <= word + _BEHIND_ANSWER]
+    if behind:
+        return behind[0][2]
+    return found[-1][2] if found else None
+
+
+def _formulas(text: str) -> list[tuple[int, int, str]]:
+    """Start, end and content of the formulas; one that never closes is none."""
+    found = []
+    opened: tuple[str, int, int] | None = None
+    for match in _MARKS.finditer(text):
+        mark = match.group()
+        if opened is None and mark in _CLOSING:
+            opened = (_CLOSING[mark], match.start(), match.end())
+        elif opened is not None and mark == opened[0]:
+            content = text[opened[2] : match.start()].strip()
+            if content:
+                found.append((opened[1], match.end(), content))
+            opened = None
+    return found
