@@ -108,6 +108,14 @@ PAIRS = [
     ("792_{12}", "792_{22}", False),
     ("\\frac32", "2 1/2", False),
     ("34", "3 \\quad 4", False),
+    # What the sweep over near misses found
+    ("r^2+r+1=0", "r^2+r+6=0", False),
+    ("f(2) < f(1) < f(4)", "f(2) < f(1) < f(9)", False),
+    ("0.56 = 56\\%", "0.56 = 86\\%", False),
+    ("\\$\\dfrac23 \\approx \\$0.67", "\\$\\dfrac23 \\approx \\$1.67", False),
+    ("\\$\\dfrac23 \\approx \\$0.67", "\\frac23", True),
+    ("440\\text{ cm}^2", "440\\text{ cm}^3", False),
+    ("440\\text{ cm}^2", "440", True),
     # How a problem is read: per cent, names, bases, brackets
     ("0.35", "35\\%", True),
     ("35\\%", "0.35", True),

@@ -42,9 +42,7 @@ def equal(gold: Reading, answer: Reading, tolerance: float | None = None) -> boo
         return True
     left, right = gold.single, answer.single
     if left is not None and right is not None:
-        return _equal_elements(left, right, tolerance) or (
-            (left.equation or right.equation or _is_set(left) or _is_set(right)) and _verified(gold, answer)
-        )
+        return _equal_elements(left, right, tolerance) or (left.equation != right.equation and _verified(gold, answer))
     if gold.ordered or answer.ordered:
         if gold.brackets and answer.brackets and gold.brackets != answer.brackets:
             return False
@@ -52,7 +50,7 @@ def equal(gold: Reading, answer: Reading, tolerance: float | None = None) -> boo
             return False
         if len(gold.elements) == len(answer.elements):
             return all(_equal_elements(g, a, tolerance) for g, a in zip(gold.elements, answer.elements))
-        return _verified(gold, answer) if left is not None or right is not None else False
+        return (left is not None or right is not None) and _verified(gold, answer)
     # Sets: each element has its equal on the other side.
     return all(any(_equal_elements(g, a, tolerance) for a in answer.elements) for g in gold.elements) and all(
         any(_equal_elements(g, a, tolerance) for g in gold.elements) for a in answer.elements
@@ -174,15 +172,9 @@ def _close(gold: Element, answer: Element, share: bool, tolerance: float | None)
         )
 
 
-def _is_set(element: Element) -> bool:
-    expression = parsed(element.text)
-    return expression is not None and type(expression).__name__ in (
-        "Interval", "Union", "Intersection", "Complement", "FiniteSet", "And", "Equality",
-    )  # fmt: skip
-
-
 def _verified(gold: Reading, answer: Reading) -> bool:
-    """What math-verify says of two relations or sets that were parsed as a whole: `1<x<2` and `(1,2)`."""
+    """What math-verify says of a relation and a set, `1<x<2` and `(1,2)`, that were parsed as a whole."""
+    # Not of two equations: it takes any two without real solutions for equal.
     left, right = parsed(gold.text), parsed(answer.text)
     return (
         left is not None

@@ -96,7 +96,7 @@ def _rational(answer: str, found: Reading, target: Reading, gold: MathGold) -> V
     left, right = target.single, found.single
     if left is None or right is None or left.number is None or right.number is None or gold.tolerance is not None:
         return None
-    if left.name or left.per_cent or right.per_cent or left.equation or right.equation:
+    if left.name or left.rounded or left.power or left.per_cent or right.per_cent or left.equation or right.equation:
         return None
     same = left.number.value == right.number.value
     if not same and (left.number.decimals or right.number.decimals):
