@@ -10,6 +10,7 @@
 # make plan CONFIG=RECIPE   the memory a recipe takes (PLAN="--gpu_gb 80 --accelerate_config ..." for more)
 # make table PAPER=soft_grpo   a paper's tables, with what has been run; also PAPER=soft_tokens
 # make test-vllm    set up an environment with vLLM for CPUs, run the plugin's tests there     make bench-vllm   what it costs
+# make check-vllm-window   read each supported release of vLLM for the plugin's hooks (1 GB of downloads, five minutes)
 # make quality      lint and type-check           make style   format
 
 PYTHON ?= python3
@@ -26,7 +27,7 @@ VLLM_READY := $(VLLM_VENV)/.ready
 VLLM_SETTINGS := VLLM_USE_V2_MODEL_RUNNER=1 TRITON_INTERPRET=1 PYTHONPATH=tests/vllm/site:. VLLM_ENABLE_V1_MULTIPROCESSING=0 \
 	VLLM_CPU_CI_ENV=1 VLLM_CPU_KVCACHE_SPACE=1 VLLM_NO_USAGE_STATS=1 HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 
-.PHONY: install quickstart test test-hostile sweep-golds table plan bench-update bench-rollout bench-scale bench-gpu quality style clean test-kill test-distributed test-vllm bench-vllm
+.PHONY: install quickstart test test-hostile sweep-golds table plan bench-update bench-rollout bench-scale bench-gpu quality style clean test-kill test-distributed test-vllm check-vllm-window bench-vllm
 
 install: $(READY)
 
@@ -70,6 +71,9 @@ $(VLLM_READY): pyproject.toml constraints-vllm.txt tests/vllm/environment.py
 
 test-vllm: $(VLLM_READY)
 	$(VLLM_SETTINGS) $(VLLM_VENV)/bin/python -m pytest tests/vllm
+
+check-vllm-window: $(READY)
+	$(BIN)/python -m tests.vllm.window
 
 bench-vllm: $(VLLM_READY)
 	$(VLLM_SETTINGS) $(VLLM_VENV)/bin/python benchmarks/vllm_plugin.py

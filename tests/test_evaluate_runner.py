@@ -136,16 +136,16 @@ def test_other_rows_weights_or_thoughts_under_the_same_path_are_refused(world, t
     own = tmp_path / "world"
     shutil.copytree(world, own)
     evaluate(evaluation(own, tmp_path / "out"))
-    rows, thinking = own / "sums.jsonl", own / "model" / "thinking_config.json"
-    kept = rows.read_text(), thinking.read_text()
-    rows.write_text(kept[0].replace("0+1", "8+8"))
+    rows, kept = own / "sums.jsonl", (own / "sums.jsonl").read_text()
+    thinking = ThinkingSettings.load_thinking(own / "model")
+    rows.write_text(kept.replace("0+1", "8+8"))
     with pytest.raises(ValueError, match="whose `problems` is"):
         evaluate(evaluation(own, tmp_path / "out"))
-    rows.write_text(kept[0])
-    thinking.write_text(kept[1].replace('"thinking_top_k": 4', '"thinking_top_k": 3'))
+    rows.write_text(kept)
+    ThinkingSettings.load_thinking(own / "model", thinking_top_k=3).save_thinking(own / "model")
     with pytest.raises(ValueError, match="whose `decodings` is"):
         evaluate(evaluation(own, tmp_path / "out"))
-    thinking.write_text(kept[1])
+    thinking.save_thinking(own / "model")
     evaluate(evaluation(own, tmp_path / "out"))
     tiny.model(seed=5).save_pretrained(own / "model")
     with pytest.raises(ValueError, match="whose `weights` is"):

@@ -281,6 +281,7 @@ def test_settings_travel_with_the_weights(tmp_path, extra):
     trainer.model.save_pretrained(tmp_path / "by_hand")
     for folder in (tmp_path / "run" / "checkpoint-1", tmp_path / "final", tmp_path / "by_hand"):
         assert ThinkingSettings.load_thinking(folder).gumbel_temperature == 0.3
+    for folder in (tmp_path / "run" / "checkpoint-1", tmp_path / "final"):
         assert json.loads((folder / "thinking_config.json").read_text())["thought"] == "gumbel"
     if not extra:
         plain = AutoModelForCausalLM.from_pretrained(tmp_path / "final")

@@ -20,7 +20,7 @@ from trl_soft.rollout.matcher import EndMatcher, table_of
 from trl_soft.rollout.plan import make_plan
 from trl_soft.rollout.state import Slots
 from trl_soft.rollout.stop import EndOfThinking
-from trl_soft.rollout.vllm import compat, frontend
+from trl_soft.rollout.vllm import frontend
 from trl_soft.rollout.vllm.client import Ask, ServerLost, same_text
 from trl_soft.rollout.vllm.layout import Layout, layout_of
 from trl_soft.rollout.vllm.pool import UNDO, Pool
@@ -344,10 +344,10 @@ def params(**changes):
     return SimpleNamespace(**{**given, **changes})
 
 
-def spec(extra: dict, folder=None, **changes):
+def spec(extra: dict, stored=None, **changes):
     extra = {"soft_thinking": True, **extra}
     return spec_of(
-        params(extra_args=extra, **changes), "id", tiny.tokenizer(), folder, vocab_size=V, max_length=C
+        params(extra_args=extra, **changes), "id", tiny.tokenizer(), stored, vocab_size=V, max_length=C
     )  # fmt: skip
 
 
@@ -418,13 +418,14 @@ def test_requests_of_the_same_rules_share_a_plan():
     assert spec({"soft_thought": "gumbel"}, seed=6)[0]["key"] == [6, 0, 0]
 
 
-def test_settings_beside_the_weights(tmp_path):
-    ThinkingSettings(thought="dirichlet", max_thinking_length=6, dirichlet_concentration=2.0).save_thinking(tmp_path)
-    _, made = spec({}, str(tmp_path))
+def test_settings_saved_with_the_weights():
+    settings = ThinkingSettings(thought="dirichlet", max_thinking_length=6, dirichlet_concentration=2.0)
+    stored = settings.thinking_dict()
+    _, made = spec({}, stored)
     assert made.thought.name == "dirichlet" and made.thought.concentration == 2.0 and made.stop.cap == 6
-    _, made = spec({"soft_thought": "mixture"}, str(tmp_path))
+    _, made = spec({"soft_thought": "mixture"}, stored)
     assert made.thought.name == "mixture" and made.stop.cap == 6
-    with pytest.raises(ValueError, match=r"does not say which, and no thinking_config\.json lies beside"):
+    with pytest.raises(ValueError, match=r"does not say which, and no thinking settings were saved with"):
         spec({})
 
 
@@ -518,28 +519,6 @@ def test_engines_that_cannot_think_softly(change, word):
 def test_a_trainer_without_vllm_says_what_to_install(tmp_path):
     with pytest.raises(ImportError, match=r"pip install trl_soft\[vllm\]"):
         tiny.trainer(tmp_path, use_vllm=True)
-
-
-# The contract
-
-
-def test_versions_outside_the_window(monkeypatch):
-    for version in ((0, 23), (0, 32), (1, 0)):
-        monkeypatch.setattr(compat, "vllm_version", lambda version=version: version)
-        with pytest.raises(
-            compat.ContractError, match=r"soft thinking was made for 0\.24 up to, not including, 0\.32"
-        ):
-            compat.check()
-
-
-def test_a_hook_that_moved_is_named(monkeypatch):
-    monkeypatch.setattr(compat, "vllm_version", lambda: (0, 31))
-    monkeypatch.setattr(compat, "_CALLS", {"json:dumps": ("obj",), "json:loads": ("text",), "json:gone": ()})
-    monkeypatch.setattr(compat, "_FIELDS", {"no_such_module:x": ("y",)})
-    with pytest.raises(compat.ContractError) as error:
-        compat.check()
-    assert "json:loads (no text)" in str(error.value) and "json:gone" in str(error.value)
-    assert "no_such_module:x" in str(error.value) and "json:dumps" not in str(error.value)
 
 
 def test_nothing_of_vllm_is_imported():

@@ -129,8 +129,10 @@ class ResumableMixin(_Host):
         return super().create_model_card(*args, **kwargs)
 
     @_while_saving
-    def _save(self, *args, **kwargs):
-        return super()._save(*args, **kwargs)
+    def _save(self, output_dir=None, state_dict=None):
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            self.thinking.save_thinking(self.args.output_dir if output_dir is None else output_dir)
 
     @_while_saving
     def _save_scaler(self, *args, **kwargs):

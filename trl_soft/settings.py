@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The thinking settings: the soft fields, once, for trainer configs, `soft_generate` and the JSON beside the weights."""
 
-import json
 import math
 import os
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from . import saved_settings
 from .thoughts import (
     DENSITIES,
     PLACEMENTS,
@@ -23,8 +23,6 @@ from .thoughts import (
     Thought,
 )
 
-
-FILE_NAME = "thinking_config.json"
 
 # What `None` means for each thought. gumbel: SofT-GRPO's scripts; soft: Soft Thinking's defaults (its n = 10 largest of
 # the top 30); gaussian: 2509.19170's "soft", and on probabilities SofT-GRPO's ablation. A hard thought takes the answer's
@@ -331,39 +329,44 @@ class ThinkingSettings:
         """The soft fields alone, as plain JSON values."""
         return {f.name: getattr(self, f.name) for f in fields(ThinkingSettings)}
 
+    def attach(self, model) -> None:
+        """
+        Let these settings travel with a model or its active adapters: whoever saves the weights saves them too, and
+        `soft_generate` finds them.
+        """
+        saved_settings.attach(model, self.thinking_dict())
+
     def save_thinking(self, directory: str | os.PathLike) -> str:
-        """Write `thinking_config.json` into a model's folder; returns the path."""
-        path = os.path.join(directory, FILE_NAME)
-        with open(path + ".tmp", "w", encoding="utf-8") as file:
-            json.dump(self.thinking_dict(), file, indent=2)
-            file.write("\n")
-        os.replace(path + ".tmp", path)
-        return path
+        """Write `thinking_config.json` into the folder of a model or an adapter, and into its config; returns the path."""
+        return saved_settings.write(directory, self.thinking_dict())
 
     @classmethod
     def load_thinking(cls, directory: str | os.PathLike, **changes) -> "ThinkingSettings":
         """
-        Read `thinking_config.json` from a model's folder, with some fields changed. Another kind of thought begins from its
-        own defaults: what shaped the saved kind (`thinking_*`, `noise_scale`, the options of one kind) is left behind.
+        Read the settings from the folder of a model or an adapter, with some fields changed. Another kind of thought begins
+        from its own defaults: what shaped the saved kind (`thinking_*`, `noise_scale`, the options of one kind) is left behind.
         """
-        path = os.path.join(directory, FILE_NAME)
-        if not os.path.isfile(path):
+        stored = saved_settings.read(directory)
+        if stored is None:
             raise FileNotFoundError(
-                f"{path} does not exist: this model was not saved by a soft trainer. Pass the thinking settings yourself."
+                f"{os.path.join(directory, saved_settings.FILE_NAME)} does not exist, and no config beside it holds thinking "
+                "settings: this model was not saved by a soft trainer. Pass the thinking settings yourself."
             )
-        with open(path, encoding="utf-8") as file:
-            saved = json.load(file)
-        known = {f.name for f in fields(ThinkingSettings)}
-        unknown = sorted(set(saved) - known)
+        return cls.of_stored(stored, str(directory), **changes)
+
+    @classmethod
+    def of_stored(cls, stored: dict[str, Any], place: str, **changes) -> "ThinkingSettings":
+        """The settings that `thinking_dict` has made, as `load_thinking` reads them; `place` is named in errors."""
+        unknown = sorted(set(stored) - {f.name for f in fields(ThinkingSettings)})
         if unknown:
             raise ValueError(
-                f"{path} holds {unknown}, which this version does not know. Update trl_soft, or remove them."
+                f"{place} holds {unknown}, which this version does not know. Update trl_soft, or remove them."
             )
-        if changes.get("thought", saved.get("thought")) != saved.get("thought"):
-            saved = {name: value for name, value in saved.items() if name not in (*_TRUNCATIONS, *_READERS)}
+        if changes.get("thought", stored.get("thought")) != stored.get("thought"):
+            stored = {name: value for name, value in stored.items() if name not in (*_TRUNCATIONS, *_READERS)}
         if changes.get("noise_placement") in ("logits", "probabilities"):
-            saved.pop("noise_rms", None)
-        return ThinkingSettings(**{**saved, **changes})
+            stored = {name: value for name, value in stored.items() if name != "noise_rms"}
+        return ThinkingSettings(**{**stored, **changes})
 
 
 _FIELD_DEFAULTS = {f.name: f.default for f in fields(ThinkingSettings)}

@@ -132,7 +132,6 @@ class SoftTokensMixin(_Host):
         if limit is None:
             limit = tolerance(self.thinking, base.config.get_text_config().hidden_size, exact)
         self._watch = ReplayWatch(self.thinking, self.args.replay_disagreement, limit, exact, self.accelerator)
-        _save_settings_with(self.model, self)
         if self.use_vllm:
             self._serve()
 
@@ -142,6 +141,7 @@ class SoftTokensMixin(_Host):
             return
         settings = self.args.thinking_dict()
         self.thinking = ThinkingSettings(**settings | ({"noise_rms": rms} if self.args.reads_noise_rms else {}))
+        self.thinking.attach(self.accelerator.unwrap_model(self.model))
         answer = Hard(self.temperature, self.top_k, self.top_p, self.min_p)
         self._plans = {
             mode: make_plan(
@@ -476,20 +476,3 @@ def _check_dataset(name: str, dataset) -> None:
         raise ValueError(
             f"`{name}` has images, but image placeholders and soft tokens cannot share a prompt yet. Drop the column."
         )
-
-
-def _save_settings_with(model, trainer) -> None:
-    """Let `save_pretrained` write the thinking settings beside the weights, whoever calls it."""
-    save_pretrained = model.save_pretrained
-    signature = inspect.signature(save_pretrained)
-
-    @functools.wraps(save_pretrained)
-    def save_with_settings(*args, **kwargs):
-        result = save_pretrained(*args, **kwargs)
-        given = signature.bind(*args, **kwargs)
-        given.apply_defaults()
-        if given.arguments.get("is_main_process", True):
-            trainer.thinking.save_thinking(given.arguments["save_directory"])
-        return result
-
-    model.save_pretrained = save_with_settings

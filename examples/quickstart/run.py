@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_soft import ThinkingSettings, soft_generate
 from trl_soft.rewards import exact_answer_reward
-from trl_soft.settings import FILE_NAME
+from trl_soft.saved_settings import FILE_NAME
 
 
 HERE = Path(__file__).parent

@@ -284,5 +284,5 @@ def test_the_prefix_cache_is_not_poisoned(llm, net, monkeypatch):
 def test_the_contract_holds():
     from trl_soft.rollout.vllm import compat
 
-    assert compat.vllm_version() == (0, 31) and compat.moved() == []
+    assert compat.vllm_version() == (0, 31) and compat.moved(compat.hooks_of(compat.installed())) == []
     compat.check()

@@ -27,11 +27,12 @@ from accelerate import PartialState
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from .. import saved_settings
 from ..files import printable
 from ..forward import soft_tokens_added
 from ..rollout import ENGINES, EngineOptions, Key, Rollout
 from ..rollout.plan import make_plan, table_rms
-from ..settings import FILE_NAME, ThinkingSettings
+from ..settings import ThinkingSettings
 from ..thoughts import Hard
 from .benchmarks import Problem, answer_text, build_prompt, get_preset, load_problems
 from .decoding import Decoding
@@ -363,8 +364,9 @@ def score(
 
 
 def saved_beside(path: str) -> ThinkingSettings | None:
-    """The thinking settings in a model's folder, if it has any."""
-    return ThinkingSettings.load_thinking(path) if os.path.isfile(os.path.join(path, FILE_NAME)) else None
+    """The thinking settings beside a model's weights, if there are any."""
+    stored = saved_settings.read(path)
+    return None if stored is None else ThinkingSettings.of_stored(stored, path)
 
 
 def _told(decoding: Decoding, run: Evaluation, problems: dict[str, list[Problem]]) -> dict[str, Any]:

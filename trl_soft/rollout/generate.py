@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """`soft_generate`: thoughts and answers from any causal LM, without a trainer."""
 
-import os
 from contextlib import closing
 from dataclasses import dataclass
 
 import torch
 from tqdm.auto import tqdm
 
+from .. import saved_settings
 from ..forward import soft_tokens_added
 from ..record import SoftTokens
-from ..settings import FILE_NAME, ThinkingSettings, check_number
+from ..settings import ThinkingSettings, check_number
 from ..thoughts import Hard
 from .base import EngineOptions, Key
 from .engines import ENGINES
@@ -78,7 +78,8 @@ def soft_generate(
             Texts, to which the tokenizer adds what it always adds (a beginning of sequence, for some: leave it out of a
             chat template's text), or lists of ids, which are taken as they are.
         settings (`ThinkingSettings`, *optional*):
-            How to think. `None` reads `thinking_config.json` from the folder the model was loaded from.
+            How to think. `None`: as the model was trained, which its config, its adapter or `thinking_config.json` in the
+            folder that it was loaded from says.
         num_generations (`int`): completions of each prompt.
         max_completion_length (`int`): cap of thought and answer together, in tokens.
         temperature, top_k, top_p, min_p, repetition_penalty: sampling of the answer; temperature 0 is greedy.
@@ -114,7 +115,7 @@ def soft_generate(
     if not prompts:
         raise ValueError("`prompts` is empty, so there is nothing to complete. Pass at least one prompt.")
     if settings is None:
-        settings = ThinkingSettings.load_thinking(_folder(model))
+        settings = _brought(model)
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     eos = base.generation_config.eos_token_id
     eos = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
@@ -165,11 +166,12 @@ def soft_generate(
     )
 
 
-def _folder(model) -> str:
-    for candidate in (getattr(model, "name_or_path", None), getattr(model.config, "_name_or_path", None)):
-        if candidate and os.path.isfile(os.path.join(candidate, FILE_NAME)):
-            return candidate
-    raise ValueError(
-        f"`settings` was not passed and no {FILE_NAME} lies beside the model's weights, so how to think is unknown. "
-        "Pass `settings=ThinkingSettings(...)`."
-    )
+def _brought(model) -> ThinkingSettings:
+    """The settings that the model has brought along."""
+    stored = saved_settings.of_model(model)
+    if stored is None:
+        raise ValueError(
+            f"`settings` was not passed, and neither the model's config, its adapter nor {saved_settings.FILE_NAME} beside its "
+            "weights says how it thinks. Pass `settings=ThinkingSettings(...)`."
+        )
+    return ThinkingSettings.of_stored(stored, "The model's config")

@@ -1,15 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which versions of vLLM the plugin was made for, and which of their hooks it stands on, each checked by name."""
 
-import importlib
-import inspect
+import os
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+
+from .models import ARCHITECTURES
+from .sources import Sources
 
 
 FIRST, BEFORE = (0, 24), (0, 32)
-# What each hook is called with; more parameters than these are vLLM's own business.
 _GPU = "vllm.v1.worker.gpu"
-_CALLS = {
+_MODELS = "vllm.model_executor.models"
+_EMBEDDING = "vllm.model_executor.layers.vocab_parallel_embedding"
+# What each is called with; more parameters than these are vLLM's own business.
+_PARAMETERS = {
     f"{_GPU}.model_states.default:DefaultModelState.__init__": ("vllm_config", "model", "encoder_cache", "device"),
     f"{_GPU}.model_states.default:DefaultModelState.add_request": ("req_index", "new_req_data"),
     f"{_GPU}.model_states.default:DefaultModelState.remove_request": ("req_id",),
@@ -19,7 +24,8 @@ _CALLS = {
     f"{_GPU}.model_states.interface:ModelState.custom_sampler": ("sampler",),
     f"{_GPU}.model_states:init_model_state": ("vllm_config", "model", "encoder_cache", "device"),
     f"{_GPU}.sample.sampler:Sampler.__call__": ("logits", "input_batch"),
-    f"{_GPU}.sample.sampler:Sampler.get_logprobs_dims": ("idx_mapping_np",),
+    f"{_GPU}.sample.states:SamplingStates.max_num_logprobs": ("idx_mapping_np",),
+    f"{_GPU}.sample.logprob:LogprobTokenIdsState.max_num_token_ids": ("idx_mapping_np",),
     f"{_GPU}.input_batch:get_num_sampled_and_rejected": (
         "num_sampled",
         "seq_lens",
@@ -30,10 +36,22 @@ _CALLS = {
     "vllm.v1.engine.input_processor:InputProcessor.process_inputs": ("request_id", "prompt", "params"),
     "vllm.exceptions:VLLMValidationError.__init__": ("message",),
     "vllm.v1.engine.parallel_sampling:ParentRequest._get_child_sampling_params": ("index",),
-    "vllm.model_executor.models.registry:_ModelRegistry.register_model": ("model_arch", "model_cls"),
+    f"{_MODELS}.registry:_ModelRegistry.register_model": ("model_arch", "model_cls"),
     "vllm.model_executor.model_loader.utils:get_model_architecture": ("model_config",),
+    "vllm.distributed:tensor_model_parallel_all_reduce": ("input_",),
+    "vllm.distributed:get_tensor_model_parallel_rank": (),
 }
-_FIELDS = {
+# What a class has: fields, methods, and what its methods set on themselves.
+_MEMBERS = {
+    f"{_GPU}.model_states.default:DefaultModelState": (
+        "device",
+        "dtype",
+        "inputs_embeds_size",
+        "max_num_reqs",
+        "max_num_tokens",
+        "model",
+        "model_config",
+    ),
     f"{_GPU}.input_batch:InputBatch": (
         "req_ids",
         "num_reqs",
@@ -57,6 +75,14 @@ _FIELDS = {
         "num_sampled",
         "num_rejected",
     ),
+    f"{_GPU}.sample.sampler:Sampler": (
+        "compute_nans",
+        "req_states",
+        "sampling_states",
+        "logprob_token_ids_state",
+    ),
+    f"{_GPU}.states:RequestState": ("prefill_len",),
+    f"{_GPU}.model_runner:GPUModelRunner": ("model_state",),
     "vllm.v1.outputs:LogprobsTensors": ("logprob_token_ids", "logprobs", "selected_token_ranks"),
     "vllm.v1.core.sched.output:NewRequestData": ("req_id", "prompt_token_ids", "prefill_token_ids", "sampling_params"),
     "vllm.v1.engine:EngineCoreRequest": (
@@ -66,14 +92,91 @@ _FIELDS = {
         "prompt_embeds",
         "resumable",
     ),
+    "vllm.v1.engine.input_processor:InputProcessor": ("vllm_config", "model_config", "tokenizer"),
     "vllm.sampling_params:SamplingParams": (
         "n",
         "seed",
         "extra_args",
         "skip_reading_prefix_cache",
+        "temperature",
+        "top_k",
+        "top_p",
+        "min_p",
         "repetition_penalty",
         "max_tokens",
+        "presence_penalty",
+        "frequency_penalty",
+        "min_tokens",
+        "logit_bias",
+        "allowed_token_ids",
+        "bad_words",
+        "structured_outputs",
+        "stop_token_ids",
+        "ignore_eos",
+        "all_stop_token_ids",
+        "eos_token_id",
+        "clone",
     ),
+    "vllm.lora.request:LoRARequest": ("lora_name", "lora_path"),
+    "vllm.config:VllmConfig": (
+        "additional_config",
+        "model_config",
+        "parallel_config",
+        "scheduler_config",
+        "speculative_config",
+        "kv_transfer_config",
+        "use_v2_model_runner",
+    ),
+    "vllm.config:ModelConfig": (
+        "architecture",
+        "dtype",
+        "enable_prompt_embeds",
+        "get_hidden_size",
+        "get_vocab_size",
+        "logits_processors",
+        "max_model_len",
+        "model",
+        "quantization",
+        "revision",
+        "tokenizer",
+        "tokenizer_revision",
+        "trust_remote_code",
+    ),
+    "vllm.config:ParallelConfig": ("distributed_executor_backend", "pipeline_parallel_size"),
+    "vllm.config:SchedulerConfig": ("policy",),
+    f"{_EMBEDDING}:VocabParallelEmbedding": ("quant_method", "shard_indices", "tp_size"),
+    f"{_EMBEDDING}:VocabParallelEmbeddingShardIndices": ("org_vocab_start_index", "org_vocab_end_index"),
+    **{
+        f"{_MODELS}.{module}:{architecture}": ("compute_logits", "embed_input_ids", "model")
+        for architecture, module in ARCHITECTURES.items()
+    },
+    # Mixtures are made of rows times this number, which these three models alone have.
+    f"{_MODELS}.gemma:GemmaModel": ("normalizer", "embed_tokens"),
+    f"{_MODELS}.gemma2:Gemma2Model": ("normalizer", "embed_tokens"),
+    f"{_MODELS}.gemma3:Gemma3Model": ("normalizer", "embed_tokens"),
+}
+# What a module has.
+_NAMES: dict[str, tuple[str, ...]] = {
+    "vllm": ("ModelRegistry",),
+    f"{_GPU}.sample.states": ("NO_LOGPROBS",),
+    _EMBEDDING: ("UnquantizedEmbeddingMethod",),
+}
+# What calls us, without which a hook would be there and never be heard.
+_CALLS = {
+    f"{_GPU}.model_runner:GPUModelRunner": (
+        "self.model_state.add_request",
+        "self.model_state.apply_staged_writes",
+        "self.model_state.custom_sampler",
+        "self.model_state.prepare_inputs",
+        "self.model_state.remove_request",
+    ),
+    f"{_GPU}.cudagraph_utils": ("model_state.prepare_dummy_inputs",),
+}
+HOOKS: dict[str, dict[str, tuple[str, ...]]] = {
+    "parameters": _PARAMETERS,
+    "members": _MEMBERS,
+    "names": _NAMES,
+    "calls": _CALLS,
 }
 
 
@@ -93,31 +196,31 @@ def vllm_version() -> tuple[int, ...]:
     raise ContractError("vLLM is not installed, so the plugin has nothing to plug into: `pip install trl_soft[vllm]`.")
 
 
-def _resolve(path: str):
-    module, _, name = path.partition(":")
-    found = importlib.import_module(module)
-    for part in name.split("."):
-        found = getattr(found, part)
-    return found
+def installed() -> Sources:
+    """The source of the vLLM that would be imported."""
+    spec = find_spec("vllm")
+    if spec is None or spec.origin is None:
+        raise ContractError(
+            "vLLM is not installed, so the plugin has nothing to plug into: `pip install trl_soft[vllm]`."
+        )
+    return Sources(os.path.dirname(os.path.dirname(spec.origin)))
 
 
-def moved() -> list[str]:
-    """The hooks that are not where they were, each with what is wrong."""
+def hooks_of(sources: Sources) -> dict[str, dict[str, list[str] | None]]:
+    """What a version of vLLM has in the place of each hook, by the kind and the path of `HOOKS`; `None` if nothing."""
+    return {kind: {path: getattr(sources, kind)(path) for path in wanted} for kind, wanted in HOOKS.items()}
+
+
+def moved(found: dict[str, dict[str, list[str] | None]]) -> list[str]:
+    """The hooks of `hooks_of` that are not where they were, each with what is wrong."""
     wrong = []
-    for path, names in {**_CALLS, **_FIELDS}.items():
-        try:
-            found = _resolve(path)
-        except (ImportError, AttributeError) as error:
-            wrong.append(f"{path} ({error})")
-            continue
-        if path in _CALLS:
-            has = set(inspect.signature(found).parameters)
-        else:
-            has = set(getattr(found, "__struct_fields__", ())) | set(getattr(found, "_fields", ()))
-            has |= set(getattr(found, "__dataclass_fields__", ()))
-        lost = [name for name in names if name not in has]
-        if lost:
-            wrong.append(f"{path} (no {', '.join(lost)})")
+    for kind, wanted in HOOKS.items():
+        for path, names in wanted.items():
+            has = found[kind][path]
+            if has is None:
+                wrong.append(f"{path} (not there)")
+            elif lost := [name for name in names if name not in has]:
+                wrong.append(f"{path} (no {', '.join(lost)})")
     return wrong
 
 
@@ -130,7 +233,7 @@ def check() -> None:
             f"vLLM is {'.'.join(map(str, found))}, and soft thinking was made for {low} up to, not including, {high}. "
             "Install such a vLLM, or a newer trl_soft."
         )
-    wrong = moved()
+    wrong = moved(hooks_of(installed()))
     if wrong:
         raise ContractError(
             f"vLLM {'.'.join(map(str, found))} has moved what soft thinking stands on: {'; '.join(wrong)}. Install a vLLM "

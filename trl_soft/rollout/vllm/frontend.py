@@ -9,6 +9,7 @@ import functools
 import os
 import secrets
 
+from ... import saved_settings
 from .models import ARCHITECTURES
 from .request import SPEC, spec_of, wants
 
@@ -23,7 +24,7 @@ def options(vllm_config) -> dict:
     Engine-level settings of the plugin:
 
         record_length   C, most tokens of a soft completion; 16384, or the model's length if that is less
-        record_bytes    W, bytes of a thought's action; 192, or what the thought in `thinking_config.json` needs if more
+        record_bytes    W, bytes of a thought's action; 192, or what the thought that was saved with the weights needs if more
         record_gb       most gigabytes of the host's memory for records that nobody has asked for yet; 4
     """
     given = vllm_config.additional_config
@@ -43,15 +44,15 @@ def options(vllm_config) -> dict:
 
 
 def _own_bytes(model_config) -> int:
-    """What an action of the thoughts in `thinking_config.json` takes, 0 without such a file."""
+    """What an action of the thoughts that were saved with the weights takes, 0 where none were."""
     from ...settings import ThinkingSettings
     from ...thoughts import Hard
     from .layout import layout_of
 
-    folder = folder_of(model_config)
-    if folder is None:
+    stored = stored_of(model_config)
+    if stored is None:
         return 0
-    settings = ThinkingSettings.load_thinking(folder)
+    settings = ThinkingSettings.of_stored(stored, str(model_config.model))
     sizes = model_config.get_vocab_size(), model_config.get_hidden_size(), model_config.dtype
     kinds = [settings.make_thought(Hard(), 1.0, evaluation) for evaluation in (False, True)]
     for kind in kinds:
@@ -59,24 +60,9 @@ def _own_bytes(model_config) -> int:
     return max(layout_of(kind, *sizes).width for kind in kinds)
 
 
-def folder_of(model_config) -> str | None:
-    """The folder that `thinking_config.json` lies in, beside the weights or in the hub's cache; `None` without one."""
-    from transformers.utils import cached_file
-
-    from ...settings import FILE_NAME
-
-    try:
-        found = cached_file(
-            model_config.model,
-            FILE_NAME,
-            revision=model_config.revision,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-            _raise_exceptions_for_gated_repo=False,
-        )
-    except OSError:
-        return None
-    return None if found is None else os.path.dirname(found)
+def stored_of(model_config) -> dict | None:
+    """The thinking settings beside the weights, in a folder or in the hub's cache; `None` where there are none."""
+    return saved_settings.read(model_config.model, model_config.revision)
 
 
 def why_off(vllm_config) -> str | None:
@@ -182,8 +168,8 @@ def _make_soft(processor, request_id: str, request) -> None:
     if not hasattr(processor, "soft_engine"):
         config = processor.vllm_config
         off = why_off(config) or _not_ours(config.model_config)
-        processor.soft_engine = off, folder_of(config.model_config), options(config)
-    off, folder, sizes = processor.soft_engine
+        processor.soft_engine = off, stored_of(config.model_config), options(config)
+    off, stored, sizes = processor.soft_engine
     model, params = processor.model_config, request.sampling_params
     if off is not None:
         raise ValueError(f"This engine cannot think softly: {off}.")
@@ -191,8 +177,9 @@ def _make_soft(processor, request_id: str, request) -> None:
         raise ValueError("A soft request takes its prompt as tokens, all at once. Send text or token ids.")
     if request.lora_request is not None:
         _refuse_lora(request.lora_request)
+        stored = saved_settings.read(request.lora_request.lora_path) or stored
     spec, plan = spec_of(
-        params, request_id, processor.tokenizer, folder,
+        params, request_id, processor.tokenizer, stored,
         vocab_size=model.get_vocab_size(), max_length=sizes["record_length"],
     )  # fmt: skip
     from .layout import layout_of

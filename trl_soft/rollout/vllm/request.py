@@ -10,7 +10,7 @@ A request is soft if it has a true `soft_thinking`, or names a `soft_thought` or
     soft_evaluation                           think with `eval_thought` where it is set
     soft_record                               keep the record until it is asked for, under this name; true: the request's
 
-The sampling parameters of the request are the answer's. What is unset comes from `thinking_config.json` beside the weights.
+The sampling parameters of the request are the answer's. What is unset is as the weights were trained (`saved_settings`).
 """
 
 import difflib
@@ -80,8 +80,8 @@ def wants(extra: dict | None) -> bool:
     return False
 
 
-def settings_of(extra: dict, folder: str | None) -> ThinkingSettings:
-    """The thinking settings of a soft request; what is unset comes from `folder`, if `thinking_config.json` is in one."""
+def settings_of(extra: dict, stored: dict | None) -> ThinkingSettings:
+    """The thinking settings of a soft request; what is unset comes from those that were saved with the weights."""
     for key in extra:
         if key.startswith(PREFIX) and key not in KEYS:
             nearest = difflib.get_close_matches(key, KEYS, n=1, cutoff=0.0)[0]
@@ -97,14 +97,14 @@ def settings_of(extra: dict, folder: str | None) -> ThinkingSettings:
                 f"`soft_settings` holds all settings, and `{PREFIX}{next(iter(given))}` is one of them. Set one or the other."
             )
         return ThinkingSettings(**_object(extra["soft_settings"]))
-    if folder is None:
+    if stored is None:
         if "thought" not in given:
             raise ValueError(
-                "The request asks for soft thoughts and does not say which, and no thinking_config.json lies beside the "
-                "weights. Set `soft_thought` and what else is to differ from `ThinkingSettings`."
+                "The request asks for soft thoughts and does not say which, and no thinking settings were saved with "
+                "the weights. Set `soft_thought` and what else is to differ from `ThinkingSettings`."
             )
         return ThinkingSettings(**given)
-    return ThinkingSettings.load_thinking(folder, **given)
+    return ThinkingSettings.of_stored(stored, "What was saved with the weights", **given)
 
 
 def _object(text) -> dict:
@@ -142,7 +142,7 @@ def spec_of(
     params,
     request_id: str,
     tokenizer,
-    folder: str | None,
+    stored: dict | None,
     *,
     vocab_size: int,
     max_length: int,
@@ -159,7 +159,7 @@ def spec_of(
         ValueError: for a setting that no thought can use, in a sentence.
     """
     extra = params.extra_args
-    settings = settings_of(extra, folder)
+    settings = settings_of(extra, stored)
     refuse_params(params)
     if tokenizer is None:
         raise ValueError(

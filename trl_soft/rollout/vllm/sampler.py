@@ -6,6 +6,7 @@ import torch
 from vllm.v1.outputs import LogprobsTensors
 from vllm.v1.worker.gpu.input_batch import get_num_sampled_and_rejected
 from vllm.v1.worker.gpu.sample.output import SamplerOutput
+from vllm.v1.worker.gpu.sample.states import NO_LOGPROBS
 
 from .table import ServedLogits
 
@@ -32,9 +33,9 @@ class SoftSampler:
         # Requests in the middle of their prompt have logits and draw nothing.
         reached = input_batch.num_computed_tokens_np[:count] + input_batch.num_scheduled_tokens[:count]
         draws = (numbers > 0) & (reached >= input_batch.prefill_len_np[:count])
-        dims = self.base.get_logprobs_dims(slots)
-        drawn = [self._draw(logits, input_batch, slots, draws, number, dims) for number in np.unique(numbers[draws])]
-        if dims is not None or self.base.compute_nans or not (numbers > 0).all():
+        asked = self._logprobs_asked(slots)
+        drawn = [self._draw(logits, input_batch, slots, draws, number, asked) for number in np.unique(numbers[draws])]
+        if asked is not None or self.base.compute_nans or not (numbers > 0).all():
             output = self.base(logits, input_batch)
         else:
             output = self._nothing(input_batch)
@@ -44,7 +45,7 @@ class SoftSampler:
                 self._put(output.logprobs_tensors, rows, *logprobs)
         return output
 
-    def _draw(self, logits, batch, slots, draws, number, dims):
+    def _draw(self, logits, batch, slots, draws, number, asked):
         """Rows of one plan, what they drew, and what that was made of, if anybody asks."""
         state = self.state
         mine = draws & (state.pool.number[slots] == number)
@@ -57,8 +58,15 @@ class SoftSampler:
         hidden = state.model.soft_hidden[rows] if plan.thought.needs_hidden else None
         view = ServedLogits(logits[rows], state.table, state.dtype, hidden, state.model.soft_project)
         tokens = state.pool.step(int(number), slots[mine], index, view)
-        logprobs = None if dims is None else state.pool.candidates(int(number), index, view, tokens, dims[0])
+        logprobs = None if asked is None else state.pool.candidates(int(number), index, view, tokens, asked)
         return rows, tokens, logprobs
+
+    def _logprobs_asked(self, slots: np.ndarray) -> int | None:
+        """How many log-probabilities the base sampler will return for some slots; `None` where nobody asks for any."""
+        most = self.base.sampling_states.max_num_logprobs(slots)
+        if most != NO_LOGPROBS:
+            return most
+        return 0 if self.base.logprob_token_ids_state.max_num_token_ids(slots) > 0 else None
 
     def _nothing(self, batch):
         """The base sampler's output for a batch that has nothing for it to do."""
