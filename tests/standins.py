@@ -157,9 +157,8 @@ _MADE_UP = {
         "task_id": "t/{i}", "prompt": "def f():\n", "entry_point": "f", "canonical_solution": "    return 1\n",
         "test": "def check(f):\n    assert f() == 1\n",
     },
-    "mbpp.jsonl.gz": {
-        "text": "Write f.", "code": "def f(): pass", "task_id": "1{i}", "test_setup_code": "", "test_list": ["assert f"],
-        "challenge_test_list": [],
+    "mbpp_sanitized.json.gz": {
+        "prompt": "Write f.", "code": "def f(): pass", "task_id": "1{i}", "test_imports": [], "test_list": ["assert f"],
     },
 }  # fmt: skip
 
@@ -170,9 +169,10 @@ def save_data(folder: Path, count: int = 12) -> Path:
     for name, row in _MADE_UP.items():
         real = SHARED / "data" / name
         if real.exists():
-            rows = [json.loads(line) for line in gzip.decompress(real.read_bytes()).decode().splitlines()]
+            text = gzip.decompress(real.read_bytes()).decode()
+            rows = json.loads(text) if ".json." in name else [json.loads(line) for line in text.splitlines()]
             question = next(key for key in ("question", "problem", "prompt", "text") if key in rows[0])
-            if name == "mbpp.jsonl.gz":
+            if name.startswith("mbpp"):
                 rows = [row for row in rows if 11 <= row["task_id"] <= 510]
             rows = sorted(rows, key=lambda row: len(row[question]))[:count]
         else:
@@ -184,5 +184,6 @@ def save_data(folder: Path, count: int = 12) -> Path:
             lines = [",".join(rows[0]), *(",".join(map(str, row.values())) for row in rows)]
             (folder / name).write_text("\n".join(lines) + "\n")
         else:
-            (folder / name).write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+            written = json.dumps(rows) if ".json." in name else "".join(json.dumps(row) + "\n" for row in rows)
+            (folder / name).write_bytes(gzip.compress(written.encode()))
     return folder

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.distributions import Gumbel as TorchGumbel
 from torch.distributions.relaxed_categorical import ExpRelaxedCategorical
 
-from trl_soft import KeyedNoise
+from trl_soft import KeyedNoise, ThinkingSettings
 from trl_soft.lookup import Lookup
 from trl_soft.scoring import DenseLogits, HeadLogits
 from trl_soft.thoughts import Dirichlet, Gaussian, Gumbel, Hard, Latent, Mixture, Multiplex, Soft
@@ -295,11 +295,30 @@ def test_softgrpo_by_hand_has_its_1e_6():
     assert value == pytest.approx(expected, abs=1e-9) and abs(value - without) > 1e-6
 
 
-def test_softgrpo_clamps_its_noise_and_keeps_every_slot():
+def test_softgrpo_mixes_every_slot_and_scores_what_top_p_kept():
+    """One survivor, p = (.96, .03, ...): the released p is 1 there and 0 at the fillers, so no gradient passes at all."""
+    p = torch.tensor([[0.96, 0.03, 0.006, 0.003, 0.001]], dtype=torch.float64)
+    z = p.log().requires_grad_()
+    thought = Gumbel(density="softgrpo")
+    action, token = thought.sample(DenseLogits(z.detach().float()), noise(1))
+    assert action["kept"].tolist() == [[True, False, False, False, False]] and token.item() == 0
+    assert action["perturbed"].isfinite().all() and (thought.weights(action) >= 0).all()
+    assert thought.weights(action)[0, 1:].max() < 1e-8
+    thought.log_prob(Float64(z), to_double(action)).sum().backward()
+    assert (z.grad == 0).all()
+    # Two survivors share the mass among themselves: p = (.7, .3) whatever stands in the other slots.
+    z = torch.tensor([[0.686, 0.294, 0.012, 0.005, 0.003]], dtype=torch.float64).log()
+    action, _ = thought.sample(DenseLogits(z.float()), noise(1))
+    two = {name: value[:, :2] if value.dim() > 1 else value for name, value in to_double(action).items()}
+    alone = thought.log_prob(Float64(torch.tensor([[0.7, 0.3]], dtype=torch.float64).log()), two)
+    torch.testing.assert_close(thought.log_prob(Float64(z), to_double(action)), alone, rtol=0, atol=1e-12)
+
+
+def test_softgrpo_clamps_its_noise_in_every_slot():
     n = 20_000
     z = torch.tensor([[4.0, 1.0, 0.0, -9.0, -9.0, -9.0]]).expand(n, 6)
     action, _ = Gumbel(density="softgrpo").sample(DenseLogits(z), noise(n))
-    assert action["kept"].all() and action["perturbed"].isfinite().all()
+    assert action["perturbed"].isfinite().all()
     _, log_p = candidates(z, 1.0, 5, 0.95)
     eps = action["perturbed"] - torch.log(log_p.exp() + 1e-6)
     assert eps.min() >= -1.5 - 1e-5 and eps.max() <= 3 + 1e-5
@@ -364,6 +383,19 @@ def test_soft_is_the_renormalised_mixture():
     expected = embedding.weight[0] * 2 / 3 + embedding.weight[1] / 3
     torch.testing.assert_close(thought.embed(action, Lookup(embedding))[0], expected)
     assert token.item() == 0 and not thought.has_density
+
+
+def test_soft_mixes_the_ten_largest_of_what_top_30_top_p_and_min_p_keep():
+    """Soft Thinking's defaults, in its order: the n = 10 are cut last, so top-p is a share of the top 30."""
+    thought = ThinkingSettings(thought="soft").make_thought(Hard())
+    assert (thought.temperature, thought.top_k, thought.top_p, thought.min_p, thought.width) == (0.6, 30, 0.95, 0.001, 10)
+    flat = torch.zeros(1, 40)
+    action, _ = thought.sample(DenseLogits(flat), noise(1))
+    torch.testing.assert_close(thought.weights(action), torch.full((1, 10), 0.1))
+    # Below .001 of the largest: log(.001) * T = -4.14 under it.
+    falling = torch.tensor([[0.0, -4.0, -4.3] + [-30.0] * 37])
+    action, _ = Soft(0.6, 30, 1.0, 0.001).sample(DenseLogits(falling), noise(1))
+    assert (thought.weights(action) > 0).sum() == 2
 
 
 def test_min_p_drops_the_unlikely():

@@ -24,12 +24,17 @@ from .thoughts import (
 )
 
 
-# What `None` means for each thought. gumbel: SofT-GRPO's scripts; soft: Soft Thinking's defaults (its n = 10 largest of
-# the top 30); gaussian: 2509.19170's "soft", and on probabilities SofT-GRPO's ablation. A hard thought takes the answer's
+# What `None` means for each thought. gumbel: SofT-GRPO's scripts; soft: Soft Thinking's defaults (top-30, top-p and min-p,
+# then `soft_width`, its n = 10 largest); gaussian: 2509.19170's "soft", and on probabilities SofT-GRPO's ablation. A hard thought takes the answer's
 # sampling.
 _DEFAULTS = {
     "gumbel": {"thinking_temperature": 1.0, "thinking_top_k": 5, "thinking_top_p": 0.95, "noise_scale": 1.0},
-    "soft": {"thinking_temperature": 0.6, "thinking_top_k": 10, "thinking_top_p": 0.95},
+    "soft": {
+        "thinking_temperature": 0.6,
+        "thinking_top_k": 30,
+        "thinking_top_p": 0.95,
+        "thinking_min_p": 0.001,
+    },
     "gaussian": {"thinking_temperature": 0.5, "noise_scale": 0.33},
     "gaussian-logits": {"thinking_temperature": 0.5, "noise_scale": 1.0, "thinking_top_k": 50},
     "gaussian-probabilities": {
@@ -64,6 +69,7 @@ _READERS = {
     "noise_rms": ("gaussian",),
     "dirichlet_concentration": ("dirichlet",),
     "mixture_beta": ("mixture",),
+    "soft_width": ("soft",),
     "multiplex_width": ("multiplex",),
     "multiplex_weights": ("multiplex",),
     "multiplex_ratio": ("multiplex",),
@@ -104,13 +110,14 @@ class ThinkingSettings:
             Above 0. `None`: 1.0 for gumbel, mixture and multiplex, 0.5 for gaussian (1.0 on probabilities), 0.6 for soft and dirichlet, the
             answer's for hard.
         thinking_top_k (`int`, *optional*):
-            Number of candidates K, in `[1, V]`. `None`: 5 for gumbel and dirichlet, 10 for soft, 20 for mixture, 50 for
+            Number of candidates K, in `[1, V]`. `None`: 5 for gumbel and dirichlet, 30 for soft, 20 for mixture, 50 for
             gaussian on logits and 5 on probabilities, V if that is less, the answer's for hard. gaussian (on embeddings), multiplex and latent use the whole vocabulary.
         thinking_top_p (`float`, *optional*):
             In `(0, 1]`, applied to the renormalised top-k. `None`: 0.95 for gumbel, soft and dirichlet, 1 for mixture,
             the answer's for hard.
         thinking_min_p (`float`, *optional*):
-            In `[0, 1]`: candidates below this share of the most likely one are dropped. `None` is off.
+            In `[0, 1]`: candidates below this share of the most likely one are dropped. `None`: 0.001 for soft, off for
+            all others.
 
     > Parameters that end the thought
 
@@ -137,7 +144,8 @@ class ThinkingSettings:
         gumbel_temperature (`float`, *optional*, defaults to `0.1`):
             tau_g of gumbel: towards 0 the mixture is one-hot. The ratio does not depend on it.
         gumbel_density (`str`, *optional*, defaults to `"gumbel"`):
-            `gumbel` (the paper's sum), `concrete` (exact density of the mixture) or `softgrpo` (the released code).
+            `gumbel` (the paper's sum), `concrete` (exact density of the mixture) or `softgrpo` (the released code, which
+            also clamps the noise to [-1.5, 3], in evaluation too).
         noise_scale (`float`, *optional*):
             gaussian: sigma over the per-element RMS of the embedding table, `None` is 0.33; on logits and probabilities
             sigma itself, `None` is 1.0 (ours) and 0.05 (SofT-GRPO's ablation). gumbel: factor on the noise, `None` is
@@ -152,6 +160,8 @@ class ThinkingSettings:
             alpha of dirichlet, above 0.
         mixture_beta (`float`, *optional*, defaults to `1.0`):
             beta of mixture, above 0; the larger, the closer to the sampled token.
+        soft_width (`int`, *optional*, defaults to `10`):
+            n of soft: how many of the candidates are mixed, the most likely ones (Soft Thinking: 5 to 20).
         multiplex_width (`int`, *optional*, defaults to `3`):
             Number of tokens a multiplex thought draws.
         multiplex_weights (`str`, *optional*, defaults to `"mean"`):
@@ -189,6 +199,7 @@ class ThinkingSettings:
     noise_rms: float | None = _help("gaussian: the RMS noise_scale is a share of; unset: of the table at the start.")
     dirichlet_concentration: float = _help("dirichlet: alpha, above 0.", 1.0)
     mixture_beta: float = _help("mixture: beta, above 0; the larger, the closer to the sampled token.", 1.0)
+    soft_width: int = _help("soft: number of candidates mixed, the most likely of those that are kept.", 10)
     multiplex_width: int = _help("multiplex: number of tokens drawn.", 3)
     multiplex_weights: str = _help("multiplex: mean, or probability for weights proportional to p.", "mean")
     multiplex_ratio: str = _help("multiplex: one policy ratio a step, or one a draw.", "step")
@@ -224,6 +235,7 @@ class ThinkingSettings:
         check_range(self, "noise_rms", 0, _MOST_NOISE, open_low=True)
         check_range(self, "dirichlet_concentration", 0, None, open_low=True)
         check_range(self, "mixture_beta", 0, None, open_low=True)
+        check_range(self, "soft_width", 1, None)
         check_range(self, "multiplex_width", 1, None)
         texts = self.answer_prefill
         if texts is not None and (
@@ -303,7 +315,7 @@ class ThinkingSettings:
                 answer.min_p if min_p is None else min_p,
             )
         if kind == "soft":
-            return Soft(temperature, top_k, top_p, min_p or 0.0)
+            return Soft(temperature, top_k, top_p, min_p or 0.0, self.soft_width)
         if kind == "latent":
             return Latent(temperature)
         if kind == "multiplex":

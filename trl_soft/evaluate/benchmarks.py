@@ -519,15 +519,17 @@ _SOFT_GRPO = Preset(
         "thinking_top_p": 0.95,
         "gumbel_temperature": 0.1,
         "noise_scale": 1.0,  # `noise_factor`
+        "gumbel_density": "softgrpo",  # sampler.py: every Gumbel number is clamped to [-1.5, 3], in evaluation too
     },
-    # run_sample_gumbel.sh: `after_thinking_*`. The sampler never reads them, and draws answers as it draws thoughts,
-    # which has the same temperature and truncation here.
+    # run_sample_gumbel.sh: `after_thinking_*`. The released sampler never reads them: an answer token is the largest of
+    # the same clamped numbers. Here it is drawn from the same truncated distribution, without the clamp. The clamp makes
+    # the likely tokens likelier: (.9, .1) is drawn as (.909, .091).
     sampling={"temperature": 1.0, "top_p": 0.95, "top_k": 5},
     num_samples=32,  # run_sample_gumbel.sh: `num_samples`
     training={"deepscaler": {"max_completion_length": 8192}},  # SofT-GRPO-deepscaler-8k.sh
 )
 
-# Soft Tokens, Hard Truths (arXiv 2509.19170), appendix C: one prompt for all models, no chat template mentioned.
+# Soft Tokens, Hard Truths (arXiv 2509.19170), appendix B: one prompt for all models, no chat template mentioned.
 _CONVERSATION = (
     "A conversation between User and Assistant. The user asks a question, and the Assistant solves it. The assistant "
     "first shows the complete reasoning process step by step, then provides the final answer in \\boxed{}. The assistant "
@@ -538,8 +540,8 @@ _BOX = Ask(
     _CONVERSATION,
     # A thought stops at the first "The final answer is: ", or is cut and has it forced: what follows is the answer.
     answer_after="The final answer is: \\boxed{",
-    answer_prefill=("\\boxed{", "The final answer is: \\boxed{"),  # appendix B
-    max_answer_length=32,  # appendix B
+    answer_prefill=("\\boxed{", "The final answer is: \\boxed{"),  # appendix C
+    max_answer_length=32,  # section 4
 )
 # not stated; ours: the paper has no code. Its prompt with a code block in the box's place, and room for one.
 _CODE = replace(
@@ -563,14 +565,14 @@ _SOFT_TOKENS = Preset(
         "question": _BOX,
     },
     chat=False,
-    end_of_thinking="The final answer is: ",  # appendix B: read in the shadow of most likely tokens
-    max_thinking_length=512,  # section 4 and appendix B: at evaluation always
+    end_of_thinking="The final answer is: ",  # appendix C: read in the shadow of most likely tokens
+    max_thinking_length=512,  # section 4: at evaluation always
     max_completion_length=None,  # thought, prefill and answer
     # Section 4: "soft sample", one of the paper's six inference settings; the others differ in these three.
     thinking={"thought": "gaussian", "thinking_temperature": 0.5, "noise_scale": 0.33},
-    sampling={"temperature": 0.0, "top_p": 1.0, "top_k": 0},  # appendix B: answers at test time are greedy
+    sampling={"temperature": 0.0, "top_p": 1.0, "top_k": 0},  # section 4: answers at test time are greedy
     num_samples=32,  # section 4 reports pass@k up to 32; how many samples it is estimated from is not stated; ours
-    training={  # section 4 and appendix D
+    training={  # section 4
         "gsm8k_train": {"max_thinking_length": 128},
         "math_train": {"max_thinking_length": 512},
         "deepscaler": {"max_thinking_length": 512},

@@ -96,7 +96,7 @@ def soft_tokens_grid(models: dict[str, str], num_samples: int, seed: int = 0) ->
     The grid of 2509.19170 (section 4): each trained model, by label, under six inference settings: hard, soft (T 0.5)
     and fuzzy (T 1e-4), greedy and sampled.
 
-    Greedy is one completion without noise. All six answer greedily (appendix B); what a sample draws is its thought, a
+    Greedy is one completion without noise. All six answer greedily (section 4); what a sample draws is its thought, a
     hard one at temperature 1.
     """
     gaussian = {"thought": "gaussian", "noise_scale": 0.33}

@@ -134,6 +134,9 @@ class ProbabilitiesGaussian(Gaussian):
     Noise on the probabilities of the kept candidates. Action: `ids` (N, K), `noisy` = x (N, K), zero off the support,
     `kept` (N, K) bool. x can be negative, and so can a weight, as in the ablation; a sum of x close to zero is held at
     0.1, so that what is fed stays bounded.
+
+    SofT-GRPO's released code perturbs all K slots. A slot that top-p cut holds an arbitrary id there, and gets a weight
+    of about +-sigma: 5 % of an unrelated token. Here only the kept candidates are perturbed.
     """
 
     mixes_vocabulary = False

@@ -12,8 +12,14 @@ The action is g'. Three ways to score it, `gumbel_density`:
               log q = log (K-1)! + (K-1) log(tau_g/s) + sum_i ( a_i - logsumexp(a) )
               (the ExpConcrete density of Maddison et al., arXiv 1611.00712; torch's ExpRelaxedCategorical)
     softgrpo  what the released code computes; **no density**: the mean over the entries with log p > -3 of
-              -r_i - exp(-r_i), r_i = clamp(g'_i - log(p_i + 1e-6), -1.5, 3), p renormalised over all K stored ids;
-              its noise is clamped to [-1.5, 3] as well, and top-p is forgotten when the score is computed
+              -r_i - exp(-r_i), r_i = clamp(g'_i - log(p_i + 1e-6), -1.5, 3);
+              its noise is clamped to [-1.5, 3] as well, in evaluation too
+
+All K slots of `softgrpo` enter the mixture, those that top-p cut at log 1e-6: weights below 1e-8 for tau_g up to 0.5. In
+the released code a cut slot holds an arbitrary id (its probability is set to 0 before `torch.topk`), and the score
+renormalises p over the K stored ids. Here a cut slot keeps the id it had, for the mixture alone, and p is renormalised
+over what top-p kept: the released score with probability 0 at the arbitrary ids. So a step with one survivor has no
+gradient, as there.
 
 When the shadow token ends the thinking, the step becomes that token's one-hot and g' is discarded. The event
 {argmax g' = i} has probability softmax(log p / s)_i (Gumbel-max; p_i at s = 1), so `gumbel` and `concrete` score the
@@ -46,7 +52,7 @@ class Gumbel(Thought):
         density (`str`): one of `gumbel`, `concrete`, `softgrpo`.
 
     Action: `ids` (N, K), `perturbed` = g' (N, K) with -inf where a candidate is not part of the mixture, `kept` (N, K)
-    bool, the support the draw was made on, `closed` (N,) bool.
+    bool, the support that is scored, `closed` (N,) bool.
     """
 
     name = "gumbel"
@@ -68,14 +74,14 @@ class Gumbel(Thought):
 
     def sample(self, logits, noise):
         ids, log_p = candidates(logits.dense(), self.temperature, self.top_k, self.top_p, self.min_p)
-        eps = noise.gumbel(ids)
+        eps, kept = noise.gumbel(ids), ~log_p.isneginf()
         if self.density == "softgrpo":
-            # All K slots enter: those that top-p cut stand at log 1e-6 and the next likely ids fill them.
+            # All K slots enter: those that top-p cut stand at log 1e-6.
             eps, log_p = eps.clamp(*_CLAMP), torch.log(log_p.exp() + _EPSILON)
         perturbed = log_p + self.noise_scale * eps
         token = ids.gather(-1, perturbed.argmax(-1, keepdim=True)).squeeze(-1)
         closed = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
-        return {"ids": ids, "perturbed": perturbed, "kept": ~log_p.isneginf(), "closed": closed}, token
+        return {"ids": ids, "perturbed": perturbed, "kept": kept, "closed": closed}, token
 
     def close(self, action, closed, token):
         others = closed.unsqueeze(-1) & (action["ids"] != token.unsqueeze(-1))
@@ -128,8 +134,8 @@ class Gumbel(Thought):
         log_p = torch.log(log_p.exp() + _EPSILON)
         r = perturbed - log_p
         # Clamped noise lies exactly on an edge, where rounding alone would decide whether a gradient passes: none does.
-        inside = (r > _CLAMP[0] + _EDGE) & (r < _CLAMP[1] - _EDGE)
-        r = torch.where(inside, r, r.detach().clamp(*_CLAMP))
+        low, high = r <= _CLAMP[0] + _EDGE, r >= _CLAMP[1] - _EDGE
+        r = r.masked_fill(low, _CLAMP[0]).masked_fill(high, _CLAMP[1])
         mask = (log_p > _LOG_P_FLOOR) & kept
         return ((-r - torch.exp(-r)) * mask).sum(-1) / mask.sum(-1).clamp(min=1)
 

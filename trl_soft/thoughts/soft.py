@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Soft Thinking (arXiv 2505.15778): the mixture itself is fed back, nothing is drawn.
 
-    p = softmax(z/T) on the kept candidates,   next input = sum_i p_i e_i
+    p = softmax(z/T) on the kept candidates (top-k, then top-p and min-p)
+    next input = sum_i p_i e_i over the n most likely of them, renormalised
 
 A deterministic thought has no density: it serves evaluation, and training refuses it.
 """
@@ -14,17 +15,25 @@ from .candidates import candidates
 
 
 class Soft(Thought):
-    """Args: temperature, top_k (K), top_p, min_p: see `candidates`."""
+    """
+    Args:
+        temperature, top_k (K), top_p, min_p: see `candidates`.
+        width (`int`): n, the number of tokens that are mixed; all K where that is less.
+
+    Action: `ids` (N, n), `log_weights` (N, n), -inf where a candidate is not part of the mixture.
+    """
 
     name = "soft"
     has_density = False
 
-    def __init__(self, temperature: float, top_k: int, top_p: float = 1.0, min_p: float = 0.0):
+    def __init__(self, temperature: float, top_k: int, top_p: float = 1.0, min_p: float = 0.0, width: int = 10):
         self.temperature, self.top_k, self.top_p, self.min_p = temperature, top_k, top_p, min_p
+        self.width = width
 
     def sample(self, logits, noise):
         ids, log_p = candidates(logits.dense(), self.temperature, self.top_k, self.top_p, self.min_p)
-        return {"ids": ids, "log_weights": log_p}, ids[:, 0]
+        ids, log_p = ids[:, : self.width], log_p[:, : self.width]
+        return {"ids": ids, "log_weights": torch.log_softmax(log_p, dim=-1)}, ids[:, 0]
 
     def close(self, action, closed, token):
         one_hot = torch.zeros_like(action["log_weights"]).masked_fill(action["ids"] != token.unsqueeze(-1), -torch.inf)
