@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from trl_soft.evaluate.paper_table import load_paper, main, measured, tables
+from trl_soft.evaluate.paper_table import load_paper, main, measured, tables, with_averages
 from trl_soft.evaluate.tables import DASH
 
 
@@ -23,7 +23,22 @@ PAPER = [
         "values": {"gsm8k": {"mean@2": 71.4, "first@2": {"value": 80.0, "std": 1.5}}, "math500": {"mean@2": 38.0}},
     },
     {"source": "P, Table 1", "name": "other", "decoding": "soft", "values": {"gsm8k": {"mean@2": 1.0}}},
-    {"source": "P, Table 2", "name": "run", "decoding": "likelihood", "values": {"mmlu": {"acc": 60.85, "nll": 1.61}}},
+    {"source": "P, Table 2", "name": "run", "decoding": "ood", "values": {"mmlu": {"greedy": 60.85, "nll": 1.61}}},
+    {
+        "source": "P, Table 3",
+        "name": "run",
+        "decoding": "soft",
+        "over": ["gsm8k", "math500"],
+        "average": {"length": 1200},
+        "values": {},
+    },
+    {
+        "source": "P, Table 4",
+        "name": "run",
+        "decoding": "soft",
+        "average": {"mean@2": 54.68},
+        "values": {"gsm8k": {"mean@2": 71.42}, "aime24": {"mean@2": 38.0}},
+    },
     {"source": "P, Figure", "name": "run", "decoding": "training", "values": {"deepscaler": {"reward@20": 50.0}}},
 ]
 
@@ -45,10 +60,15 @@ def outputs(tmp_path):
             "first_k": {"2": {"value": mean}},
             "pass@k": {"2": {"value": 0.9}},
         }
-        write(folder / "metrics.json", {"gsm8k": {"soft": score}})
+        score |= {"length": {"mean": 1000.0 + seed}, "correct_length": {"mean": 900.0}}
+        other = {"mean@n": {"value": 0.3}, "samples": 4, "length": {"mean": 2000.0}, "correct_length": None}
+        write(folder / "metrics.json", {"gsm8k": {"soft": score}, "math500": {"soft": other}})
         write(
             folder / "ood.json",
-            {"model": f"m{seed}", "tasks": {"mmlu": {"acc": {"value": 0.61}, "nll": {"value": 1.5}}}},
+            {
+                "model": f"m{seed}",
+                "tasks": {"mmlu": {"acc": {"value": 0.9}, "greedy": {"value": 0.61}, "nll": {"value": 1.5}}},
+            },
         )
         rewards = [{"step": s, "reward": 0.0 if s < 5 else 0.25} for s in range(25)] + [{"step": 25, "loss": 0.0}]
         write(tmp_path / f"outputs/paper/run/seed{seed}/trainer_state.json", {"log_history": rewards})
@@ -62,8 +82,19 @@ def test_theirs_and_ours(outputs):
     assert "| run | soft | theirs | 71.4 / 80.0 ± 1.5 | 38.0 |" in text
     assert "|  |  | ours, 2 seeds | 72.0 ± 2.8 / 72.0 ± 2.8 | not run |" in text
     assert f"| other | soft | theirs | 1.0 / {DASH} | {DASH} |\n|  |  | ours | not run | not run |" in text
-    assert "| run | likelihood | theirs | 60.85 / 1.61 |\n|  |  | ours, 2 seeds | 61.00 ± 0.00 / 1.50 ± 0.00 |" in text
+    assert "| run | ood | theirs | 60.85 / 1.61 |\n|  |  | ours, 2 seeds | 61.00 ± 0.00 / 1.50 ± 0.00 |" in text
     assert "| run | training | theirs | 50.0 |\n|  |  | ours, 2 seeds | 25.0 ± 0.0 |" in text
+
+
+def test_averages_are_of_runs_that_have_every_set_of_the_table(outputs):
+    entries = load_paper(outputs / "paper.yaml")
+    found = with_averages(entries, measured(outputs / "outputs", "paper")[0])
+    text = tables(entries, found)
+    assert found["run", "soft", "average", "length"] == [1500.0, 1500.5]
+    assert ("run", "soft", "average", "mean@2") not in found  # aime24 was not run
+    assert "| run | soft | theirs | 1200 |\n|  |  | ours, 2 seeds | 1500 ± 0 |" in text
+    # A cell keeps the decimals that the paper prints.
+    assert "| run | soft | theirs | 71.42 | 38.0 | 54.68 |" in text
 
 
 def test_what_is_no_whole_run_is_left_out_and_named(outputs):
@@ -100,7 +131,7 @@ def test_other_numbers_of_samples_are_another_cell(outputs):
 def test_the_command_line(outputs, capsys):
     arguments = [str(outputs / "paper.yaml"), "--outputs", str(outputs / "outputs"), "-o", str(outputs / "tables")]
     main(arguments)
-    assert "# paper: 5 of 7 cells run" in capsys.readouterr().out
+    assert "# paper: 6 of 10 cells run" in capsys.readouterr().out
     assert "theirs" in (outputs / "tables/paper.md").read_text()
     cells = json.loads((outputs / "tables/paper.json").read_text())
     assert {"cell": ["run", "soft", "gsm8k", "mean@2"], "seeds": [70.0, 74.0]} in cells

@@ -21,7 +21,7 @@ from trl_soft import SoftGRPOConfig, SoftGRPOTrainer, SoftRLOOConfig, SoftRLOOTr
 from trl_soft.config import SoftParser
 from trl_soft.evaluate.benchmarks import PRESETS, Problem, answer_text, build_prompt
 from trl_soft.evaluate.decoding import soft_tokens_grid
-from trl_soft.evaluate.paper_table import load_paper
+from trl_soft.evaluate.paper_table import load_paper, published
 from trl_soft.rewards import math_reward, soft_grpo_reward, soft_tokens_reward
 from trl_soft.rollout.stop import EndOfThinking
 
@@ -262,11 +262,95 @@ def test_every_published_row_has_a_recipe_and_an_evaluation(path):
     assert runs <= named
     evaluations = [yaml.safe_load(p.read_text()) for p in EVALUATION if p.parent.parent.name == path.stem]
     decodings = {decoding["name"] for recipe in evaluations for decoding in recipe["decodings"]}
-    assert {entry["decoding"] for entry in entries} <= decodings | {"training", "likelihood"}
+    assert {entry["decoding"] for entry in entries} <= decodings | {"training", "ood"}
     measured = {(b, m) for e in entries if e["decoding"] in decodings for b, ms in e["values"].items() for m in ms}
     for benchmark, metric in measured:
         assert any(benchmark in recipe["benchmarks"] for recipe in evaluations), benchmark
         assert any(int(metric.split("@")[1]) in recipe["k_values"] for recipe in evaluations), metric
+
+
+def test_averages_are_the_papers_and_not_means_of_its_rounded_cells():
+    """80.54 is printed, and the five cells, rounded to one decimal, have the mean 80.56; Table 9 prints averages alone."""
+    entries = [e for e in load_paper(ROOT / "recipes/papers/soft_grpo.yaml") if "average" in e]
+    by_table = {t: [e for e in entries if e["source"].endswith(f"Table {t}")] for t in (1, 2, 3, 5, 9)}
+    assert {t: len(rows) for t, rows in by_table.items()} == {1: 15, 2: 5, 3: 5, 5: 3, 9: 15}
+    first = by_table[1][0]
+    assert (first["name"], first["decoding"], first["average"]["first@16"]) == ("qwen1.5b_none", "discrete", 80.54)
+    for e in entries:
+        for metric, average in e["average"].items() if e["values"] else ():
+            # Both are rounded: the cells to .05, of which a mean is off by no more, and the average to .05.
+            assert abs(statistics.fmean(v[metric] for v in e["values"].values()) - average) <= 0.1, (e, metric)
+    lengths = {(e["name"], e["decoding"]): tuple(e["average"].values()) for e in by_table[9]}
+    assert lengths["llama3b_soft", "as_trained"] == (712, 708) and lengths["qwen7b_none", "discrete"] == (7775, 6844)
+
+
+def test_table_2_of_softgrpo_is_on_the_257_sanitized_tasks():
+    """91.1 % is 234 of 257, and of no whole number of 500: so are all Pass@k of MBPP but the 90.0 of one row."""
+    table = [e for e in load_paper(ROOT / "recipes/papers/soft_grpo.yaml") if e["source"].endswith("Table 2")]
+    shares = [value for e in table for metric, value in e["values"]["mbpp_sanitized"].items() if metric != "mean@32"]
+    of_257 = {round(100 * right / 257, 1) for right in range(258)}
+    assert len(shares) == 15 and 91.1 in shares and [share for share in shares if share not in of_257] == [90.0]
+    for path in EVALUATION:
+        if path.parent.parent.name == "soft_grpo" and path.stem.endswith("_ood"):
+            recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+            assert recipe["benchmarks"] == ["gpqa_diamond", "humaneval", "mbpp_sanitized"]
+
+
+def test_table_4s_row_of_soft_tokens_is_the_deepscaler_model_under_soft_sampling():
+    """41.3 / 77.9 / 75.5 / 95.2 stand in Tables 4 and 3 of 2509.19170."""
+    (row,) = (line for line in README.splitlines() if line.startswith("| 4: Soft Tokens |"))
+    (cells,) = (
+        e["values"]
+        for e in load_paper(ROOT / "recipes/papers/soft_tokens.yaml")
+        if (e["name"], e["decoding"]) == ("llama3b_deepscaler_soft", "soft sample") and "Tables 3-5" in e["source"]
+    )
+    numbers = [cells[benchmark][metric] for benchmark in ("math500", "gsm8k") for metric in ("mean@32", "pass@32")]
+    assert numbers == [41.3, 77.9, 75.5, 95.2]
+    assert "[llama3b_deepscaler_soft](" in row and "`soft sample` | 41.3 / 77.9 / 75.5 / 95.2 |" in row
+
+
+def test_cells_that_are_printed_with_more_decimals_keep_them():
+    entries = load_paper(ROOT / "recipes/papers/soft_tokens.yaml")
+    (cell,) = (
+        e["values"]["gsm8k"]["mean@1"]
+        for e in entries
+        if (e["source"], e["name"], e["decoding"]) == ("Soft Tokens, Table 1", "qwen3b_none", "hard greedy")
+    )
+    assert cell == 8.92
+
+
+# In which part of 2509.19170 a setting stands.
+PLACES = {
+    "prompt_template": "appendix B", "raw_prompt": "appendix B", "end_of_thinking": "appendix C",
+    "answer_prefill": "appendix C", "max_answer_length": "section 4", "max_thinking_length": "section 4",
+    "learning_rate": "appendix D", "lr_scheduler_type": "section 4", "warmup_steps": "section 4",
+    "eval_greedy": "section 4", "num_generations": "section 4", "max_steps": "section 4",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", [path for path in PAPERS if path.parent.name == "soft_tokens"], ids=name)
+def test_settings_of_soft_tokens_stand_where_the_recipe_says(path):
+    said = dict(re.findall(r"^(\w+): .*?# (appendix \w|section \d)\b", path.read_text(encoding="utf-8"), re.M))
+    assert {setting: said.get(setting) for setting in PLACES} == PLACES
+
+
+@pytest.mark.parametrize("path", [path for path in PAPERS if path.parent.name == "soft_grpo"], ids=name)
+def test_settings_of_the_released_scripts(path):
+    """save_freq is 80 in the scripts of the Llama and of Gaussian noise, 200 in the others; kl_loss_coef was 0.002."""
+    text = path.read_text(encoding="utf-8")
+    rollouts = 80 if path.stem.startswith("llama3b") or "gaussian" in path.stem else 200
+    assert f"save_steps: 80  # script: every {rollouts} rollouts;" in text
+    assert ("have 0.002" in text) is path.stem.startswith("qwen1.5b_soft")
+
+
+def test_soft_evaluations_clamp_the_noise_as_the_released_sampler_does():
+    """Of untrained and GRPO models too: every Gumbel number is clamped to [-1.5, 3]."""
+    for path in EVALUATION:
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+        soft = [d for d in recipe["decodings"] if d.get("thought") == "gumbel"]
+        if recipe.get("preset") == "soft_grpo":
+            assert all(d["gumbel_density"] == "softgrpo" for d in soft), path
+    assert PRESETS["soft_grpo"].thinking["gumbel_density"] == "softgrpo"
 
 
 def test_the_index_has_every_recipe_and_the_papers_numbers():
@@ -276,7 +360,7 @@ def test_the_index_has_every_recipe_and_the_papers_numbers():
     grpo, tokens = ({}, {})
     for index, paper in ((grpo, "soft_grpo"), (tokens, "soft_tokens")):
         for e in load_paper(ROOT / f"recipes/papers/{paper}.yaml"):
-            index[e["source"].split(", ")[1], e["name"], e["decoding"]] = e["values"]
+            index[e["source"].split(", ")[1], e["name"], e["decoding"]] = published(e)
 
     def row(run: str, *parts: str) -> str:
         found = [r for r in rows if (f"[{run}](" in r or f"`{run}`" in r) and all(part in r for part in parts)]
@@ -284,16 +368,16 @@ def test_the_index_has_every_recipe_and_the_papers_numbers():
         return found[0]
 
     for (table, run, decoding), values in grpo.items():
-        if not table.startswith("Table") or table == "Table 4":
+        if "average" not in values:
             continue
-        metrics = next(iter(values.values()))
-        means = " / ".join(f"{statistics.fmean(v[m] for v in values.values()):.1f}" for m in metrics)
+        decimals = {"Table 9": 0, "Table 1": 2, "Table 2": 2}.get(table, 1)  # as the paper prints them
+        averages = " / ".join(f"{average:.{decimals}f}" for average in values["average"].values())
         line = row(run, f"| {table[-1]}: ", f"`{decoding}`")
-        assert f"| {means} | not run |" in line, (table, run, means)
+        assert f"| {averages} | not run |" in line, (table, run, averages)
     for (table, run, decoding), greedy in tokens.items():
         line = f"({'soft_tokens/' + run}.yaml)" if not run.endswith("_none") else f"`{run}`: untrained"
-        published = "Table 1" if ("Table 1", run, decoding) in tokens else "Appendix F"
-        if table != published or decoding != "hard greedy":
+        shown = "Table 1" if ("Table 1", run, decoding) in tokens else "Appendix F"
+        if table != shown or decoding != "hard greedy":
             continue
         sample = tokens[table, run, "hard sample"]
         cells = [f"{v(greedy, b, 'mean@1')} / {v(sample, b, 'mean@32')} / {v(sample, b, 'pass@32')}" for b in greedy]

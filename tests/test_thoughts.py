@@ -388,7 +388,13 @@ def test_soft_is_the_renormalised_mixture():
 def test_soft_mixes_the_ten_largest_of_what_top_30_top_p_and_min_p_keep():
     """Soft Thinking's defaults, in its order: the n = 10 are cut last, so top-p is a share of the top 30."""
     thought = ThinkingSettings(thought="soft").make_thought(Hard())
-    assert (thought.temperature, thought.top_k, thought.top_p, thought.min_p, thought.width) == (0.6, 30, 0.95, 0.001, 10)
+    assert (thought.temperature, thought.top_k, thought.top_p, thought.min_p, thought.width) == (
+        0.6,
+        30,
+        0.95,
+        0.001,
+        10,
+    )
     flat = torch.zeros(1, 40)
     action, _ = thought.sample(DenseLogits(flat), noise(1))
     torch.testing.assert_close(thought.weights(action), torch.full((1, 10), 0.1))

@@ -32,7 +32,7 @@ from .tables import (
 
 
 TRAINING_METRICS = ("reward", "kl", "thinking/entropy")
-COSTS = ("length", "thinking_length", "clipped", "entropy", "tokens_per_second")
+COSTS = ("length", "correct_length", "thinking_length", "clipped", "entropy", "tokens_per_second")
 _KINDS = ("mean", "pass", "maj", "first")
 _ALIASES = {"avg": "mean", "first_k": "first"}
 PathLike = str | Path
@@ -168,7 +168,7 @@ def _flat(entry: dict, where: str) -> dict[str, Any]:
         if name in ("pass@k", "maj@k", "first_k"):
             family = {"first_k": "first"}.get(name, kind(name))
             found |= {f"{family}@{int(k)}": _number(f"{family}@{k}", v, where) for k, v in (value or {}).items()}
-        elif name in ("length", "thinking_length"):
+        elif name in ("length", "correct_length", "thinking_length"):
             found[name] = _number(name, value.get("mean") if isinstance(value, dict) else value, where)
         elif name == "mean@n" or name in COSTS:
             found[name] = _number(name, value, where)

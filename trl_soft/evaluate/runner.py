@@ -350,10 +350,12 @@ def score(
         fewest = min(map(len, correct))
         chosen = None if k_values is None else [k for k in k_values if k <= fewest]
         tokens, seconds = spent[benchmark, decoding]
+        right = [line["length"] for line in lines if line["correct"]]
         entropies = [line["entropy"] for line in lines if line["entropy"] is not None]
         result[benchmark][decoding] = {
             **summary(correct, votes if voted else None, chosen),
             "length": {"mean": mean(line["length"] for line in lines)},
+            "correct_length": {"mean": mean(right)} if right else None,  # tokens of the right completions alone
             "thinking_length": {"mean": mean(line["thinking_length"] for line in lines)},
             "clipped": mean(line["clipped"] for line in lines),
             "thinking_cut": mean(line["thinking_cut"] for line in lines),

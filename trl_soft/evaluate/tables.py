@@ -13,6 +13,7 @@ DASH = "\u2013"  # an empty cell
 PERCENT = ("mean", "pass", "maj", "first", "clipped")
 HEADINGS = {
     "length": "tokens",
+    "correct_length": "tokens where right",
     "thinking_length": "thoughts",
     "clipped": "clipped, %",
     "entropy": "entropy, nats",
