@@ -150,3 +150,10 @@ def test_with_nothing_run(paper, tmp_path):
     assert done.returncode == 0 and "0 of " in done.stdout
     ours = [line for line in done.stdout.splitlines() if line.startswith("|  |  | ours |")]
     assert len(ours) > 25 and all("not run" in line for line in ours)
+
+
+def test_out_of_domain_scores_of_some_questions_are_left_out(outputs):
+    file = outputs / "outputs/evaluation/paper/run/seed0/ood.json"
+    write(file, json.loads(file.read_text()) | {"limit": 12})
+    found, notes = measured(outputs / "outputs", "paper")
+    assert found["run", "ood", "mmlu", "greedy"] == [61.0] and "first 12 questions of each task" in notes[0]

@@ -3,14 +3,23 @@
 
     python -m trl_soft.evaluate.ood MODEL -o outputs/ood [--data_dir DATA] [--tasks hellaswag arc_challenge mmlu]
 
-Likelihoods of plain text, no thoughts: accuracy, length-normalised accuracy and the negative log-likelihood of the right
-answer (2509.19170, section 4), each with its interval over questions. With `--data_dir` the questions come from local
-files and are asked without examples; without it the harness's own tasks load theirs from the hub.
+No thoughts: the model reads a question and answers. For each task, with its interval over questions:
+
+    greedy    success of greedy sampling: the options stand in the prompt, and the model writes the letter of the right one
+    nll       negative log-likelihood of the right answer per token, in nats
+    nll_sum   the same, summed over the answer
+    acc       whether the right answer is the most likely one; acc_norm: the same per byte, as the harness has it
+
+`greedy` and `nll` are what section 4 of Soft Tokens, Hard Truths (arXiv 2509.19170) reports; the others are the harness's.
+The words of the prompts are ours, without examples. The answer is its text, and in MMLU its letter.
 """
 
 import argparse
 import json
 import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,57 +28,122 @@ import numpy as np
 from .metrics import interval
 
 
-_OPTIONS = "{% for choice in choices %}\n{{'ABCD'[loop.index0]}}. {{choice}}{% endfor %}"
-_ARC = "arc_challenge_test.jsonl.gz", "arc_challenge_validation.jsonl.gz"
-# For each task: its files in a data folder, and how the harness asks a row of theirs.
-LOCAL: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
-    "hellaswag": (
-        ("hellaswag_val.jsonl.gz",),
-        {
-            "doc_to_text": "{{activity_label}}: {{ctx}}",
-            "doc_to_choice": "endings",
-            "doc_to_target": "{{label}}",
-        },
+LETTERS = "ABCDEFGHIJ"
+_OPTIONS = "{% for option in options %}\n{{'" + LETTERS + "'[loop.index0]}}. {{option}}{% endfor %}"
+_WITH_OPTIONS = "{{question}}" + _OPTIONS + "\nAnswer:"
+_ABCD = list(LETTERS[:4])
+_GREEDY = "_greedy"  # ends the harness's name of a task that is answered by writing
+Row = dict[str, Any]
+
+
+def _hellaswag(row: Row) -> Row:
+    if "ctx_a" in row:  # the hub's rows have the marks that WikiHow left; they are taken out as the harness does
+        texts = [f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}", *row["endings"]]
+        question, *options = (
+            re.sub(r"\[.*?\]", "", t.strip().replace(" [title]", ". ")).replace("  ", " ") for t in texts
+        )
+    else:
+        question, options = f"{row['activity_label']}: {row['ctx']}", row["endings"]
+    return {"question": question, "options": list(options), "right": int(row["label"])}
+
+
+def _arc(row: Row) -> Row:
+    if isinstance(row["question"], dict):  # the authors' rows
+        question, choices = row["question"]["stem"], row["question"]["choices"]
+        texts, labels = [choice["text"] for choice in choices], [choice["label"] for choice in choices]
+    else:
+        question, texts, labels = row["question"], row["choices"]["text"], row["choices"]["label"]
+    return {"question": question, "options": texts, "right": labels.index(row["answerKey"])}
+
+
+def _mmlu(row: Row) -> Row:
+    return {"question": row["question"].strip(), "options": row["choices"], "right": int(row["answer"])}
+
+
+@dataclass(frozen=True)
+class Task:
+    """
+    A multiple choice.
+
+    Args:
+        hub (`tuple`): id, configuration (or `None`) and split of the data on the hub.
+        file (`str`): the same in a folder with local files.
+        read: a row, the hub's or a file's, as `question`, `options` and `right`, the number of the right one.
+        text (`str`), choices (`str` or list): prompt and answers whose likelihoods are taken, for the harness.
+    """
+
+    hub: tuple[str, str | None, str]
+    file: str
+    read: Callable[[Row], Row]
+    text: str
+    choices: str | list[str] = "{{options}}"
+
+    def configs(self, name: str, data_dir: str | None) -> list[Row]:
+        """The harness's configurations: one that takes likelihoods, one that writes greedily."""
+        read, (path, config, split) = self.read, self.hub
+        source: Row = {"dataset_path": path, "dataset_name": config, "test_split": split}
+        if data_dir is not None:
+            files = {"test": [os.path.join(data_dir, self.file)]}
+            source = {"dataset_path": "json", "dataset_kwargs": {"data_files": files}, "test_split": "test"}
+        metrics = [
+            {"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in ("acc", "acc_norm")
+        ]
+        common = {
+            **source,
+            "process_docs": lambda rows: rows.map(read, remove_columns=rows.column_names),
+            "num_fewshot": 0,
+        }
+        likelihood = {
+            "task": name,
+            "output_type": "multiple_choice",
+            "doc_to_text": self.text,
+            "doc_to_choice": self.choices,
+            "doc_to_target": "{{right}}",
+            "metric_list": metrics,
+        }
+        written = {
+            "task": name + _GREEDY,
+            "output_type": "generate_until",
+            "doc_to_text": _WITH_OPTIONS,
+            "doc_to_target": "{{right}}",
+            "generation_kwargs": {"do_sample": False, "until": ["\n"], "max_gen_toks": 8},
+            "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+        }
+        return [common | likelihood, common | written]
+
+
+TASKS: dict[str, Task] = {
+    "hellaswag": Task(("Rowan/hellaswag", None, "validation"), "hellaswag_val.jsonl.gz", _hellaswag, "{{question}}"),
+    "arc_challenge": Task(
+        ("allenai/ai2_arc", "ARC-Challenge", "test"),
+        "arc_challenge_test.jsonl.gz",
+        _arc,
+        "Question: {{question}}\nAnswer:",
     ),
-    "arc_challenge": (
-        _ARC[:1],
-        {
-            "doc_to_text": "Question: {{question.stem}}\nAnswer:",
-            "doc_to_choice": "{{question.choices | map(attribute='text') | list}}",
-            "doc_to_target": "{{(question.choices | map(attribute='label') | list).index(answerKey)}}",
-        },
-    ),
-    "mmlu": (
-        ("mmlu_validation.jsonl.gz",),
-        {
-            "doc_to_text": "{{question.strip()}}" + _OPTIONS + "\nAnswer:",
-            "doc_to_choice": ["A", "B", "C", "D"],
-            "doc_to_target": "{{answer}}",
-        },
+    "mmlu": Task(("cais/mmlu", "all", "test"), "mmlu_test.jsonl.gz", _mmlu, _WITH_OPTIONS, _ABCD),
+    # Other questions than those of the papers' tables, for where the test split is not at hand.
+    "mmlu_validation": Task(
+        ("cais/mmlu", "all", "validation"), "mmlu_validation.jsonl.gz", _mmlu, _WITH_OPTIONS, _ABCD
     ),
 }
+DEFAULT = ("hellaswag", "arc_challenge", "mmlu")
+METRICS = ("greedy", "nll", "nll_sum", "acc", "acc_norm")
 
 
-def local_task(name: str, data_dir: str) -> dict[str, Any]:
-    """The harness's configuration of a task on local files; `ValueError` or `FileNotFoundError` where there are none."""
-    if name not in LOCAL:
-        raise ValueError(f"`tasks` holds {name!r}, which has no local files. Choose among {', '.join(LOCAL)}.")
-    files, config = LOCAL[name]
-    paths = [os.path.join(data_dir, file) for file in files]
-    for path in paths:
-        if not os.path.isfile(path):
-            raise FileNotFoundError(f"{path} does not exist. Put it there, or leave out `data_dir` to ask the hub.")
-    metrics = [{"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in ("acc", "acc_norm")]
-    return {
-        "task": f"{name}_local",
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": paths}},
-        "test_split": "test",
-        "output_type": "multiple_choice",
-        "num_fewshot": 0,
-        "metric_list": metrics,
-        **config,
-    }
+def configurations(name: str, data_dir: str | None) -> list[Any]:
+    """What the harness is asked for one task; `ValueError` or `FileNotFoundError` where there are no local files."""
+    if name in TASKS:
+        task = TASKS[name]
+        if data_dir is not None and not os.path.isfile(os.path.join(data_dir, task.file)):
+            other = " `mmlu_validation` reads the validation split." if name == "mmlu" else ""
+            raise FileNotFoundError(
+                f"{os.path.join(data_dir, task.file)} does not exist. Put it there, or leave out `data_dir` to ask the "
+                f"hub.{other}"
+            )
+        return list(task.configs(name, data_dir))
+    if data_dir is not None:
+        raise ValueError(f"`tasks` holds {name!r}, which has no local files. Choose among {', '.join(TASKS)}.")
+    return [name]  # the harness's own
 
 
 def out_of_domain(
@@ -82,12 +156,16 @@ def out_of_domain(
 ) -> dict[str, dict[str, Any]]:
     """
     Args:
-        model, tokenizer: of transformers. tasks: keys of `LOCAL`, or the harness's own names without `data_dir`.
-        limit (`int`, *optional*): only the first so many questions of each task.
+        model, tokenizer: of transformers.
+        tasks: keys of `TASKS`, or without `data_dir` also multiple choices or groups of them that the harness has, for
+            which there is no `greedy`.
+        limit (`int`, *optional*): only the first so many questions of each task (of each task of a group).
 
     Returns:
-        For each task `questions`, and `acc`, `acc_norm` and `nll` as `{"value", "low", "high"}`.
+        For each of `tasks` `questions`, and what the head of this file names, as `{"value", "low", "high"}`. A group's
+        questions are pooled.
     """
+    asked = [config for name in tasks for config in configurations(name, data_dir)]
     try:
         from lm_eval import simple_evaluate
         from lm_eval.models.huggingface import HFLM
@@ -96,31 +174,53 @@ def out_of_domain(
             "Out-of-domain evaluation needs lm-evaluation-harness, which is not installed: `pip install trl_soft[eval]`."
         ) from error
     harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
-    asked = [name if data_dir is None else local_task(name, data_dir) for name in tasks]
     found = simple_evaluate(
         model=harness, tasks=asked, limit=limit, log_samples=True, bootstrap_iters=0, random_seed=0
     )
     if found is None:  # the harness gives its results to the first process alone
         return {}
     results: dict[str, dict[str, Any]] = {}
-    for name, samples in found["samples"].items():
-        columns: dict[str, list[float]] = {"acc": [], "acc_norm": [], "nll": []}
-        for sample in samples:
-            target = sample["target"]
-            target = int(target) if str(target).lstrip("-").isdigit() else "ABCD".index(str(target).strip())
-            columns["nll"].append(-float(sample["filtered_resps"][target][0]))
-            for metric in ("acc", "acc_norm"):
-                if metric in sample:
-                    columns[metric].append(float(sample[metric]))
-        results[name.removesuffix("_local")] = {
-            "questions": len(samples),
-            **{metric: _scored(np.array(values), metric) for metric, values in columns.items() if values},
-        }
+    for name in tasks:
+        leaves = leaves_of(name, found.get("group_subtasks") or {})
+        samples = [sample for leaf in leaves for sample in found["samples"][leaf]]
+        columns = _likelihoods(harness, samples)
+        columns["greedy"] = [_succeeded(sample) for sample in found["samples"].get(name + _GREEDY, ())]
+        scores = {metric: _scored(np.array(values), metric) for metric, values in columns.items() if values}
+        results[name] = {"questions": len(samples), **scores}
     return results
 
 
+def leaves_of(name: str, groups: dict[str, list[str]]) -> list[str]:
+    """The tasks of a group and of the groups in it, each once; of a task itself."""
+    if not groups.get(name):
+        return [name]
+    return list(dict.fromkeys(leaf for child in groups[name] for leaf in leaves_of(child, groups)))
+
+
+def _likelihoods(harness, samples: list[dict]) -> dict[str, list[float]]:
+    """The harness's metrics and the likelihood of the right answer, a number a question."""
+    columns: dict[str, list[float]] = {"acc": [], "acc_norm": [], "nll": [], "nll_sum": []}
+    for sample in samples:
+        target = str(sample["target"]).strip()
+        right = int(target) if target.isdigit() else LETTERS.index(target)
+        nll = -float(sample["filtered_resps"][right][0])
+        _, tokens = harness._encode_pair(*sample["arguments"][right])  # as the harness split what it scored
+        columns["nll_sum"].append(nll)
+        columns["nll"].append(nll / len(tokens))
+        for metric in ("acc", "acc_norm"):
+            if metric in sample:
+                columns[metric].append(float(sample[metric]))
+    return columns
+
+
+def _succeeded(sample: dict) -> float:
+    """Whether the first letter that stands alone in what was written is the right one's."""
+    letter = re.search(rf"(?<![A-Za-z])[{LETTERS}](?![A-Za-z])", sample["resps"][0][0])
+    return float(letter is not None and LETTERS.index(letter.group()) == sample["doc"]["right"])
+
+
 def _scored(values: np.ndarray, metric: str) -> dict[str, float]:
-    low, high = interval(values, bounds=None if metric == "nll" else (0.0, 1.0))
+    low, high = interval(values, bounds=None if metric.startswith("nll") else (0.0, 1.0))
     return {"value": float(values.mean()), "low": float(low), "high": float(high)}
 
 
@@ -130,7 +230,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="path or hub id")
     parser.add_argument("-o", "--output_dir", type=Path, default=Path("outputs/ood"))
-    parser.add_argument("--tasks", nargs="+", default=list(LOCAL))
+    parser.add_argument("--tasks", nargs="+", default=list(DEFAULT))
     parser.add_argument("--data_dir", help="folder with local files; unset: the hub")
     parser.add_argument("--limit", type=int)
     parser.add_argument("--batch_size", type=int, default=8)
@@ -140,11 +240,10 @@ def main(argv: list[str] | None = None) -> None:
     results = out_of_domain(model, tokenizer, options.tasks, options.data_dir, options.limit, options.batch_size)
     options.output_dir.mkdir(parents=True, exist_ok=True)
     path = options.output_dir / "ood.json"
-    path.write_text(json.dumps({"model": options.model, "tasks": results}, indent=2) + "\n")
+    content = {"model": options.model, "limit": options.limit, "tasks": results}
+    path.write_text(json.dumps(content, indent=2) + "\n")
     for name, row in results.items():
-        scores = ", ".join(
-            f"{metric} {row[metric]['value']:.4f}" for metric in ("acc", "acc_norm", "nll") if metric in row
-        )
+        scores = ", ".join(f"{metric} {row[metric]['value']:.4f}" for metric in METRICS if metric in row)
         print(f"{name}: {row['questions']} questions, {scores}")
     print(f"Wrote {path}")
 

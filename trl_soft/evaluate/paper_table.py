@@ -97,6 +97,9 @@ def _numbers(outputs: Path, paper: str, notes: list[str]) -> Iterator[tuple[Path
     for file in sorted(root.rglob("ood.json")):
         content = read_object(file, "there is nothing to tabulate")
         name = file.relative_to(root).parts[0]
+        if content.get("limit"):
+            notes.append(f"{file} is of the first {content['limit']} questions of each task: left out.")
+            continue
         for benchmark, row in content["tasks"].items():
             for metric in ("greedy", "acc", "acc_norm", "nll"):
                 if metric in row:
@@ -133,9 +136,9 @@ def tables(entries: Sequence[dict], found: dict[Cell, list[float]]) -> str:
     for source, rows in sections.items():
         columns: dict[str, list[str]] = {}
         for row in rows:
-            for benchmark, metrics in published(row).items():
+            for benchmark, numbers in published(row).items():
                 known = columns.setdefault(benchmark, [])
-                known += [metric for metric in metrics if metric not in known]
+                known += [metric for metric in numbers if metric not in known]
         heads = [f"{benchmark} {' / '.join(metrics)}" for benchmark, metrics in columns.items()]
         lines = [["run", "decoding", "", *heads], ["---"] * 3 + ["--:"] * len(heads)]
         for row in rows:
