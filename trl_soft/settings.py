@@ -25,8 +25,8 @@ from .thoughts import (
 
 
 # What `None` means for each thought. gumbel: SofT-GRPO's scripts; soft: Soft Thinking's defaults (top-30, top-p and min-p,
-# then `soft_width`, its n = 10 largest); gaussian: 2509.19170's "soft", and on probabilities SofT-GRPO's ablation. A hard thought takes the answer's
-# sampling.
+# then `soft_width`, its n = 10 largest); gaussian: 2509.19170's "soft", and on probabilities SofT-GRPO's ablation. A hard
+# thought takes the answer's sampling.
 _DEFAULTS = {
     "gumbel": {"thinking_temperature": 1.0, "thinking_top_k": 5, "thinking_top_p": 0.95, "noise_scale": 1.0},
     "soft": {
