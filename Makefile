@@ -1,5 +1,6 @@
 # make quickstart   set up, train the embedded reasoner with soft thoughts, show before and after
 # make test         set up, run the tests
+# make test-search  search for counterexamples for longer, elsewhere each time (SEARCH_SEED=... to search the same again)
 # make test-kill    kill training twenty times in a row, in one process, under DDP and under ZeRO-3 (half an hour)
 # make test-distributed   the tests of several processes and of two machines alone
 # make test-hostile   every hostile program in the sandbox, as root and as a user without rights
@@ -27,7 +28,7 @@ VLLM_READY := $(VLLM_VENV)/.ready
 VLLM_SETTINGS := VLLM_USE_V2_MODEL_RUNNER=1 TRITON_INTERPRET=1 PYTHONPATH=tests/vllm/site:. VLLM_ENABLE_V1_MULTIPROCESSING=0 \
 	VLLM_CPU_CI_ENV=1 VLLM_CPU_KVCACHE_SPACE=1 VLLM_NO_USAGE_STATS=1 HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 
-.PHONY: install quickstart test test-hostile sweep-golds table plan bench-update bench-rollout bench-scale bench-gpu quality style clean test-kill test-distributed test-vllm check-vllm-window bench-vllm
+.PHONY: install quickstart test test-search test-hostile sweep-golds table plan bench-update bench-rollout bench-scale bench-gpu quality style clean test-kill test-distributed test-vllm check-vllm-window bench-vllm
 
 install: $(READY)
 
@@ -47,6 +48,12 @@ test: $(READY)
 
 sweep-golds: $(READY)
 	TRL_SOFT_FULL=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/test_grading_golds.py
+
+# The tests that hypothesis feeds; they search the same examples in `make test`.
+test-search: $(READY)
+	@seed=$${SEARCH_SEED:-$$($(BIN)/python -c "import secrets; print(secrets.randbits(32))")}; \
+	echo "make test-search SEARCH_SEED=$$seed"; \
+	$(BIN)/python -m pytest -m hypothesis --hypothesis-profile search --hypothesis-seed $$seed
 
 plan: $(READY)
 	$(BIN)/python -m trl_soft.plan --config $(CONFIG) $(PLAN)

@@ -54,8 +54,8 @@ def scoring(vocabulary: int, repeats: int) -> dict[str, float]:
         backward((log_p.gather(-1, ids) * grad).sum() + entropy_of(log_p).sum())
 
     def ours():
-        normalizer, entropy = lazy.normalizer(1.0)
-        backward(((lazy.at(ids) - normalizer.unsqueeze(-1)) * grad).sum() + entropy.sum())
+        log_p, entropy = lazy.log_prob(ids, 1.0)
+        backward((log_p * grad).sum() + entropy.sum())
 
     def trl_one():
         log_p, entropy, *_ = ChunkedLogProbFunction.apply(

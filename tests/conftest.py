@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every test runs offline, on one thread, and finds the global RNG seeded."""
+"""Every test runs offline, on one thread, and finds the global generators seeded; hypothesis searches the same examples."""
 
 import os
+import random
 
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads on a model of 20k parameters only wait for each other
@@ -9,13 +10,22 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 
 torch.set_num_threads(1)
 
+# What is found must be found again: by whoever runs the suite, and on every commit. `make test-search` looks elsewhere.
+settings.register_profile("repeatable", max_examples=100, derandomize=True, deadline=None, print_blob=True)
+settings.register_profile("search", max_examples=5000, derandomize=False, deadline=None, print_blob=True)
+settings.load_profile("repeatable")
+
 
 @pytest.fixture(autouse=True)
 def _seeded():
+    random.seed(0)
+    np.random.seed(0)
     torch.manual_seed(0)

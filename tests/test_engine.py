@@ -4,11 +4,13 @@
 import gc
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import pytest
 import torch
 
 from tests import tiny
+from tests.capture import as_captured
 from trl_soft import ThinkingSettings
 from trl_soft.forward import soft_tokens_added
 from trl_soft.rollout import ENGINES, EngineOptions, Key, assemble
@@ -211,17 +213,35 @@ def test_the_tail_shrinks(monkeypatch):
     assert sizes == list(range(len(PROMPTS), 0, -1))
 
 
-def test_every_row_is_some_rows():
-    """The step that a graph captures computes every row and asks the device nothing; it draws the same."""
-    net, advance = tiny.model(), engine_module.Slots.advance
-    for settings in ({}, {"thought": "hard"}, {"gumbel_density": "softgrpo"}, {"end_of_thinking": "1;"}):
-        made = plan(net, settings)
-        theirs = run(net, made, slots=5)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(
-                engine_module.Slots, "advance", lambda self, size, logits, every_row: advance(self, size, logits, True)
-            )
-            assert_same(run(net, made, slots=5), theirs)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *tiny.THOUGHTS,
+        {"end_of_thinking": "1;"},
+        {"cold_stop_entropy": 1.0, "cold_stop_length": 2},
+        {"answer_prefill": ["12", "3"]},
+    ],
+    ids=tiny.name,
+)
+def test_every_row_is_some_rows(settings, monkeypatch):
+    """The step that a graph captures computes every row, asks the device nothing and hands it nothing; it draws the same."""
+    net, advance, step = tiny.model(), engine_module.Slots.advance, engine_module._Run._step
+    made = plan(net, settings)
+    theirs = run(net, made, slots=5)
+    monkeypatch.setattr(
+        engine_module.Slots, "advance", lambda self, size, logits, every_row: advance(self, size, logits, True)
+    )
+    seen = set()
+
+    def captured(self, reach):
+        # As on a device, a size is captured after two ordinary steps, which make the room that actions are kept in.
+        with as_captured() if len(seen) > 1 else nullcontext():
+            step(self, reach)
+        seen.add(reach)
+
+    monkeypatch.setattr(engine_module._Run, "_step", captured)
+    assert_same(run(net, made, slots=5), theirs, settings.get("thought") == "gaussian")
+    assert len(seen) > 3
 
 
 @pytest.mark.parametrize("engine", ["slots", "simple"])

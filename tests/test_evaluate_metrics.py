@@ -8,7 +8,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from trl_soft.evaluate.metrics import (
@@ -66,14 +66,12 @@ def test_pass_at_k_is_the_enumeration_in_every_small_case():
             assert pass_at_k(row(n, right)[None], k)[0] == any_right(row(n, right), k)
 
 
-@settings(max_examples=60, deadline=None)
 @given(rows=st.lists(st.lists(st.booleans(), min_size=1, max_size=10), min_size=1, max_size=5), data=st.data())
 def test_pass_at_k_is_the_enumeration(rows, data):
     k = data.draw(st.integers(1, min(map(len, rows))))
     assert pass_at_k(rows, k).tolist() == [any_right(verdicts, k) for verdicts in rows]
 
 
-@settings(max_examples=60, deadline=None)
 @given(n=st.integers(1, 2000), data=st.data())
 def test_pass_at_k_is_the_nearest_float_at_any_size(n, data):
     right, k = data.draw(st.integers(0, n)), data.draw(st.integers(1, n))
@@ -126,7 +124,6 @@ def test_majority_by_hand(answers, verdicts, k, expected):
     assert maj_at_k([votes], [verdicts], k)[0] == pytest.approx(expected, rel=1e-12)
 
 
-@settings(max_examples=80, deadline=None)
 @given(
     samples=st.lists(st.tuples(st.sampled_from([None, "1", "2", (3, 4)]), st.booleans()), min_size=1, max_size=8),
     data=st.data(),
@@ -261,7 +258,6 @@ def test_the_chernoff_ends_are_where_the_divergence_says():
         np.testing.assert_allclose(50 * divergence, math.log(40), rtol=1e-6)
 
 
-@settings(max_examples=60, deadline=None)
 @given(values=st.lists(st.floats(0, 1), min_size=1, max_size=12))
 def test_every_interval_holds_its_mean_and_stays_inside(values):
     x = np.array(values)
@@ -319,7 +315,6 @@ def test_the_paired_test_finds_a_clear_gain():
     assert loss["p_value"] < 0.001 and loss["high"] < 0 and loss["difference"] == -gain["difference"]
 
 
-@settings(max_examples=40, deadline=None)
 @given(steps=st.lists(st.integers(-4, 4), min_size=1, max_size=8))
 def test_few_differences_are_tested_by_every_sign(steps):
     """In quarters, whose sums are exact, so that ties are ties."""

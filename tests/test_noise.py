@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from trl_soft import KeyedNoise
@@ -103,7 +103,6 @@ def test_normal_coordinates_are_independent():
     assert correlation.abs().max() < 5 / math.sqrt(n)
 
 
-@settings(max_examples=50, deadline=None)
 @given(
     seed=st.integers(0, 2**63 - 1),
     generation=st.integers(0, 2**32 - 1),

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributions import Gumbel as TorchGumbel
 from torch.distributions.relaxed_categorical import ExpRelaxedCategorical
@@ -23,14 +23,10 @@ V, H = 12, 6
 
 
 class Float64(DenseLogits):
-    """Dense logits that keep float64, for finite differences."""
+    """Dense logits and a table in float64, for finite differences."""
 
-    def __init__(self, logits, table=None, table_scale=1.0):
-        self.logits, self.table, self.table_scale, self.dtype = logits, table, table_scale, torch.float64
-
-    def mixture(self, temperature):
-        log_p = torch.log_softmax(self.logits / temperature, dim=-1)
-        return log_p.exp() @ self.table * self.table_scale, -(log_p.exp() * log_p).sum(-1)
+    def __init__(self, logits, table=None):
+        super().__init__(logits, table, dtype=torch.float64)
 
 
 def noise(n: int, generation: int = 0) -> KeyedNoise:
@@ -430,7 +426,6 @@ def _any_thought(kind: str, temperature: float, top_k: int, top_p: float, min_p:
 KINDS = ["gumbel", "concrete", "softgrpo", "dirichlet", "mixture", "multiplex", "logits", "probabilities", "gaussian"]
 
 
-@settings(max_examples=200, deadline=None)
 @given(
     kind=st.sampled_from([*KINDS, "soft", "hard"]),
     n=st.integers(0, 5),
@@ -458,12 +453,13 @@ def test_any_support_gives_finite_scores_and_gradients(
     if z.numel() and (log_prob + entropy).requires_grad:
         (log_prob + entropy).sum().backward()
         assert z.grad.isfinite().all()
-    assert log_prob.isfinite().all() and (entropy >= -1e-5).all()
+    assert log_prob.isfinite().all() and (entropy >= 0).all()
     weights = thought.weights(action)
     if weights is not None and kind != "probabilities":
         torch.testing.assert_close(weights.sum(-1), torch.ones(n))
     assert token.shape == (n,) and (token >= suppressed).all()
-    assert thought.embed(action, Lookup(torch.nn.Embedding(V, H))).isfinite().all()
+    embedding = torch.nn.Embedding.from_pretrained(table().float())
+    assert thought.embed(action, Lookup(embedding)).isfinite().all()
 
 
 def test_kl_of_gaussian_thoughts_has_its_closed_form():
@@ -614,7 +610,7 @@ def test_bfloat16_normalisers_round_as_their_candidates_do():
     head, embedding = torch.nn.Linear(size, vocabulary, bias=False), torch.nn.Embedding(vocabulary, size)
     hidden = 4 * torch.randn(n, size)
     view = HeadLogits(hidden.bfloat16(), head.bfloat16(), embedding.bfloat16())
-    log_p = view.at(torch.arange(vocabulary).expand(n, -1)) - view.normalizer(1.0)[0].unsqueeze(-1)
+    log_p, _ = view.log_prob(torch.arange(vocabulary).expand(n, -1), 1.0)
     torch.testing.assert_close(torch.logsumexp(log_p, -1), torch.zeros(n), rtol=0, atol=1e-5)
 
 

@@ -191,7 +191,7 @@ def test_thoughts_never_meet_the_whole_head(tmp_path, monkeypatch):
     monkeypatch.setattr(utils, "_ChunkedLogProbFunction", Counting)
     dense = HeadLogits.dense
     monkeypatch.setattr(HeadLogits, "dense", lambda self: dense(self) if len(self) <= 32 else refused(self))
-    for name in ("mixture", "normalizer"):
+    for name in ("mixture", "log_prob", "entropy"):
         monkeypatch.setattr(HeadLogits, name, refused)
     trainer = tiny.trainer(tmp_path, max_steps=1)
     trainer.train()

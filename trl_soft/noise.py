@@ -20,7 +20,8 @@ _ROUNDS = 10
 _POSITION_BITS = 28
 # One stream a distribution, so that a token's Gumbel number and a coordinate's normal number never coincide.
 _GUMBEL, _NORMAL, _UNIFORM, _GAMMA = range(4)
-# Marsaglia and Tsang accept at least 95 % of attempts, so all of them fail once in 10**20 draws.
+# Marsaglia and Tsang accept at least 95 % of attempts, so all of them fail once in 10**20 draws. The first is taken then: a
+# finite number, and the law is that of the gamma distribution but for this probability.
 _ATTEMPTS = 16
 _ATTEMPT_SHIFT = 24  # candidates are below 2**24
 

@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Next-token logits as a view: a thought asks for the few it needs and only those are computed.
 
-    at(ids)        z at K candidates          K*H a position
-    dense()        z over the vocabulary      V*H a position, N x V in memory: rollouts only
-    normalizer(T)  log sum_v exp(z_v/T) and the entropy of softmax(z/T), in tiles: never N x V
-    mixture(T)     softmax(z/T) E and the entropy, likewise
+    at(ids)           z at K candidates          K*H a position
+    dense()           z over the vocabulary      V*H a position, N x V in memory: rollouts only
+    log_prob(ids, T)  log softmax(z/T) at K candidates and the entropy of softmax(z/T), in tiles: never N x V
+    entropy(T)        the entropy alone, likewise
+    mixture(T)        softmax(z/T) E and the entropy, likewise
 
 Letters: N positions, K candidates, H hidden size, V vocabulary.
+
+Every softmax here is one of (z - max z)/T. At T = 1e-4, z/T is 3e5, where neighbouring float32 numbers are 0.03 apart;
+the difference of two close logits is exact.
 """
 
 from contextlib import nullcontext
@@ -21,7 +25,8 @@ from .rows import dot_rows
 _TILE_ELEMENTS = 2**22
 # More candidates than this are cheaper from one product with the whole head than row by row.
 _MANY = 1024
-_LOWEST = torch.finfo(torch.float32).min / 4
+# What stands for a logit of -inf in a sum: its exponential is 0, and 0 times it is 0, divided by any temperature.
+_LOWEST = -1e15
 
 
 def logit_transform(config) -> tuple[float, float | None]:
@@ -79,9 +84,14 @@ class _DividedGradient(torch.autograd.Function):
         return g / ctx.ranks, None
 
 
+def tempered(z: torch.Tensor, temperature: float) -> torch.Tensor:
+    """`(z - max z)/T` over the last dimension: what to take a softmax of in place of z/T."""
+    return z if temperature == 1.0 else (z - z.detach().amax(-1, keepdim=True)) / temperature
+
+
 def entropy_of(log_p: torch.Tensor) -> torch.Tensor:
-    """Entropy in nats over the last dimension; entries at -inf count as probability zero."""
-    return -(log_p.exp() * log_p.masked_fill(log_p.isneginf(), 0.0)).sum(-1)
+    """Entropy in nats over the last dimension, at least 0 for log p <= 0; an entry of -inf has probability zero."""
+    return -(log_p.exp() * log_p.clamp(min=_LOWEST)).sum(-1)
 
 
 class DenseLogits:
@@ -99,7 +109,8 @@ class DenseLogits:
     """
 
     def __init__(self, logits, table=None, table_scale: float = 1.0, dtype=torch.float32, hidden=None, project=None):
-        self.logits, self.table, self.table_scale, self.dtype = logits.float(), table, table_scale, dtype
+        self.logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        self.table, self.table_scale, self.dtype = table, table_scale, dtype
         self.hidden, self.project = hidden, project
 
     def __len__(self) -> int:
@@ -114,27 +125,32 @@ class DenseLogits:
         return DenseLogits(self.project(hidden), self.table, self.table_scale, self.dtype, hidden, self.project)
 
     def at(self, ids: torch.Tensor) -> torch.Tensor:
-        """Logits of the candidates `ids` (N, K) -> (N, K) float32."""
+        """Logits of the candidates `ids` (N, K) -> (N, K)."""
         return self.logits.gather(-1, ids.long())
 
     def dense(self) -> torch.Tensor:
-        """All logits, (N, V) float32."""
+        """All logits, (N, V), float32 at least."""
         return self.logits
 
-    def normalizer(self, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """`log sum_v exp(z_v/T)` and the entropy of softmax(z/T), both (N,) float32."""
-        # A suppressed token's -inf would make 0 * inf of its share in the entropy; a finite stand-in makes it 0.
-        z = (self.logits if temperature == 1.0 else self.logits / temperature).clamp(min=_LOWEST)
-        normalizer = torch.logsumexp(z, dim=-1)
-        p = torch.exp(z - normalizer.unsqueeze(-1))
-        return normalizer, normalizer - (p * z).sum(-1)
+    def log_softmax(self, temperature: float) -> torch.Tensor:
+        """log softmax(z/T), (N, V)."""
+        return torch.log_softmax(tempered(self.logits, temperature), dim=-1)
+
+    def log_prob(self, ids: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """log softmax(z/T) of the candidates `ids` (N, K), (N, K), and the entropy of softmax(z/T), (N,)."""
+        log_p = self.log_softmax(temperature)
+        return log_p.gather(-1, ids.long()), entropy_of(log_p)
+
+    def entropy(self, temperature: float) -> torch.Tensor:
+        """Entropy of softmax(z/T), (N,)."""
+        return entropy_of(self.log_softmax(temperature))
 
     def mixture(self, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """`h = sum_v softmax(z/T)_v e_v` (N, H) and the entropy of softmax(z/T) (N,), both float32."""
+        """`h = sum_v softmax(z/T)_v e_v` (N, H) and the entropy of softmax(z/T) (N,)."""
         if self.table is None:
             raise ValueError("These logits came without an embedding table, so there is nothing to mix. Pass `table`.")
-        log_p = torch.log_softmax(self.logits / temperature, dim=-1)
-        mean = (log_p.exp().to(self.table.dtype) @ self.table).float()
+        log_p = self.log_softmax(temperature)
+        mean = (log_p.exp().to(self.table.dtype) @ self.table).to(log_p.dtype)
         return mean * self.table_scale, entropy_of(log_p)
 
 
@@ -180,16 +196,20 @@ class HeadLogits:
                 0
             ]
 
-    def normalizer(self, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """`log sum_v exp(z_v/T)` and the entropy of softmax(z/T), both (N,) float32."""
-        return self._over_vocabulary(None, temperature)[1:]
+    def log_prob(self, ids: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """log softmax(z/T) of the candidates `ids` (N, K), (N, K), and the entropy of softmax(z/T), (N,), both float32."""
+        return self._over_vocabulary(None, ids, temperature)[1:]
+
+    def entropy(self, temperature: float) -> torch.Tensor:
+        """Entropy of softmax(z/T), (N,) float32."""
+        return self._over_vocabulary(None, None, temperature)[2]
 
     def mixture(self, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
         """`h = sum_v softmax(z/T)_v e_v` (N, H) and the entropy of softmax(z/T) (N,), both float32."""
-        mean, _, entropy = self._over_vocabulary(self.embedding.weight, temperature)
+        mean, _, entropy = self._over_vocabulary(self.embedding.weight, None, temperature)
         return mean * self.table_scale, entropy
 
-    def _over_vocabulary(self, table, temperature: float):
+    def _over_vocabulary(self, table, ids, temperature: float):
         weight, bias = self.head.weight, self.head.bias
         with gathered(weight, bias, table):
             return _OverVocabulary.apply(
@@ -197,6 +217,7 @@ class HeadLogits:
                 whole(weight),
                 None if bias is None else whole(bias),
                 None if table is None else whole(table),
+                None if ids is None else ids.long(),
                 temperature,
                 self.scale,
                 self.softcap,
@@ -228,63 +249,99 @@ def _transform(z: torch.Tensor, scale: float, softcap: float | None) -> tuple[to
 
 class _OverVocabulary(torch.autograd.Function):
     """
-    `(softmax(z/T) E or None, log sum exp(z/T), entropy of softmax(z/T))`, `z = transform(h W^T + b)`, in tiles of the
-    vocabulary: N x tile numbers at once, and each row of W, b and E is read once a pass.
+    `(softmax(z/T) E or None, log softmax(z/T) at ids or None, entropy of softmax(z/T))`, `z = transform(h W^T + b)`, in
+    tiles of the vocabulary: N x tile numbers at once, and each row of W, b and E is read once a pass.
 
-    The forward keeps running sums relative to the largest logit so far. The backward recomputes each tile. With
-    `p = softmax(z/T)`, incoming `g` (mean), `b` (normaliser), `a` (entropy), and `<p, g E^T> = <g, mean>`:
+    The most likely token, t, stands apart from the sums. With `x = (z - z_t)/T` and sums over v != t,
 
-        dL/dz = p * ( g E^T - <g, mean> + b - a (log p + entropy) ) / T
+        r = sum exp(x_v),  u = sum exp(x_v) x_v,  R = sum exp(x_v) E_v
+        log p_v = x_v - log(1 + r),  mean = (E_t + R)/(1 + r),  entropy = log(1 + r) - u/(1 + r) >= 0
+
+    The backward recomputes each tile. With incoming `g` (mean), `c` (log p at ids) and `a` (entropy), sums over v != t
+    again, and `c_v` the sum of c over the ids that are v,
+
+        T dL/dz_v = c_v + p_v ( <g, E_v - mean> - sum_k c_k - a (log p_v + entropy) )
+        T dL/dz_t = ( r c_t - sum c_v + <g, r E_t - R>/(1 + r) + a u/(1 + r) ) / (1 + r)
+
+    The second line is the first at v = t. There the terms of the first cancel where p_t is close to 1, and division by T
+    would make much of their rounding; in the second all terms are as small as 1 - p_t = r/(1 + r).
     """
 
     @staticmethod
-    def _tile(hidden, weight, bias, columns, temperature, scale, softcap):
-        """z/T of some columns (N, tile) float32, and the tanh of the cap."""
+    def _tile(hidden, weight, bias, columns, scale, softcap):
+        """z of some columns (N, tile) float32, and the tanh of the cap."""
         z = _product(hidden, weight[columns])
         if bias is not None:
-            # A bias of -inf suppresses a token; a finite stand-in keeps 0 * inf out of the sums.
+            # A bias of -inf suppresses a token.
             z = z.add_(bias[columns].float()).clamp_(min=_LOWEST)
-        t = None
         if scale != 1.0 or softcap is not None:
-            z, t = _transform(z, scale, softcap)
-        return z if temperature == 1.0 else z.div_(temperature), t
+            return _transform(z, scale, softcap)
+        return z, None
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, table, temperature, scale, softcap):
+    def _within(ids, start: int, size: int):
+        """Where `ids` are in a tile (N, K), any column for those elsewhere, and which are in it."""
+        local = ids - start
+        return local.clamp(0, size - 1), (local >= 0) & (local < size)
+
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, table, ids, temperature, scale, softcap):
         n, vocabulary = hidden.size(0), weight.size(0)
         tile = max(1, _TILE_ELEMENTS // max(n, 1))
-        largest = hidden.new_full((n, 1), torch.finfo(torch.float32).min, dtype=torch.float32)
-        total, weighted = (torch.zeros_like(largest) for _ in "12")
-        mean = None if table is None else hidden.new_zeros((n, table.size(1)), dtype=torch.float32)
+        largest = hidden.new_full((n, 1), 2 * _LOWEST, dtype=torch.float32)
+        top = torch.zeros_like(largest, dtype=torch.long)
+        r, u = (torch.zeros_like(largest) for _ in "ru")
+        R = None if table is None else hidden.new_zeros((n, table.size(1)), dtype=torch.float32)
+        z_ids = largest if ids is None else largest.expand(ids.shape)
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, vocabulary, tile):
                 columns = slice(start, start + tile)
-                z, _ = _OverVocabulary._tile(hidden, weight, bias, columns, temperature, scale, softcap)
-                larger = torch.maximum(largest, z.amax(-1, keepdim=True))
-                shrink = torch.exp(largest - larger)
-                e = torch.exp(z - larger)
-                total = total * shrink + e.sum(-1, keepdim=True)
-                if mean is not None:
-                    mean = mean.mul_(shrink).addmm_(e, table[columns].float())
-                weighted = weighted * shrink + e.mul_(z).sum(-1, keepdim=True)
-                largest = larger
-        normalizer = (largest + total.log()).squeeze(-1)
-        entropy = normalizer - (weighted / total).squeeze(-1)
-        mean = None if mean is None else mean / total
-        ctx.save_for_backward(hidden, weight, bias, table, mean, normalizer, entropy)
+                z, _ = _OverVocabulary._tile(hidden, weight, bias, columns, scale, softcap)
+                if ids is not None:
+                    local, inside = _OverVocabulary._within(ids, start, z.size(1))
+                    z_ids = torch.where(inside, z.gather(-1, local), z_ids)
+                here, index = z.max(-1, keepdim=True)
+                higher = here > largest
+                larger = torch.where(higher, here, largest)
+                shift = (largest - larger) / temperature
+                shrink = shift.exp()
+                x = z.sub_(larger) if temperature == 1.0 else z.sub_(larger).div_(temperature)
+                e = x.exp()
+                e.scatter_(-1, index, e.gather(-1, index).masked_fill(higher, 0))
+                # A token that is the most likely no more joins the sums.
+                joins = shrink * higher
+                if R is not None:
+                    R.mul_(shrink).addcmul_(joins, table[top.squeeze(-1)].float()).addmm_(e, table[columns].float())
+                u = shrink * (u + shift * r) + shift * joins
+                r = shrink * r + joins + e.sum(-1, keepdim=True)
+                u = u + e.mul_(x).sum(-1, keepdim=True)
+                largest, top = larger, torch.where(higher, start + index, top)
+        entropy = (torch.log1p(r) - u / (1 + r)).squeeze(-1)
+        mean = None if R is None else (table[top.squeeze(-1)].float() + R) / (1 + r)
+        log_p = None if ids is None else (z_ids - largest) / temperature - torch.log1p(r)
+        ctx.save_for_backward(hidden, weight, bias, table, ids, largest, top, r, u, R)
         ctx.constants = (temperature, scale, softcap, tile)
-        return mean, normalizer, entropy
+        return mean, log_p, entropy
 
     @staticmethod
-    def backward(ctx, g, b, a):
-        hidden, weight, bias, table, mean, normalizer, entropy = ctx.saved_tensors
+    def backward(ctx, g, c, a):
+        hidden, weight, bias, table, ids, largest, top, r, u, R = ctx.saved_tensors
         temperature, scale, softcap, tile = ctx.constants
-        a, b = a.unsqueeze(-1), b.unsqueeze(-1)
-        # Everything in dL/dz that is the same for all tokens.
-        constant = b - a * (entropy - normalizer).unsqueeze(-1)
-        if mean is not None:
-            constant = constant - (g * mean).sum(-1, keepdim=True)
+        total = 1 + r
+        # T dL/dz: what of the bracket is the same for all tokens, and the whole of it at the most likely one.
+        constant = at_top = a.unsqueeze(-1) * u / total
+        if ids is not None:
+            constant = constant - c.sum(-1, keepdim=True)
+            at_top = at_top + (c * torch.where(ids == top, r, -1.0)).sum(-1, keepdim=True)
         with gathered(weight, bias, table), torch.autocast(hidden.device.type, enabled=False):
+            if table is not None:
+                row = table[top.squeeze(-1)].float()
+                constant = constant - (g * (row + R)).sum(-1, keepdim=True) / total
+                at_top = at_top + (g * (r * row - R)).sum(-1, keepdim=True) / total
+            factor = scale / temperature / total
+            slope, constant, at_top = -a.unsqueeze(-1) * factor, constant * factor, at_top * factor
+            if softcap is not None:
+                at_top = at_top * (1 - (largest / softcap) ** 2)
             rows = hidden.float()
             d_hidden = torch.zeros_like(rows)
             # Under LoRA head and table are frozen, and V x H gradients nobody asked for are not made.
@@ -294,21 +351,25 @@ class _OverVocabulary(torch.autograd.Function):
             )
             for start in range(0, weight.size(0), tile):
                 columns = slice(start, start + tile)
-                z, t = _OverVocabulary._tile(hidden, weight, bias, columns, temperature, scale, softcap)
-                p = torch.exp(z - normalizer.unsqueeze(-1))
-                d_z = z.mul_(-a).add_(constant)
+                z, t = _OverVocabulary._tile(hidden, weight, bias, columns, scale, softcap)
+                x = z.sub_(largest) if temperature == 1.0 else z.sub_(largest).div_(temperature)
+                e = x.exp()
+                d_z = x.mul_(slope).add_(constant)
                 if d_table is not None:
-                    d_table[columns] = (p.T @ g).to(table.dtype)
+                    d_table[columns] = (e.T @ (g / total)).to(table.dtype)
                 if table is not None:
-                    d_z.addmm_(g, table[columns].float().T)
-                d_z.mul_(p)
+                    d_z.addmm_(g * factor, table[columns].float().T)
+                d_z.mul_(e)
+                if ids is not None:
+                    local, inside = _OverVocabulary._within(ids, start, d_z.size(1))
+                    d_z.scatter_add_(-1, local, torch.where(inside, c * (scale / temperature), 0.0))
                 if t is not None and softcap is not None:
                     d_z.mul_(1 - t * t)
-                if scale != temperature:
-                    d_z.mul_(scale / temperature)
+                local, inside = _OverVocabulary._within(top, start, d_z.size(1))
+                d_z.scatter_(-1, local, torch.where(inside, at_top, d_z.gather(-1, local)))
                 d_hidden.addmm_(d_z, weight[columns].float())
                 if d_weight is not None:
                     d_weight[columns] = (d_z.T @ rows).to(weight.dtype)
                 if d_bias is not None:
                     d_bias[columns] = d_z.sum(0).to(bias.dtype)
-        return d_hidden.to(hidden.dtype), d_weight, d_bias, d_table, None, None, None
+        return d_hidden.to(hidden.dtype), d_weight, d_bias, d_table, None, None, None, None

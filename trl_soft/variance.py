@@ -34,8 +34,9 @@ def score_variance(thought: Thought, logits: HeadLogits, action: Action) -> torc
             ).dense()
         table = logits.embedding.weight
         with torch.enable_grad(), gathered(*([table] if thought.mixes_vocabulary else [])):
-            z.requires_grad_()
+            # In float64, since a softmax that is close to one-hot leaves of a gradient only what its terms differ by.
+            z = z.double().requires_grad_()
             mixed = whole(table).detach() if thought.mixes_vocabulary else None
             log_prob = thought.log_prob(DenseLogits(z, mixed, logits.table_scale), action)
             (score,) = torch.autograd.grad(log_prob.sum(), z)
-    return torch.stack((score.square().sum(), torch.tensor(float(len(rows)), device=z.device)))
+    return torch.stack((score.square().sum(), score.new_tensor(len(rows)))).float()

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 
 import torch
 
-from ..scoring import entropy_of
-
 
 class EndOfThinking:
     """
@@ -72,7 +70,7 @@ class StopRule:
         """
         cut = torch.zeros_like(calm, dtype=torch.bool) if self.cap is None else thoughts >= self.cap
         if self.cold_entropy is not None:
-            low = entropy_of(torch.log_softmax(logits.dense() / self.temperature, -1)) < self.cold_entropy
+            low = logits.entropy(self.temperature) < self.cold_entropy
             calm = torch.where(low, calm + 1, 0)
             cut = cut | (calm >= self.cold_length)
         return cut, calm

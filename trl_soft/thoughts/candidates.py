@@ -3,6 +3,8 @@
 
 import torch
 
+from ..scoring import tempered
+
 
 def candidates(
     logits: torch.Tensor, temperature: float, top_k: int, top_p: float = 1.0, min_p: float = 0.0
@@ -18,13 +20,15 @@ def candidates(
         ids (N, K) int64, most likely first, and log p (N, K) float32, renormalised over what is kept, -inf for what
         top-p or min-p cut. The most likely token is always kept.
     """
-    values, ids = logits.float().topk(top_k, dim=-1)
-    log_p = torch.log_softmax(values / temperature, dim=-1)
+    values, ids = logits.topk(top_k, dim=-1)
+    log_p = torch.log_softmax(tempered(values.double(), temperature), dim=-1)
     p = log_p.exp()
-    # A token stays while the mass before it has not reached top_p: the smallest set that holds top_p.
-    cut = (p.cumsum(-1) - p >= top_p) | (p < min_p * p[:, :1])
+    cut = p < min_p * p[:, :1]
+    if top_p < 1.0:
+        # A token stays while the mass before it has not reached top_p: the smallest set that holds top_p.
+        cut |= p.cumsum(-1) - p >= top_p
     cut[:, 0] = False
-    return ids, torch.log_softmax(log_p.masked_fill(cut, -torch.inf), dim=-1)
+    return ids, torch.log_softmax(log_p.masked_fill(cut, -torch.inf), dim=-1).float()
 
 
 def renormalised(z: torch.Tensor, kept: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -33,4 +37,6 @@ def renormalised(z: torch.Tensor, kept: torch.Tensor, temperature: float) -> tor
 
     The support is the one that was sampled from; a token outside it has no gradient.
     """
-    return torch.log_softmax((z / temperature).masked_fill(~kept, -torch.inf), dim=-1)
+    # In float64: where one p is close to 1, the gradient is a difference of numbers that agree, divided by T.
+    z64 = z.double().masked_fill(~kept, -torch.inf)
+    return torch.log_softmax(tempered(z64, temperature), dim=-1).to(z.dtype)

@@ -16,6 +16,8 @@ The probability that a token has the largest weight has no closed form, so the s
 fed and scored as drawn.
 """
 
+import math
+
 import torch
 
 from ..scoring import entropy_of
@@ -64,7 +66,7 @@ class Dirichlet(Thought):
         alpha = self._alpha(log_p, kept)
         log_y = action["log_weights"].masked_fill(~kept, 0.0)
         density = ((alpha * log_y - torch.lgamma(alpha)) * kept).sum(-1)
-        density = density + torch.lgamma(torch.tensor(self.concentration, dtype=alpha.dtype, device=alpha.device))
+        density = density + math.lgamma(self.concentration)
         return torch.where(kept.sum(-1) > 1, density, 0.0), entropy_of(log_p)
 
     def embed(self, action, embed):

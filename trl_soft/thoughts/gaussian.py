@@ -88,8 +88,7 @@ class HiddenGaussian(Gaussian):
         return {"hidden": noisy, "embedding": mean.to(logits.dtype)}, view.dense().argmax(-1)
 
     def score(self, logits, action):
-        _, entropy = logits.normalizer(self.temperature)
-        return self._density(action["hidden"], logits.hidden.float()), entropy
+        return self._density(action["hidden"], logits.hidden.float()), logits.entropy(self.temperature)
 
 
 class LogitsGaussian(Gaussian):

@@ -55,6 +55,8 @@ class Hard(Thought):
             token = z.argmax(-1)
         else:
             no_ids = torch.empty(len(z), 0, dtype=torch.long, device=z.device)  # no warper here looks at them
+            if self.temperature != 1.0:
+                z = z - z.amax(-1, keepdim=True)  # before the division by T, which would round the differences away
             z = self.warpers(no_ids, z)  # type: ignore[arg-type]
             token = inverse_cdf(torch.softmax(z, dim=-1), noise.uniform(1)).squeeze(-1)
         return {"ids": token}, token
@@ -70,8 +72,8 @@ class Hard(Thought):
 
     def score(self, logits, action):
         temperature = self.temperature or 1.0
-        normalizer, entropy = logits.normalizer(temperature)
-        return logits.at(action["ids"].unsqueeze(-1)).squeeze(-1) / temperature - normalizer, entropy
+        log_p, entropy = logits.log_prob(action["ids"].unsqueeze(-1), temperature)
+        return log_p.squeeze(-1), entropy
 
     def embed(self, action, embed):
         return embed(action["ids"])

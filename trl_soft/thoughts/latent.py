@@ -25,8 +25,7 @@ class Latent(Thought):
         self.temperature = temperature
 
     def sample(self, logits, noise):
-        _, entropy = logits.normalizer(self.temperature)
-        return {"embedding": logits.hidden, "entropy": entropy}, logits.dense().argmax(-1)
+        return {"embedding": logits.hidden, "entropy": logits.entropy(self.temperature)}, logits.dense().argmax(-1)
 
     def log_prob(self, logits, action):
         return torch.zeros_like(action["entropy"])  # a point mass

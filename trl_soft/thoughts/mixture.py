@@ -38,13 +38,13 @@ class Mixture(Thought):
         p, kept = log_p.exp(), ~log_p.isneginf()
         drawn = inverse_cdf(p, noise.uniform(1)).squeeze(-1)
         h = entropy_of(log_p).unsqueeze(-1) / math.log(max(self.top_k, 2))
-        one_hot = torch.nn.functional.one_hot(drawn, p.size(-1)).to(p.dtype)
+        one_hot = _one_hot(drawn, p)
         weights = (h * p + (self.beta + 1 - h) * one_hot) / (self.beta + 1)
         token = ids.gather(-1, drawn.unsqueeze(-1)).squeeze(-1)
         return {"ids": ids, "weights": weights, "kept": kept, "drawn": drawn}, token
 
     def close(self, action, closed, token):
-        one_hot = torch.nn.functional.one_hot(action["drawn"], action["weights"].size(-1)).to(action["weights"].dtype)
+        one_hot = _one_hot(action["drawn"], action["weights"])
         return {**action, "weights": torch.where(closed.unsqueeze(-1), one_hot, action["weights"])}
 
     def log_prob(self, logits, action):
@@ -62,3 +62,8 @@ class Mixture(Thought):
 
     def weights(self, action):
         return action["weights"]
+
+
+def _one_hot(index: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """(N,) -> (N, K) of the type of `like` (N, K). torch's `one_hot` makes int64 and, off CUDA, reads the largest index."""
+    return (torch.arange(like.size(-1), device=like.device) == index.unsqueeze(-1)).to(like.dtype)

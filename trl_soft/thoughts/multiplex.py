@@ -15,6 +15,7 @@ does it).
 
 import torch
 
+from ..scoring import tempered
 from .base import Thought
 from .hard import inverse_cdf
 
@@ -40,7 +41,7 @@ class Multiplex(Thought):
         self.draws = width if ratio == "draw" else 1
 
     def sample(self, logits, noise):
-        p = torch.softmax(logits.dense() / self.temperature, dim=-1)
+        p = torch.softmax(tempered(logits.dense(), self.temperature), dim=-1)
         ids = inverse_cdf(p, noise.uniform(self.width))
         weights = p.gather(-1, ids) if self.weighting == "probability" else torch.ones_like(ids, dtype=p.dtype)
         closed = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
@@ -71,8 +72,7 @@ class Multiplex(Thought):
 
     def _log_p(self, logits, action):
         """log p of every draw (N, K), zero at those that a closing step discarded; and the entropy (N,)."""
-        log_normalizer, entropy = logits.normalizer(self.temperature)
-        log_p = logits.at(action["ids"]) / self.temperature - log_normalizer.unsqueeze(-1)
+        log_p, entropy = logits.log_prob(action["ids"], self.temperature)
         first = torch.arange(self.width, device=log_p.device) == 0
         return torch.where(first | ~action["closed"].unsqueeze(-1), log_p, 0.0), entropy
 

@@ -246,11 +246,9 @@ class Pool:
         plan, ruled = self.ruled[number].steps.plan, self.ruled[number]
         t = (self.columns.t[index] - 1).clamp(0, self.length - 1)
         own = self.columns.log_probs[index, t].unsqueeze(-1)  # (N, 1)
-        normalizer, _ = logits.normalizer(plan.answer.temperature or 1.0)
-        scaled = logits.dense() / (plan.answer.temperature or 1.0) - normalizer.unsqueeze(-1)
-        log_p, ids = (
-            scaled.topk(min(count, self.vocab_size), -1) if count else (own[:, :0], tokens.unsqueeze(-1)[:, :0])
-        )
+        log_p, ids = own[:, :0], tokens.unsqueeze(-1)[:, :0]
+        if count:
+            log_p, ids = logits.log_softmax(plan.answer.temperature or 1.0).topk(min(count, self.vocab_size), -1)
         forced = self.columns.forced_mask[index, t].unsqueeze(-1)
         ids, log_p = torch.where(forced, tokens.unsqueeze(-1), ids), torch.where(forced, own, log_p)
         thoughts = self.columns.thinking_mask[index, t].unsqueeze(-1)

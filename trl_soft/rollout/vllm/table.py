@@ -77,5 +77,5 @@ class ServedLogits(DenseLogits):
         return ServedLogits(self.project(hidden), self.served, self.dtype, hidden, self.project)
 
     def mixture(self, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
-        log_p = torch.log_softmax(self.logits / temperature, dim=-1)
+        log_p = self.log_softmax(temperature)
         return self.served.mix_all(log_p.exp()), entropy_of(log_p)
