@@ -52,6 +52,9 @@ class Arguments:
     seed: int = _help("Seed of the noise.", 0)
     chunk: int = _help("Samples computed and written together.", 256)
     candidates: int = _help("Candidates of each step to write down, for `inspect`; 0: none.", 0)
+    entropy_positions: int = _help(
+        "Positions whose entropy is measured, by reading completions once more; 0: none.", 0
+    )
     slots: int = _help("Completions in flight.", 64)
     cache_gb: float | None = _help("Gigabytes of keys and values; unset: half of what is free.")
     engine: str = _help("Rollout engine: slots or simple.", "slots")
@@ -106,7 +109,7 @@ def main(arguments: Arguments):
             name: getattr(arguments, name)
             for name in (
                 "name", "benchmarks", "output_dir", "preset", "data_dir", "limit", "question_column", "answer_column", "grader",
-                "chunk", "candidates", "slots", "cache_gb", "engine", "dtype", "max_completion_length", "k_values",
+                "chunk", "candidates", "entropy_positions", "slots", "cache_gb", "engine", "dtype", "max_completion_length", "k_values",
             )
         },
     )  # fmt: skip

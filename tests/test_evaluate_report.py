@@ -13,7 +13,7 @@ import pytest
 
 from tests.synthetic_run import PAPERS, write_log, write_run
 from trl_soft.evaluate import figures
-from trl_soft.evaluate.report import main, read_training_log, report
+from trl_soft.evaluate.report import _collect, _load_run, main, read_training_log, report
 from trl_soft.evaluate.tables import Number, Row, Table, csv_text, escape_latex, escape_markdown, latex, markdown
 
 
@@ -294,3 +294,45 @@ def test_without_matplotlib_a_sentence(tmp_path, monkeypatch, capsys):
     assert stop.value.code == 2 and "pip install 'trl_soft[plot]'" in capsys.readouterr().err
     main([str(run), "-o", str(tmp_path / "out"), "--no_figures"])
     assert (tmp_path / "out/report.md").is_file()
+
+
+def test_entropy_by_position_is_drawn_where_it_was_measured(tmp_path):
+    """Figure 4 of 2509.19170: seeds of one run are one curve, of unequal lengths and with gaps."""
+    pytest.importorskip("matplotlib")
+    curves = ([1.0, 2.0, None], [3.0, None, None, 4.0])
+    runs = [
+        folder(
+            tmp_path / str(seed),
+            {"b": {"d": {"mean@n": share(0.5), "entropy_by_position": {"mean": curve}}}},
+            seed=seed,
+        )
+        for seed, curve in enumerate(curves)
+    ]
+    text = report(runs, tmp_path / "out").read_text()
+    assert "(entropy.png)" in text and (tmp_path / "out/entropy.svg").stat().st_size > 0
+    (row,), _ = _collect([_load_run(run) for run in runs], [])
+    assert row.positions == {"b": [2.0, 2.0, None, 4.0]}
+    without = [folder(tmp_path / "w", {"b": {"d": {"mean@n": share(0.5)}}})]
+    assert "(entropy.png)" not in report(without, tmp_path / "none").read_text()
+
+
+def test_a_sweep_of_temperatures_is_drawn(tmp_path):
+    """Figure 5 of 2511.06411: three temperatures of one kind of thought make a curve; two, or two kinds, make none."""
+    pytest.importorskip("matplotlib")
+
+    def run(name: str, kinds: list[tuple[str, float]]) -> Path:
+        decodings = [
+            {"name": f"T {t}", "thinking": {"thought": kind, "thinking_temperature": None if kind == "hard" else t},
+             "answer": {"temperature": t}} for kind, t in kinds
+        ]  # fmt: skip
+        scores = {d["name"]: {"mean@n": share(0.4, 0.3, 0.5), "pass@k": {"4": share(0.8)}} for d in decodings}
+        return folder(tmp_path / name, {"b": scores}, name=name, decodings=decodings)
+
+    swept = report([run("a", [("gumbel", t) for t in (1.4, 0.6, 1.0)])], tmp_path / "swept").read_text()
+    assert "(temperatures.png)" in swept and (tmp_path / "swept/temperatures.png").stat().st_size > 0
+    assert (
+        "(temperatures.png)"
+        in report([run("b", [("hard", t) for t in (0.6, 1.0, 1.4)])], tmp_path / "hard").read_text()
+    )
+    other = report([run("c", [("gumbel", 0.6), ("gumbel", 1.0), ("hard", 1.4)])], tmp_path / "other").read_text()
+    assert "(temperatures.png)" not in other

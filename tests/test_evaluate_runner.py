@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean
 
 import pytest
 
@@ -321,3 +322,46 @@ def test_what_cannot_be_evaluated_is_said_first(world, tmp_path, changes, senten
         setattr(run, name, value)
     with pytest.raises(ValueError, match=sentence):
         evaluate(run)
+
+
+def test_entropy_by_position_is_of_what_each_token_was_drawn_from(world, tmp_path):
+    """Hard tokens at temperature 1 are drawn from what is measured; a fuzzy thought's own entropy is near 0, and this is not."""
+    entries = [
+        {"name": "hard", "thought": "hard", "temperature": 1.0, "num_samples": 2},
+        {"name": "fuzzy", "thought": "gaussian", "thinking_temperature": 1e-4, "num_samples": 2},
+    ]
+    decodings = [Decoding.parse(entry) for entry in entries]
+    run = replace(evaluation(world, tmp_path / "run", candidates=1, entropy_positions=6), decodings=decodings)
+    (found,) = evaluate(run).values()
+    rows = lines(tmp_path / "run")
+    for name in ("hard", "fuzzy"):
+        steps = [[step["entropy"] for step in line["thoughts"]][:6] for line in rows if line["decoding"] == name]
+        own = [mean(column[t] for column in steps if len(column) > t) for t in range(max(map(len, steps)))]
+        curve = found[name]["entropy_by_position"]
+        assert curve["completions"] == [sum(len(column) > t for column in steps) for t in range(len(own))]
+        if name == "hard":
+            # The record has four decimals of each, and the curve five of the mean.
+            assert curve["mean"] == pytest.approx(own, abs=1e-4)
+        else:
+            assert max(own) < 0.1 < min(curve["mean"])
+
+
+def test_entropies_of_a_part_of_the_chunks_are_no_mean(world, tmp_path):
+    run = evaluation(world, tmp_path / "run", entropy_positions=4)
+    evaluate(run)
+    file = next((tmp_path / "run/samples").glob("*.jsonl"))
+    text = file.read_text().splitlines()
+    seal = next(number for number, line in enumerate(text) if '"entropy_by_position"' in line)
+    kept = {name: value for name, value in json.loads(text[seal]).items() if name != "entropy_by_position"}
+    file.write_text("\n".join([*text[:seal], json.dumps(kept), *text[seal + 1 :]]) + "\n")
+    (found,) = score(Store(tmp_path / "run")).values()
+    assert "entropy_by_position" not in found[kept["seal"][1]]
+
+
+def test_the_length_of_right_completions_stands_beside_that_of_all(finished):
+    """Table 9 of 2511.06411."""
+    folder, metrics = finished
+    (by_decoding,) = metrics.values()
+    for name, row in by_decoding.items():
+        right = [line["length"] for line in lines(folder) if line["decoding"] == name and line["correct"]]
+        assert row["correct_length"] == ({"mean": pytest.approx(mean(right))} if right else None)

@@ -228,6 +228,62 @@ def accuracy_against_tokens(rows: Sequence, benchmarks: Sequence[str], stem: Pat
         return _save(figure, panels, stem)
 
 
+def entropy_by_position(rows: Sequence, benchmarks: Sequence[str], stem: Path) -> list[Path]:
+    """Entropy in nats over the position in the completion, one panel a benchmark (2509.19170, Figure 4)."""
+    shown = [b for b in benchmarks if any(row.positions.get(b) for row in rows)]
+    if not shown:
+        return []
+    with _style():
+        figure, panels = _panels(shown)
+        for axes, benchmark in zip(panels, shown, strict=True):
+            for row, look in zip(rows, _looks(rows), strict=True):
+                points = [(t, h) for t, h in enumerate(row.positions.get(benchmark, ()), start=1) if h is not None]
+                if points:
+                    axes.plot(*zip(*points, strict=True), **look | {"marker": None, "linewidth": 1.1})
+            axes.set(xlabel="position in the completion", ylabel="entropy, nats")
+            axes.margins(x=0.02)
+            axes.set_ylim(bottom=0)
+        return _save(figure, panels, stem)
+
+
+def over_temperatures(sweeps: Mapping[str, Sequence], benchmarks: Sequence[str], stem: Path) -> list[Path]:
+    """
+    mean@n and the largest pass@k over the temperature of the thoughts, one panel a benchmark, a colour a run.
+
+    Args:
+        sweeps: rows of each run, coldest first.
+        benchmarks, stem: as for `curves`.
+    """
+
+    def largest(row, benchmark: str):
+        return max(_curve(row, benchmark, "pass"), key=lambda pair: pair[0], default=(0, None))[1]
+
+    shown = [b for b in benchmarks if any((b, "mean@n") in row.cells for rows in sweeps.values() for row in rows)]
+    if not shown:
+        return []
+    with _style():
+        figure, panels = _panels(shown)
+        for axes, benchmark in zip(panels, shown, strict=True):
+            values: list[float] = []
+            for index, (name, rows) in enumerate(sweeps.items()):
+                colour = COLOURS[index % len(COLOURS)]
+                label: str | None = _plain(name)
+                means = [(row.temperature, row.cells.get((benchmark, "mean@n"))) for row in rows]
+                means = [(x, number) for x, number in means if number is not None]
+                tops = [(row.temperature, number) for row in rows if (number := largest(row, benchmark)) is not None]
+                for points, dashes in ((means, DASHES[0]), (tops, DASHES[1])):
+                    look = {"color": colour, "marker": MARKERS[index % len(MARKERS)], "linestyle": dashes}
+                    axes.plot([x for x, _ in points], [n.value for _, n in points], label=label, **look)
+                    label = None
+                    values += [n.value for _, n in points]
+                band = [(x, n.low, n.high) for x, n in means if n.low is not None]
+                if band:
+                    axes.fill_between(*zip(*band, strict=True), facecolor=colour, alpha=0.12, linewidth=0)
+            axes.set(xlabel="temperature of the thoughts", ylabel="mean@n and pass@k, %")
+            _limits(axes, values)
+        return _save(figure, panels, stem)
+
+
 def training_curves(
     logs: Sequence[tuple[str, Mapping[str, Series]]],
     references: Mapping[str, Mapping[str, Series]],

@@ -6,6 +6,7 @@ python -m trl_soft.evaluate.report outputs/eval/* -o outputs/report --papers pap
 
 import argparse
 import csv
+import itertools
 import math
 import re
 import statistics
@@ -172,7 +173,9 @@ def _flat(entry: dict, where: str) -> dict[str, Any]:
             found[name] = _number(name, value.get("mean") if isinstance(value, dict) else value, where)
         elif name == "mean@n" or name in COSTS:
             found[name] = _number(name, value, where)
-    return {"numbers": {k: v for k, v in found.items() if v is not None}, "samples": entry.get("samples")}
+    numbers = {k: v for k, v in found.items() if v is not None}
+    by_position = (entry.get("entropy_by_position") or {}).get("mean") or []
+    return {"numbers": numbers, "samples": entry.get("samples"), "positions": by_position}
 
 
 def _collect(loaded: list[dict], notes: list[str]) -> tuple[list[Row], list[str]]:
@@ -196,9 +199,30 @@ def _collect(loaded: list[dict], notes: list[str]) -> tuple[list[Row], list[str]
                             f"{heading(metric)} of {row.label} on {benchmark} is of {len(values)} of the {len(seeds)} "
                             "runs of that name; the others have none."
                         )
+                measured = [entry["positions"] for entry in present if entry["positions"]]
+                if measured:
+                    row.positions[benchmark] = _mean_by_position(measured)
             row.samples = ", ".join(map(str, sorted(counts)))
+            row.thought, row.temperature = _thought(loaded, name, decoding)
             rows.append(row)
     return rows, benchmarks
+
+
+def _mean_by_position(curves: list[list[float | None]]) -> list[float | None]:
+    """The mean of the runs that have a position."""
+    columns = ([x for x in column if x is not None] for column in itertools.zip_longest(*curves))
+    return [statistics.fmean(column) if column else None for column in columns]
+
+
+def _thought(loaded: list[dict], name: str, decoding: str) -> tuple[str | None, float | None]:
+    """Kind and temperature of a decoding's thoughts, as the run's manifest has them."""
+    for run in loaded:
+        for entry in run["manifest"].get("decodings") or [] if run["name"] == name else []:
+            if entry.get("name") == decoding:
+                thinking, answer = (entry.get(part) or {} for part in ("thinking", "answer"))
+                own = thinking.get("thinking_temperature")
+                return thinking.get("thought"), _finite(answer.get("temperature") if own is None else own)
+    return None, None
 
 
 def _over_seeds(numbers: list[Number]) -> Number:
@@ -478,6 +502,12 @@ def _draw(rows, theirs, benchmarks, logs, references, training_metrics, output: 
         ("accuracy_tokens", "Accuracy against the mean length of a completion, 95 % intervals.",
          "mean@n together with a length", lambda s: draw.accuracy_against_tokens(rows, benchmarks, s)),
     ]  # fmt: skip
+    if any(row.positions for row in rows):
+        caption = "Entropy of the next token's distribution at temperature 1, by position, mean over completions."
+        jobs.append(("entropy", caption, "", lambda s: draw.entropy_by_position(rows, benchmarks, s)))
+    if swept := _sweeps(rows):
+        caption = "Accuracy over the temperature of the thoughts: mean@n with 95 % bands, dashed the largest pass@k."
+        jobs.append(("temperatures", caption, "", lambda s: draw.over_temperatures(swept, benchmarks, s)))
     if logs or references:
         caption = "Training: faint as logged, strong the running mean over a twentieth of the points; references grey."
         wanted = list(dict.fromkeys([*training_metrics, *references]))
@@ -489,6 +519,16 @@ def _draw(rows, theirs, benchmarks, logs, references, training_metrics, output: 
         elif needs:
             notes.append(f"No run has {needs}, so that figure is left out.")
     return drawn
+
+
+def _sweeps(rows: list[Row]) -> dict[str, list[Row]]:
+    """Decodings of one run and one kind of thought at three temperatures or more, coldest first."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.thought is not None and row.temperature is not None:
+            found.setdefault(f"{row.name}, {row.thought}", []).append(row)
+    several = {name: own for name, own in found.items() if len({row.temperature for row in own}) == len(own) >= 3}
+    return {name: sorted(own, key=lambda row: row.temperature or 0.0) for name, own in several.items()}
 
 
 def _document(loaded: list[dict], rows: list[Row], tables: dict[str, Table], drawn, notes: list[str]) -> str:

@@ -36,6 +36,7 @@ from ..settings import ThinkingSettings
 from ..thoughts import Hard
 from .benchmarks import Problem, answer_text, build_prompt, get_preset, load_problems
 from .decoding import Decoding
+from .entropy import PositionMeans, entropies
 from .grading import GRADERS
 from .metrics import summary
 from .store import Chunk, Store
@@ -56,6 +57,9 @@ class Evaluation:
         grader (`str`, *optional*): in place of the benchmark's own.
         chunk (`int`): samples that are computed and written together.
         candidates (`int`): heaviest candidates of each step that are written down; 0 writes no steps.
+        entropy_positions (`int`):
+            Positions, from the first, whose entropy is measured by reading each completion once more
+            (`trl_soft.evaluate.entropy`); 0 measures none.
         slots, cache_gb, engine, dtype: of the rollout.
         max_completion_length (`int`, *optional*): in place of the preset's.
         option_seed (`int`): of the order of multiple-choice options.
@@ -75,6 +79,7 @@ class Evaluation:
     grader: str | None = None
     chunk: int = 256
     candidates: int = 0
+    entropy_positions: int = 0
     slots: int = 64
     cache_gb: float | None = None
     engine: str = "slots"
@@ -107,6 +112,10 @@ class Evaluation:
             raise ValueError(f"`grader` is {self.grader!r}. Choose one of {', '.join(GRADERS)}.")
         if self.engine not in ENGINES:
             raise ValueError(f"`engine` is {self.engine!r}. Choose one of {', '.join(ENGINES)}.")
+        if self.entropy_positions < 0:
+            raise ValueError(
+                f"`entropy_positions` is {self.entropy_positions}, but it counts positions: 0 measures none."
+            )
         if self.chunk < 1:
             raise ValueError(f"`chunk` is {self.chunk}, but it counts samples and must be at least 1.")
         for name in filter(None, [self.name, *names]):
@@ -226,21 +235,23 @@ class _Policy:
         with tqdm(total=total, desc=title, unit="sample", disable=not state.is_main_process) as bar:
             for number, part in parts:
                 start = time.perf_counter()
-                lines = self._chunk(benchmark, decoding, plan, kind, part, samples, bar)
+                lines, entropy = self._chunk(benchmark, decoding, plan, kind, part, samples, bar)
                 seconds = time.perf_counter() - start
                 right += [line["correct"] for line in lines]
                 bar.set_postfix_str(f"mean {mean(right):.3f}")
                 tokens = sum(line["length"] for line in lines)
                 chunk: Chunk = (benchmark, decoding.name, number)
-                store.append(chunk, lines, tokens=tokens, seconds=round(seconds, 3))
+                more = {} if entropy is None else {"entropy_by_position": entropy.to_json()}
+                store.append(chunk, lines, tokens=tokens, seconds=round(seconds, 3), **more)
 
-    def _chunk(self, benchmark, decoding, plan, kind, part, samples, bar) -> list[dict]:
+    def _chunk(self, benchmark, decoding, plan, kind, part, samples, bar) -> tuple[list[dict], PositionMeans | None]:
         prompts = [build_prompt(problem, self.preset, self.tokenizer) for problem, _ in part]
         ids = [self.tokenizer(prompt)["input_ids"] for prompt in prompts]
         numbers = [problem.number * samples + sample for problem, sample in part]
         key = Key(decoding.seed, 0, torch.tensor(numbers, device=self.model.device))
         options = EngineOptions(self.run.slots, self.run.cache_gb)
         lines: list[dict | None] = [None] * len(part)
+        entropy = PositionMeans(self.run.entropy_positions) if self.run.entropy_positions else None
         with (
             soft_tokens_added(self.model),
             closing(ENGINES[self.run.engine](self.model, ids, plan, key, options)) as out,
@@ -248,7 +259,11 @@ class _Policy:
             for rows, rollout in out:
                 for index, row in enumerate(rows):
                     problem, sample = part[row]
-                    one = rollout[index : index + 1].to("cpu")
+                    one = rollout[index : index + 1]
+                    if entropy is not None:
+                        forced = one.record.forced_mask[0, : int(one.completion_mask.sum())]  # nobody drew those
+                        entropy.add(entropies(self.model, ids[row], one), ~forced)
+                    one = one.to("cpu")
                     lines[row] = {
                         "benchmark": benchmark,
                         "decoding": decoding.name,
@@ -259,7 +274,7 @@ class _Policy:
                         **self._graded(one, problem, kind),
                     }
                 bar.update(len(rows))
-        return [line for line in lines if line is not None]
+        return [line for line in lines if line is not None], entropy
 
     def _described(self, rollout: Rollout) -> dict[str, Any]:
         length = int(rollout.completion_mask.sum())
@@ -327,6 +342,8 @@ def score(
     """Metrics of every benchmark and decoding of a run, or of some (`wanted`), from its sealed samples."""
     samples: dict[tuple[str, str], list[dict]] = defaultdict(list)
     spent: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0, 0.0])
+    positions: dict[tuple[str, str], PositionMeans] = defaultdict(lambda: PositionMeans(0))
+    unmeasured: set[tuple[str, str]] = set()  # a mean over some of the chunks would be of other problems
     for (benchmark, decoding, _), lines, seal in store.chunks():
         if wanted is not None and (benchmark, decoding) not in wanted:
             continue
@@ -339,6 +356,10 @@ def score(
         samples[benchmark, decoding] += lines
         spent[benchmark, decoding][0] += seal["tokens"]
         spent[benchmark, decoding][1] += seal["seconds"]
+        if "entropy_by_position" in seal:
+            positions[benchmark, decoding].add_sums(**seal["entropy_by_position"])
+        else:
+            unmeasured.add((benchmark, decoding))
     result: dict[str, dict[str, dict]] = defaultdict(dict)
     for (benchmark, decoding), lines in samples.items():
         by_problem: dict[int, list[dict]] = defaultdict(list)
@@ -362,6 +383,8 @@ def score(
             "entropy": mean(entropies) if entropies else None,
             "tokens_per_second": tokens / seconds if seconds else None,
         }
+        if (benchmark, decoding) in positions.keys() - unmeasured:
+            result[benchmark][decoding]["entropy_by_position"] = positions[benchmark, decoding].means()
     return dict(result)
 
 

@@ -76,7 +76,15 @@ class Number:
 
 @dataclass
 class Row:
-    """A decoding of a run, ours or a paper's; `cells` by (benchmark, metric)."""
+    """
+    A decoding of a run, ours or a paper's.
+
+    Args:
+        cells (`dict`): by (benchmark, metric).
+        positions (`dict`): entropies in nats by position, by benchmark; `None` where no completion was so long.
+        thought (`str`, *optional*), temperature (`float`, *optional*):
+            kind and temperature of the thoughts; of a hard one the answer's, where it has none of its own.
+    """
 
     name: str
     decoding: str
@@ -84,6 +92,9 @@ class Row:
     samples: str = ""
     seeds: int | None = 1
     cells: dict[tuple[str, str], Number] = field(default_factory=dict)
+    positions: dict[str, list[float | None]] = field(default_factory=dict)
+    thought: str | None = None
+    temperature: float | None = None
 
     @property
     def label(self) -> str:

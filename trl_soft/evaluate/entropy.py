@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Entropy by position: how undecided a model is at each token of its completions (2509.19170, appendix G.3, Figure 4).
+
+    H_t = mean over completions of the entropy of softmax(z_t), in nats, over the whole vocabulary at temperature 1
+
+A rollout's own entropies are of the distribution a step was made from, which for a thought at temperature 1e-4 is almost
+a point. So each completion is read once more, as it was fed, and its distributions are measured at temperature 1.
+"""
+
+import torch
+
+from ..lookup import embedding_scale
+from ..rollout import Rollout
+from ..scoring import HeadLogits, logit_transform
+
+
+@torch.no_grad()
+def entropies(model, prompt: list[int], rollout: Rollout) -> torch.Tensor:
+    """
+    Entropies of the distributions that one completion was drawn from.
+
+    Args:
+        model: a causal language model that takes `soft_tokens=` (`trl_soft.forward`).
+        prompt (`list[int]`): ids of its prompt.
+        rollout (`Rollout`): of one row.
+
+    Returns:
+        `torch.Tensor` of shape `(C,)`, float32: nats at temperature 1, C the completion's own length.
+    """
+    length = int(rollout.completion_mask.sum())
+    ids = torch.tensor([prompt], device=rollout.completion_ids.device)
+    ids = torch.cat([ids, rollout.completion_ids[:, :length]], dim=1)
+    record = rollout.record.to_length(length)
+    fed = {} if record.thought.is_token else {"soft_tokens": record}
+    out = model(input_ids=ids, output_hidden_states=True, logits_to_keep=1, use_cache=False, **fed)
+    hidden = out.hidden_states[-1][0, len(prompt) - 1 : -1]  # (C, H): the state before a token predicts it
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    scale, softcap = logit_transform(model.config)
+    return HeadLogits(hidden, head, embedding, scale, softcap, embedding_scale(embedding)).entropy(1.0)
+
+
+class PositionMeans:
+    """
+    Means by position over completions of unequal lengths.
+
+    Args:
+        positions (`int`): how many positions are measured, from the first.
+    """
+
+    def __init__(self, positions: int):
+        self.sums = torch.zeros(positions, dtype=torch.float64)
+        self.counts = torch.zeros(positions, dtype=torch.long)
+
+    def add(self, values: torch.Tensor, mask: torch.Tensor) -> None:
+        """Values of one completion (C,), of which those in `mask` (C,) bool count."""
+        n = min(len(values), len(self.sums))
+        values, mask = values[:n].double().cpu(), mask[:n].cpu()
+        self.sums[:n] += values.masked_fill(~mask, 0.0)
+        self.counts[:n] += mask
+
+    def add_sums(self, sums: list[float], counts: list[int]) -> None:
+        """What `to_json` of another one gave."""
+        n = len(sums)
+        if n > len(self.sums):
+            missing = n - len(self.sums)
+            self.sums = torch.cat([self.sums, self.sums.new_zeros(missing)])
+            self.counts = torch.cat([self.counts, self.counts.new_zeros(missing)])
+        self.sums[:n] += torch.tensor(sums, dtype=torch.float64)
+        self.counts[:n] += torch.tensor(counts)
+
+    def to_json(self) -> dict[str, list]:
+        """Sums and counts, up to the last position that anything was measured at."""
+        used = int(self.counts.nonzero().max()) + 1 if self.counts.any() else 0
+        return {"sums": [round(x, 6) for x in self.sums[:used].tolist()], "counts": self.counts[:used].tolist()}
+
+    def means(self) -> dict[str, list]:
+        """`mean` by position, `None` where nothing was measured, and the number of `completions` it is of."""
+        content = self.to_json()
+        pairs = zip(content["sums"], content["counts"], strict=True)
+        return {"mean": [round(s / n, 5) if n else None for s, n in pairs], "completions": content["counts"]}
