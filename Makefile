@@ -1,6 +1,8 @@
 # make quickstart   set up, train the embedded reasoner with soft thoughts, show before and after
 # make test         set up, run the tests
 # make test-search  search for counterexamples for longer, elsewhere each time (SEARCH_SEED=... to search the same again)
+# make test-real    the tests on a real language model, which is found or made (93 MB): minutes
+# make check-gpu    does this device do what the CPU does: minutes, where torch, transformers and TRL are at hand for it
 # make test-kill    kill training twenty times in a row, in one process, under DDP and under ZeRO-3 (half an hour)
 # make test-distributed   the tests of several processes and of two machines alone
 # make test-hostile   every hostile program in the sandbox, as root and as a user without rights
@@ -22,13 +24,16 @@ SEED ?= 0
 PAPER ?= soft_grpo
 SOURCES := trl_soft examples tests benchmarks
 
+REAL ?= outputs/real
+REAL_READY := $(VENV)/.ready-real
+
 VLLM_VENV ?= .venv-vllm
 VLLM_READY := $(VLLM_VENV)/.ready
 # Model Runner V2 on a CPU: its Triton kernels run in the interpreter, for which tests/vllm/site has a backend.
 VLLM_SETTINGS := VLLM_USE_V2_MODEL_RUNNER=1 TRITON_INTERPRET=1 PYTHONPATH=tests/vllm/site:. VLLM_ENABLE_V1_MULTIPROCESSING=0 \
 	VLLM_CPU_CI_ENV=1 VLLM_CPU_KVCACHE_SPACE=1 VLLM_NO_USAGE_STATS=1 HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 
-.PHONY: install quickstart test test-search test-hostile sweep-golds table plan bench-update bench-rollout bench-scale bench-gpu quality style clean test-kill test-distributed test-vllm check-vllm-window bench-vllm
+.PHONY: install quickstart test test-search test-hostile sweep-golds table plan bench-update bench-rollout bench-scale bench-gpu quality style clean test-kill test-distributed test-vllm check-vllm-window bench-vllm test-real check-gpu
 
 install: $(READY)
 
@@ -54,6 +59,17 @@ test-search: $(READY)
 	@seed=$${SEARCH_SEED:-$$($(BIN)/python -c "import secrets; print(secrets.randbits(32))")}; \
 	echo "make test-search SEARCH_SEED=$$seed"; \
 	$(BIN)/python -m pytest -m hypothesis --hypothesis-profile search --hypothesis-seed $$seed
+$(REAL_READY): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[real]"
+	@touch $(REAL_READY)
+
+test-real: $(REAL_READY)
+	$(BIN)/python -m tests.real.prepare $(REAL)
+	TRL_SOFT_REAL=$(REAL) $(BIN)/python -m pytest tests/real --durations 10 -rs
+
+# Where torch, transformers and TRL are at hand for the device; no environment is made for it.
+check-gpu:
+	PYTHONPATH=. $(PYTHON) -m tests.check_gpu
 
 plan: $(READY)
 	$(BIN)/python -m trl_soft.plan --config $(CONFIG) $(PLAN)
