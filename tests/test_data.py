@@ -8,13 +8,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
 from tests import tiny
-from trl_soft.data import drop_long_prompts, fingerprint, load_rows, overlap, to_prompts
-from trl_soft.evaluate.benchmarks import load_problems
+from trl_soft.contamination import fingerprint, overlap
+from trl_soft.data import drop_long_prompts, load_rows, to_prompts
+from trl_soft.evaluate.benchmarks import answer_text, load_problems
+from trl_soft.evaluate.grading import grade_math
+from trl_soft.golds import gold_text, without_thousands
 from trl_soft.rewards import exact_answer_reward, math_reward, soft_grpo_reward, soft_tokens_reward
 
 
@@ -70,6 +75,91 @@ def test_columns_and_marks_that_are_not_there():
         to_prompts(rows, tokenizer, prompt_template="solve:")
     with pytest.raises(ValueError, match="is empty"):
         to_prompts(rows.select([]), tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("gold", "text"),
+    [
+        (" 5 ", "5"), (5, "5"), (5.0, "5"), (0.5, "0.5"), (1e-07, "0.0000001"), (-2.5e20, "-250000000000000000000"),
+        (True, "True"), (np.int64(5), "5"), (np.float32(0.5), "0.5"), (torch.tensor(5), "5"), (["5"], "5"),
+        (np.array([5]), "5"), ([[5]], "5"), ("None", "None"),
+        (None, None), ("", None), (" \n", None), (float("nan"), None), (np.float64("nan"), None), ([], None), ([None], None),
+    ],
+)  # fmt: skip
+def test_gold_answers_of_every_kind(gold, text):
+    assert gold_text(gold) == text
+    rewards = [exact_answer_reward, math_reward, soft_tokens_reward, soft_grpo_reward]
+    best = [1.0, 1.0, 100.0, 1.0]
+    completion = (
+        f"</think>{text}",
+        rf"\boxed{{{text}}}",
+        rf"The final answer is: \boxed{{{text}}}",
+        rf"\boxed{{{text}}}",
+    )
+    got = [reward([said], [gold])[0] for reward, said in zip(rewards, completion, strict=True)]
+    assert got == ([None] * 4 if text is None else best)
+
+
+@pytest.mark.parametrize(
+    ("gold", "what"), [([1, 2], "list of 2"), (np.array([1, 2]), "list of 2"), ({"a": 1}, "mapping"), (np.inf, "inf")]
+)
+def test_gold_answers_that_are_not_one(gold, what):
+    with pytest.raises(ValueError, match=rf"A reward cannot compare with a gold answer: .*{what}"):
+        math_reward(["1"], [gold])
+
+
+def test_a_data_set_without_an_answer_column_is_said():
+    for reward in (exact_answer_reward, math_reward, soft_tokens_reward, soft_grpo_reward):
+        with pytest.raises(ValueError, match="no column `answer`"):
+            reward(["1"], solution=["1"])
+
+
+def test_messages_of_every_kind():
+    parts = [{"type": "text", "text": "</think>"}, {"type": "text", "text": "5"}]
+    for content, verdict in (("</think>5", 1.0), (parts, 1.0), (None, 0.0)):
+        assert exact_answer_reward([[{"role": "assistant", "content": content}]], ["5"]) == [verdict]
+
+
+@pytest.mark.parametrize(
+    ("columns", "error"),
+    [
+        ({"question": ["q", "q"], "answer": ["1", None]}, "Row 1 .* answer is missing"),
+        ({"question": ["q", "q"], "answer": [1.0, float("nan")]}, "Row 1 .* answer is missing"),
+        ({"question": ["q", "q"], "answer": ["1", " "]}, "Row 1 .* answer is missing"),
+        ({"question": ["q"], "answer": [["1", "2"]]}, "Row 0 .* list of 2"),
+        ({"question": ["q"], "answer": [{"value": "1"}]}, "Row 0 .* mapping"),
+        ({"question": ["q", None], "answer": ["1", "1"]}, "Row 1 .* question is missing"),
+        ({"question": [[{"role": "user", "content": "q"}]], "answer": ["1"]}, "Row 0 .* question is a list"),
+    ],
+)
+def test_rows_that_cannot_be_asked_are_named(columns, error):
+    with pytest.raises(ValueError, match=error):
+        to_prompts(Dataset.from_dict(columns), tiny.tokenizer())
+
+
+def test_rows_with_nothing_behind_the_mark_are_named():
+    rows = Dataset.from_dict({"question": ["q", "q"], "answer": ["a #### 1", "b ####"]})
+    with pytest.raises(ValueError, match=r"Row 1 .* answer is missing"):
+        to_prompts(rows, tiny.tokenizer(), answer_marker="####")
+
+
+def test_answers_may_be_numbers():
+    rows = Dataset.from_dict({"question": ["q"], "answer": [5.0]})
+    assert to_prompts(rows, tiny.tokenizer())[0]["answer"] == "5"
+
+
+@pytest.mark.parametrize(
+    ("answer", "plain"),
+    [
+        ("1,080", "1080"), ("-1,234,567.5", "-1234567.5"), ("$1,080 a year", "$1080 a year"), ("(3, 4)", "(3, 4)"),
+        ("(3,400)", "(3,400)"), ("[1,000)", "[1,000)"), ("3, 4", "3, 4"), ("3,4", "3,4"), ("1,2,300", "1,2,300"),
+        ("12,0000", "12,0000"), ("1,080, or so", "1080, or so"),
+    ],
+)  # fmt: skip
+def test_thousands_commas(answer, plain):
+    assert without_thousands(answer) == plain
+    rows = Dataset.from_dict({"question": ["q"], "answer": [f"w #### {answer}"]})
+    assert to_prompts(rows, tiny.tokenizer(), answer_marker="####")[0]["answer"] == plain
 
 
 def test_long_prompts_are_dropped_with_a_count():
@@ -168,15 +258,72 @@ def test_soft_tokens_reward():
         "nothing",
         rf"{final}\boxed{{}}",
         rf"{final}\boxed{{41}} cut {final}\boxed{{42}}",  # what is forced after a cut thought comes last
+        rf"{final}\boxed{{42}} {final}\boxed{{4",  # the answer went on to another question
     ]
-    assert soft_tokens_reward(completions, ["42"] * 8) == [100.0, 100.0, 10.0, 0.0, 100.0, 0.0, 0.0, 100.0]
+    assert soft_tokens_reward(completions, ["42"] * 9) == [100.0, 100.0, 10.0, 0.0, 100.0, 0.0, 0.0, 100.0, 100.0]
     assert soft_tokens_reward([r"\boxed{1}"], [""]) == [None]
 
 
-def test_copies_are_found_by_their_letters_and_digits():
-    ours = ["What is $x^2$?", "Else?", "what is  x^{2}", "?!"]
-    assert fingerprint(ours[0]) == fingerprint(ours[2]) == "whatisx2"
-    assert overlap(ours, ["Other", "What is $x^2$ ?", "", "!"]) == {1: [0, 2]}
+FINAL = "The final answer is: "
+
+
+@pytest.mark.parametrize(
+    ("thought", "answer_phase", "box"),
+    [
+        (r"So \boxed{42}. ", rf"{FINAL}\boxed{{41}}.", "41"),  # own right, forced wrong
+        (rf"{FINAL}\boxed{{41}}. So ", rf"{FINAL}\boxed{{42}}.", "42"),  # own wrong, forced right
+        (FINAL, rf"\boxed{{42}} {FINAL}\boxed{{1}}", "42"),  # the thought ended itself, the answer went on
+        (FINAL, r"\boxed{\frac{84}{2}} \boxed{1", r"\frac{84}{2}"),
+        (FINAL, r"\\boxed{42}", "42"),  # the token that ended the thought reached into the answer
+        (rf"{FINAL}\boxed{{42}}. ", rf"{FINAL}\boxed{{4", None),  # left open by the cap
+        (rf"{FINAL}\boxed{{42}}.", "", None),  # the sequence ended before anything was forced
+        (FINAL, r"\boxed{}", None),
+        (rf"{FINAL}\boxed{{42}}.", None, "42"),  # nothing is forced in this run
+        (r"\boxed{41} no: \boxed{42}", None, "42"),
+        (rf"\boxed{{42}} {FINAL}\boxed{{41", None, None),
+        (r"So \boxed{42}.", "", None),
+    ],
+)
+def test_reward_and_evaluation_read_the_same_box(thought, answer_phase, box):
+    text = thought + (answer_phase or "")
+    reward = 0.0 if box is None else 100.0 if grade_math(rf"\boxed{{{box}}}", "42").correct else 10.0
+    assert soft_tokens_reward([text], ["42"], answer_phase=[answer_phase]) == [reward]
+    read = answer_text(text, "soft_tokens", "math", answer_phase)
+    assert read == ("" if box is None else rf"\boxed{{{box}}}")
+    assert grade_math(read, "42").correct is (reward == 100.0)
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ("What is $x^2$?", "what is  x^{2}"), (r"\(x\) is \[y\]", "$x$ is $$y$$"), (r"\left( \dfrac12 \right)", r"(\frac{1}{2})"),
+        ("$9$-kilometer-long walk", "9 kilometer long walk"), ("1{,}000 cats", "1000 cats"), ("1,000 cats", "1000 cats"),
+        ("x \u2212 1", "x-1"), ("Janet's ducks.", "Janet\u2019s ducks"), ("a word -- another", "a word another"),
+        ("A, B, and C", "A,B and C"), ("$a, b \\le 1$", "$a,$ $b \\leq 1$"), ("$x^{10}$", "x^10"), ("${(1+i x)}^2$", "(1+ix)^{2}"),
+        ("find $k^{}_{}$.", "find $k$"), (r"\overline{r_1}", r"\overline{r}_1"), (r"\frac1{72}", r"\frac{1}{72}"), ("**What** is ____?", "What is \\_\\_\\_?"), ("$\\quad$ Let $a$", "Let $a$"),
+    ],
+)  # fmt: skip
+def test_copies_in_other_marks_are_found(a, b):
+    assert fingerprint(a) == fingerprint(b)
+    assert overlap(["Other", a], [b, "Else"]) == {0: [1]}
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ("roots of z^4-z^2+1", "roots of z^4+z^2+1"), ("x < 5", "x > 5"), ("x \u2264 5", "x \u2265 5"), ("1.5 m", "15 m"),
+        ("is .5", "is 5"), ("1/2", "12"), (r"\frac{1}{23}", r"\frac{12}{3}"), ("numbers 1 2 3", "numbers 12 3"), ("x^2", "x2"),
+        ("(1,2)", "(12)"), ("(1,-2)", "(1-2)"), ("ratio 3:2", "ratio 32"), (r"\log_2 8", r"\log 28"), ("5!", "5"),
+        ("f'(x)", "f(x)"), ("-3", "3"), (r"\sin(-60)", r"\sin(60)"), ("2(x+1)", "2x+1"), ("[0,1)", "(0,1]"), ("5%", "5"),
+        ("2*3", "23"), ("|x|", "x"), ("$a-b$", "$ab$"), ("roots of -ab", "roots of ab"),
+    ],
+)  # fmt: skip
+def test_near_misses_are_no_copies(a, b):
+    assert overlap([a], [b]) == {}
+
+
+def test_questions_without_a_letter_or_digit_are_nobodys_copies():
+    assert overlap(["?!", "+", ""], ["", "!", "+"]) == {}
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs the real data sets (TRL_SOFT_SHARED)")
@@ -184,22 +331,22 @@ def test_copies_are_found_by_their_letters_and_digits():
     ("training", "held_out", "copies"),
     [
         ("gsm8k_train", "gsm8k", []),
-        ("math_train", "math500", ["test/precalculus/285.json"]),
-        ("math12k", "math500", ["test/precalculus/285.json"]),
-        ("deepscaler", "math500", ["test/intermediate_algebra/1411.json", "test/intermediate_algebra/1791.json"]),
+        ("math_train", "math500", []),
+        ("math12k", "math500", []),
+        ("deepscaler", "math500", [f"test/intermediate_algebra/{n}.json" for n in (1411, 1791, 1930)]),
         ("deepscaler_train_math.json.gz", "math500", []),
         (
             "deepscaler_train_aime.json.gz",
             "math500",
             [f"test/intermediate_algebra/{n}.json" for n in (1365, 1411, 1849, 2146, 582, 90)],
         ),
-        ("math_train", "olympiadbench", ["2791", "2890"]),
+        ("math_train", "olympiadbench", ["2791", "2890", "2895"]),
         ("deepscaler", "aime24", []),
         ("math_train", "aime25", []),
     ],
 )
 def test_known_contamination(training, held_out, copies):
-    """The overlaps that were counted by hand when the files were collected."""
+    """Every pair was read: copies that differ in their marks alone, and no near miss, such as z^4-z^2+1 for z^4+z^2+1."""
     data = str(SHARED / "data")
     if training.endswith(".gz"):
         questions = load_rows(f"{data}/{training}")["problem"]

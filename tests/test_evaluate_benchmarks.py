@@ -27,7 +27,8 @@ from trl_soft.evaluate.benchmarks import (
     load_problems,
     training_rows,
 )
-from trl_soft.evaluate.grading import GRADERS, last_boxed
+from trl_soft.evaluate.grading import GRADERS, last_boxed, programs
+from trl_soft.evaluate.sandbox import Result
 
 
 DATA = Path(os.environ.get("TRL_SOFT_DATA", Path(__file__).parent.parent.parent / "shared" / "data"))
@@ -433,13 +434,68 @@ def test_caps_of_the_papers():
         ("plain", r"\boxed{1}</think>\boxed{2}", r"\boxed{2}"),
         ("plain", r"no thought: \boxed{2}", r"no thought: \boxed{2}"),
         ("soft_tokens", r"so. The final answer is: \boxed{\frac{1}{2}}. User: \boxed{3}", r"\boxed{\frac{1}{2}}"),
-        ("soft_tokens", r"\boxed{7}, The final answer is: \boxed{\{1, 2", r"\boxed{\{1, 2}"),
-        ("soft_tokens", r"The final answer is: \boxed{1} User: The final answer is: \boxed{2}", r"\boxed{1}"),
-        ("soft_tokens", "nothing", "nothing"),
+        ("soft_tokens", r"\boxed{7}, The final answer is: \boxed{\{1, 2", ""),
+        ("soft_tokens", r"The final answer is: \boxed{1} so: The final answer is: \boxed{2} User:", r"\boxed{2}"),
+        ("soft_tokens", "nothing", ""),
     ],
 )
 def test_where_the_answer_is_read(preset, completion, answer):
     assert answer_text(completion, preset, "math") == answer
+
+
+CODE = "def f():\n    return 1"
+GOLDS = {
+    "math": ("72", "7"),
+    "question": ("72", "7"),
+    "choice": ("C", "B"),
+    "humaneval": (CODE, "def f():\n    return 2"),
+    "mbpp": (CODE, "def f():\n    return 2"),
+}
+ROWS_OF_CODE = {
+    "humaneval": {"prompt": "def f():\n", "entry_point": "f", "test": "def check(f):\n    assert f() == 1\n"},
+    "mbpp": {"code": CODE, "test_list": ["assert f() == 1"]},
+}
+
+
+def demanded(instruction: str, answer: str) -> str:
+    """An answer in the form that a preset's instruction names."""
+    if '"answer": "C"' in instruction:
+        return f'"answer": "{answer}"'
+    if "code block" in instruction:
+        return f"```python\n{answer}\n```"
+    return rf"\boxed{{{answer}}}" if "\\boxed{" in instruction else answer
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_form_that_a_preset_demands_is_read_as_the_answer(preset, kind, monkeypatch):
+    def run_program(source, *, setup, tests, tested, **limits):
+        names: dict = {}
+        try:
+            exec(f"{source}\n{tests}", names)
+        except AssertionError:
+            return Result(False, "failed", "", "", "none")
+        return Result(True, "passed", "", "", "none")
+
+    monkeypatch.setattr(programs, "run_program", run_program)
+    ask = PRESETS[preset].asks[kind]
+    grader = {"choice": "letters", "humaneval": "code_humaneval", "mbpp": "code_mbpp"}.get(kind, "math")
+    thought = "I think B is 5, \\boxed{x = 1}. " if kind == "choice" else "I think. "
+    for answer in GOLDS[kind]:
+        said = demanded(ask.user, answer)
+        gold = ROWS_OF_CODE.get(kind, GOLDS[kind][0])
+        texts = {(f"{thought}{PRESETS[preset].end_of_thinking}\n{said}\n", None)}
+        for forced in ask.answer_prefill or ():
+            # What is forced begins the form, and the model writes the rest of it.
+            phase = (
+                forced
+                + said[len(said) - len(said.removeprefix(forced.removeprefix("The final answer is: ").strip("\n"))) :]
+            )
+            texts |= {(thought + phase, phase), (thought + ask.answer_after + said, said)}
+        for text, phase in texts:
+            verdict = GRADERS[grader](answer_text(text, preset, kind, phase), gold)
+            assert verdict.correct is (answer == GOLDS[kind][0]), (text, phase, verdict)
+            assert verdict.answer is not None
 
 
 def test_training_rows_are_what_the_trainer_takes(hub):

@@ -4,7 +4,7 @@
 import pytest
 
 from tests.benchmark_files import needs_data, rows
-from trl_soft.evaluate.grading import GRADERS, grade_letter, shuffled_options
+from trl_soft.evaluate.grading import GRADERS, grade_letter, letters, shuffled_options
 
 
 @pytest.mark.parametrize(
@@ -22,10 +22,76 @@ from trl_soft.evaluate.grading import GRADERS, grade_letter, shuffled_options
         ("Answer: A large one", "A"),
         ("A good question", None),
         ("The answer is Boron", None),
+        # The form that a preset demands, and JSON around it.
+        ('"answer": "C"', "C"),
+        ('Not (A).\n"answer": "C"', "C"),
+        ("```json\n{'answer': 'C. 5 m'}\n```", "C"),
+        # Mathematics in a box is no letter.
+        ("So \\boxed{E = mc^2}. Answer: D", "D"),
+        ("\\boxed{A, B}", None),
+        ("\\boxed{C_2}", None),
+        ("Answer: E = mc^2", None),
+        ("\\boxed{Option D}", "D"),
+        ("\\boxed{d}", "D"),
+        ("\\boxed{\\text{(C) } 5 \\text{ m}}", "C"),
+        ("\\fbox{C. 5 m}", "C"),
+        ("\\boxed C.", "C"),
+        ("\\boxed{C", None),
+        # Words between "answer" and the letter, marks around it, small letters.
+        ("The correct choice is D.", "D"),
+        ("answer: `D`", "D"),
+        ("__Answer__: __D__", "D"),
+        ("Therefore, the answer is:\n\n**D) 5 m**", "D"),
+        ("## Answer\nD. 5 m", "D"),
+        ("The correct answer is d.", "D"),
+        ("The correct answer to this question is option (D)", "D"),
+        ("The answer is I think D", "D"),
+        ("the answer is $\\text{(D)}$", "D"),
+        ("(D) is correct, I am sure.", "D"),
+        ("If A is correct, x < 0. So D is the right choice", "D"),
+        ("D. 5 m", "D"),
+        ("A) is wrong, so I take (D)", "D"),
+        # What names no option.
+        ("the answer is a large one", None),
+        ("The answer is not B.", None),
+        ("Answer: A or B", None),
+        ("The answer depends on whether B is", None),
+        ("A. 4 m\nB. 5 m", None),
     ],
 )
-def test_letters(text, letter):
-    assert (grade_letter(text, "B").answer, grade_letter(text, "B").correct) == (letter, letter == "B")
+def test_letters_as_models_write_them(text, letter):
+    for said in (text, f"Answer: A</think>{text}"):
+        assert (grade_letter(said, "B").answer, grade_letter(said, "D").correct) == (letter, letter == "D")
+
+
+def test_a_choice_is_judged_by_a_letter():
+    for gold in (None, "", 2, "c", "AB"):
+        with pytest.raises(ValueError, match="the letters of options are ABCDEFGHIJ"):
+            grade_letter("Answer: C", gold)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Answer" + "\n" * 20000 + "x", "\\boxed{" * 5000, "answer " * 5000, "option " * 5000 + "A is", "(" * 20000,
+        "A or " * 5000, "**A" * 5000, "*\n" * 5000,
+    ],
+    ids=lambda text: repr(text[:12]),
+)  # fmt: skip
+def test_the_steps_of_a_long_text(text, monkeypatch):
+    """No rule looks at a token more than some thirty times, so the time is linear in the text; counted, not measured."""
+    steps = 0
+
+    class Counted(list):
+        def __getitem__(self, place):
+            nonlocal steps
+            steps += 1
+            return super().__getitem__(place)
+
+    tokens = letters._tokens
+    monkeypatch.setattr(letters, "_tokens", lambda text: Counted(tokens(text)))
+    grade_letter(text, "B")
+    assert steps < 40 * len(tokens(text)) + 100
 
 
 def test_options_are_shuffled_by_seed():

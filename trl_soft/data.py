@@ -1,10 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Questions with answers, from a hub id or a local file, as prompts for a trainer; what must not be among them."""
+"""Questions with answers, from a hub id or a local file, as prompts for a trainer."""
 
 import os
-from collections.abc import Iterable
+from typing import Any
 
-from datasets import Dataset, load_dataset
+from datasets import Dataset, Features, Value, load_dataset
+
+from .contamination import fingerprint, overlap
+from .golds import gold_text, without_thousands
+
+
+__all__ = ["drop_long_prompts", "fingerprint", "load_rows", "overlap", "to_prompts"]
 
 
 _BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
@@ -53,6 +59,10 @@ def to_prompts(
         prompt_template (`str`): holds `{question}`.
         answer_marker (`str`, *optional*): the answer is what follows its last occurrence (GSM8K: `####`), without
             thousands commas; a row without it is an error, so that no row is graded against a whole solution.
+
+    Raises:
+        ValueError: for a column or a mark that is not there, and for a row without a question or an answer, by its
+            number. Answers may be text or numbers, see [`~trl_soft.golds.gold_text`].
     """
     if len(rows) == 0:
         raise ValueError("The data set is empty, so there is no question to ask. Check the file and the split.")
@@ -66,18 +76,49 @@ def to_prompts(
             f"`prompt_template` is {prompt_template!r}, which holds no {{question}}. Put it where it goes."
         )
 
-    def convert(row: dict) -> dict:
-        text = prompt_template.replace("{question}", str(row[question_column]))
-        answer = str(row[answer_column])
-        if answer_marker is not None:
-            _, found, answer = answer.rpartition(answer_marker)
-            if not found:
-                raise ValueError(f"`answer_marker` {answer_marker!r} is not in the answer {row[answer_column]!r}.")
-            answer = answer.strip().replace(",", "")
-        prompt = [{"role": "user", "content": text}] if tokenizer.chat_template and not raw else text
+    chat = bool(tokenizer.chat_template) and not raw
+
+    def convert(row: dict, number: int) -> dict:
+        try:
+            question = _question(row[question_column])
+            answer = _answer(row[answer_column], answer_marker)
+        except ValueError as error:
+            raise ValueError(f"Row {number} of the data set cannot be used: {error}.") from error
+        text = prompt_template.replace("{question}", question)
+        prompt = [{"role": "user", "content": text}] if chat else text
         return {"prompt": prompt, "answer": answer}
 
-    return rows.map(convert, remove_columns=rows.column_names, desc="Building prompts")
+    text = Value("string")
+    # Stated, because `map` gives a column the type of the one that had its name before, and answers may be numbers.
+    features = Features({"prompt": [{"role": text, "content": text}] if chat else text, "answer": text})
+    columns = rows.column_names
+    return rows.map(convert, with_indices=True, remove_columns=columns, features=features, desc="Building prompts")
+
+
+def _question(value: Any) -> str:
+    if isinstance(value, list | dict):
+        raise ValueError(
+            f"its question is a {type(value).__name__}, and a question is put into `prompt_template` as text. Give a "
+            "column of texts, or give rows with a `prompt` column to the trainer as they are"
+        )
+    text = gold_text(value)
+    if text is None:
+        raise ValueError("its question is missing. Fill it in or remove the row")
+    return value if isinstance(value, str) else text  # blanks at the ends may belong to what is asked
+
+
+def _answer(value: Any, marker: str | None) -> str:
+    answer = gold_text(value)
+    if answer is not None and marker is not None:
+        _, found, rest = answer.rpartition(marker)
+        if not found:
+            raise ValueError(
+                f"`answer_marker` {marker!r} is not in the answer {answer[-80:]!r}. Correct the mark or the row"
+            )
+        answer = without_thousands(rest.strip()) or None
+    if answer is None:
+        raise ValueError("its answer is missing. Fill it in or remove the row, because no reward could judge it")
+    return answer
 
 
 def drop_long_prompts(prompts: Dataset, tokenizer, limit: int, cap: int | None = None) -> tuple[Dataset, int]:
@@ -104,22 +145,3 @@ def drop_long_prompts(prompts: Dataset, tokenizer, limit: int, cap: int | None =
         remedy = "Lower `max_completion_length` or use a model with a longer context." if limit != cap else "Raise it."
         raise ValueError(f"All {len(prompts)} prompts are longer than {limit} tokens, {reason}. {remedy}")
     return kept, len(prompts) - len(kept)
-
-
-def fingerprint(question: str) -> str:
-    """A question's letters and digits, in lower case: equal for copies that differ in blanks, marks and LaTeX spacing."""
-    return "".join(c for c in question.lower() if c.isalnum())
-
-
-def overlap(questions: Iterable[str], held_out: Iterable[str]) -> dict[int, list[int]]:
-    """
-    Which held-out questions are among others: row of the held-out question -> rows that ask the same.
-
-    Compared by `fingerprint`, so a paraphrase is not found. A question without a letter or digit is nobody's copy.
-    """
-    rows: dict[str, list[int]] = {}
-    for row, question in enumerate(questions):
-        rows.setdefault(fingerprint(question), []).append(row)
-    rows.pop("", None)
-    prints = [fingerprint(question) for question in held_out]
-    return {number: rows[key] for number, key in enumerate(prints) if key in rows}

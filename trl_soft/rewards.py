@@ -12,46 +12,83 @@ Rewards that `trl.rewards` does not have: answers as plain text, with or without
 """
 
 import re
+from collections.abc import Callable
+from typing import Any
 
-from .evaluate.grading import grade_math, last_boxed
-from .evaluate.grading.boxes import closing_brace
-
-
-# What begins the answer, in 2509.19170's prompt and in its prefill.
-_FINAL = "The final answer is: \\boxed{"
+from .evaluate.grading import grade_exact, grade_math, last_boxed
+from .evaluate.grading.forced import final_box
+from .golds import gold_text
 
 
 def _texts(completions: list) -> list[str]:
-    return [c if isinstance(c, str) else c[-1]["content"] for c in completions]
+    return [c if isinstance(c, str) else _content(c[-1].get("content")) for c in completions]
 
 
-def exact_answer_reward(completions: list, answer: list[str], **kwargs) -> list[float]:
-    """1.0 where the text after the last `</think>` is the answer to the letter, blanks at the ends aside."""
-    return [float(text.rpartition("</think>")[2].strip() == gold) for text, gold in zip(_texts(completions), answer)]
+def _content(content: Any) -> str:
+    """The text of a message, which may be in parts, or none."""
+    if isinstance(content, list):
+        return "".join(part.get("text") or "" for part in content)
+    return content or ""
 
 
-def math_reward(completions: list, answer: list[str], **kwargs) -> list[float | None]:
+def _rewards(completions: list, answer: list | None, judge: Callable[[str, str], float]) -> list[float | None]:
+    """What `judge` gives each completion and its gold answer; `None`, which leaves a sample out, without a gold answer."""
+    if answer is None:
+        raise ValueError(
+            "The data set has no column `answer`, so no completion can be compared with one. Rename the column that holds "
+            "the gold answers to `answer`, or build the data set with `to_prompts`."
+        )
+    try:
+        golds = [gold_text(gold) for gold in answer]
+    except ValueError as error:
+        raise ValueError(f"A reward cannot compare with a gold answer: {error}.") from error
+    pairs = zip(_texts(completions), golds, strict=True)
+    return [None if gold is None else float(judge(text, gold)) for text, gold in pairs]
+
+
+def exact_answer_reward(completions: list, answer: list | None = None, **kwargs) -> list[float | None]:
+    """
+    1.0 where the text after the last `</think>` is the answer to the letter, blanks at the ends aside; `None`, which leaves
+    the sample out, where there is no gold answer.
+
+    Args:
+        answer (`list`): gold answers, texts or numbers; see [`~trl_soft.golds.gold_text`].
+    """
+    return _rewards(completions, answer, lambda text, gold: grade_exact(text, gold).correct)
+
+
+def math_reward(completions: list, answer: list | None = None, **kwargs) -> list[float | None]:
     """
     1.0 where the evaluation's judge, [`~trl_soft.evaluate.grading.grade_math`], finds the answer equal to the gold answer.
 
     Unlike [`~trl.rewards.accuracy_reward`] it takes plain-text completions and gold answers as data sets write them: read
     without the mathematics around it, `2x-2` would be 2, and so would one in twenty answers of MATH be something else.
     `None`, which leaves the sample out, where there is no gold answer.
+
+    Args:
+        answer (`list`): gold answers, texts or numbers; see [`~trl_soft.golds.gold_text`].
     """
-    return [
-        float(grade_math(text, gold).correct) if gold.strip() else None
-        for text, gold in zip(_texts(completions), answer, strict=True)
-    ]
+    return _rewards(completions, answer, lambda text, gold: grade_math(text, gold).correct)
 
 
-def soft_tokens_reward(completions: list, answer: list[str], **kwargs) -> list[float | None]:
+def soft_tokens_reward(
+    completions: list, answer: list | None = None, answer_phase: list[str | None] | None = None, **kwargs
+) -> list[float | None]:
     r"""
-    100.0 where the boxed answer is right by `math`, 10.0 where it is wrong, 0.0 where there is none.
+    100.0 where the boxed answer is right by `math`, 10.0 where it is wrong, 0.0 where there is none; `None`, which leaves
+    the sample out, where there is no gold answer.
 
-    The box is the one after the last "The final answer is: ", which 2509.19170 forces after the thought, or without that
-    the last one; a box that the cap of the answer left open is none, and so is an empty one.
+    The box is read by [`~trl_soft.evaluate.grading.forced.final_box`], as in the evaluation: it is the one that 2509.19170
+    forces after the thought, whatever thought and answer box besides.
+
+    Args:
+        answer (`list`): gold answers, texts or numbers; see [`~trl_soft.golds.gold_text`].
+        answer_phase (`list`, *optional*):
+            Each completion from its first forced token on, which the trainers of this package hand over where they force an
+            answer (`answer_prefill`). Without it the last closed box behind "The final answer is: " counts, or the last box.
     """
-    boxes = [_final_box(text) for text in _texts(completions)]
+    phases = [None] * len(completions) if answer_phase is None else answer_phase
+    boxes = [final_box(text, phase) for text, phase in zip(_texts(completions), phases, strict=True)]
     right = math_reward([f"\\boxed{{{box or ''}}}" for box in boxes], answer)
     return [
         None if verdict is None else 100.0 if box and verdict else 10.0 if box else 0.0
@@ -59,20 +96,20 @@ def soft_tokens_reward(completions: list, answer: list[str], **kwargs) -> list[f
     ]
 
 
-def _final_box(text: str) -> str | None:
-    _, found, rest = text.rpartition(_FINAL)
-    if not found:
-        return last_boxed(text)
-    end = closing_brace(rest)
-    return None if end is None else rest[:end].strip()
+def soft_grpo_reward(completions: list, answer: list | None = None, **kwargs) -> list[float | None]:
+    r"""
+    1.0 where the completion's last `\boxed{}` is the gold answer as a string, both normalised by `hendrycks`; `None`, which
+    leaves the sample out, where there is no gold answer.
 
+    Args:
+        answer (`list`): gold answers, texts or numbers; see [`~trl_soft.golds.gold_text`].
+    """
 
-def soft_grpo_reward(completions: list, answer: list[str], **kwargs) -> list[float]:
-    r"""1.0 where the completion's last `\boxed{}` is the gold answer as a string, both normalised by `hendrycks`."""
-    boxes = [last_boxed(text) for text in _texts(completions)]
-    return [
-        float(box is not None and hendrycks(box) == hendrycks(gold)) for box, gold in zip(boxes, answer, strict=True)
-    ]
+    def judge(text: str, gold: str) -> bool:
+        box = last_boxed(text)
+        return box is not None and hendrycks(box) == hendrycks(gold)
+
+    return _rewards(completions, answer, judge)
 
 
 _SPELLINGS = (

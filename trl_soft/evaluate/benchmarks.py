@@ -17,7 +17,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from .grading.boxes import closing_brace, last_boxed
+from ..golds import gold_text, without_thousands
+from .grading.boxes import last_boxed
+from .grading.forced import ANNOUNCED, final_box
 
 
 if TYPE_CHECKING:
@@ -71,8 +73,7 @@ class Problem:
 
 
 def _text(row: Row, column: str) -> str:
-    value = row[column]
-    return "" if value is None else str(value).strip()
+    return gold_text(row[column]) or ""
 
 
 def _read_text(row: Row, column: str) -> Gold:
@@ -83,7 +84,7 @@ def _read_gsm8k(row: Row, column: str) -> Gold:
     _, mark, answer = _text(row, column).rpartition("#### ")
     if not mark:
         raise ValueError(f"{column!r} holds no `#### ` before a final answer. Give the original GSM8K rows")
-    return _integer(answer.replace(",", ""))
+    return _integer(without_thousands(answer))
 
 
 def _read_boxed(row: Row, column: str) -> Gold:
@@ -107,20 +108,29 @@ def _integer(text: str) -> str:
 
 def _read_olympiad(row: Row, column: str) -> Gold:
     answers = row[column]
-    if not isinstance(answers, list) or len(answers) != 1 or not str(answers[0]).strip():
+    answer = gold_text(answers) if isinstance(answers, list) and len(answers) == 1 else None
+    if answer is None:
         raise ValueError(f"{column!r} is {answers!r} where OlympiadBench has a list of one text. Correct the row")
     rest = {name: row.get(name) for name in ("answer_type", "is_multiple_answer", "unit", "error")}
     # The hub has the flag as text in some copies, and bool("False") is true.
-    return {"answer": str(answers[0]).strip(), **rest, "is_multiple_answer": str(rest["is_multiple_answer"]) == "True"}
+    return {"answer": answer, **rest, "is_multiple_answer": str(rest["is_multiple_answer"]) == "True"}
 
 
 def _read_humaneval(row: Row, column: str) -> Gold:
+    _check_texts(row, ("prompt", "entry_point", "test"))
     return {name: row[name] for name in ("task_id", "prompt", "entry_point", "test", "canonical_solution")}
+
+
+def _check_texts(row: Row, names: Iterable[str]) -> None:
+    for name in names:
+        if not isinstance(row[name], str) or not row[name].strip():
+            raise ValueError(f"{name!r} is {row[name]!r}, and no program can be judged without it. Correct the row")
 
 
 def _read_mbpp(row: Row, column: str) -> Gold:
     if not row["test_list"]:
         raise ValueError("`test_list` is empty, so no program could be wrong. Correct the row")
+    _check_texts(row, ("code",))
     gold = {name: row[name] for name in ("task_id", "test_list", "code")}
     # Only one of the two is in either version.
     return {**gold, "test_setup_code": row.get("test_setup_code") or "", "test_imports": row.get("test_imports") or []}
@@ -539,8 +549,8 @@ _CONVERSATION = (
 _BOX = Ask(
     _CONVERSATION,
     # A thought stops at the first "The final answer is: ", or is cut and has it forced: what follows is the answer.
-    answer_after="The final answer is: \\boxed{",
-    answer_prefill=("\\boxed{", "The final answer is: \\boxed{"),  # appendix C
+    answer_after=ANNOUNCED,
+    answer_prefill=("\\boxed{", ANNOUNCED),  # appendix C
     max_answer_length=32,  # section 4
 )
 # not stated; ours: the paper has no code. Its prompt with a code block in the box's place, and room for one.
@@ -651,20 +661,26 @@ def build_prompt(problem: Problem, preset: str | Preset, tokenizer) -> str:
     return text
 
 
-def answer_text(completion: str, preset: str | Preset, kind: str) -> str:
+def answer_text(completion: str, preset: str | Preset, kind: str, answer_phase: str | None = None) -> str:
     r"""
-    The part of a completion that the grader reads: what follows the first `answer_after`, all of it where there is none.
+    The part of a completion that the grader reads.
 
-    After a prefilled `\boxed{` it is that box and nothing behind it, closed where the cap of the answer left it open.
+    Where the preset forces a box, it is that box and nothing behind it, by
+    [`~trl_soft.evaluate.grading.forced.final_box`], and nothing where there is none. Where it forces something else it is
+    what follows, or the text after the first `answer_after` where only the text is known. Else it is what follows the first
+    `answer_after`, and all of the completion where that never occurs.
+
+    Args:
+        answer_phase (`str`, *optional*): the completion from its first forced token on, empty where nothing was forced;
+            `None` where that is not known or the preset forces nothing.
     """
     marker = get_preset(preset).asks[kind].answer_after
-    if marker is None or marker not in completion:
-        return completion
-    answer = completion.partition(marker)[2]
-    if not marker.endswith("\\boxed{"):
-        return answer
-    end = closing_brace(answer)
-    return "\\boxed{" + (answer if end is None else answer[:end]) + "}"
+    if marker is not None and marker.endswith("\\boxed{"):
+        box = final_box(completion, answer_phase, marker)
+        return "" if box is None else f"\\boxed{{{box}}}"
+    if answer_phase is not None:
+        return answer_phase.removeprefix(marker or "")
+    return completion if marker is None or marker not in completion else completion.partition(marker)[2]
 
 
 def training_rows(
@@ -680,8 +696,8 @@ def training_rows(
     """
     A training set with a `prompt` and an `answer`, asked as it is evaluated; the arguments are `load_problems`'s.
 
-    Some problems of `math_train` and `deepscaler` are also in the evaluation sets: 2 of OlympiadBench in the one, at
-    least 2 of MATH-500 in the other. `math12k` holds none of MATH-500.
+    Some problems of `math_train` and `deepscaler` are also in the evaluation sets: 3 of OlympiadBench in the one, at
+    least 3 of MATH-500 in the other. `math12k` holds none of MATH-500.
     """
     from datasets import Dataset
 

@@ -5,6 +5,7 @@ import functools
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
+from ...golds import gold_text
 from .boxes import find_boxes, last_boxed
 from .notation import fraction_key
 from .prose import final_expression
@@ -35,13 +36,18 @@ class MathGold:
     tolerance: float | None = None
 
     @classmethod
-    def of(cls, gold: "str | MathGold | Mapping") -> "MathGold":
-        """Itself, a text, or the fields that `load_problems` reads of an OlympiadBench row."""
+    def of(cls, gold: "str | float | MathGold | Mapping") -> "MathGold":
+        """Itself, a text, a number, or the fields that `load_problems` reads of an OlympiadBench row."""
         if isinstance(gold, MathGold):
             return gold
         if isinstance(gold, Mapping):
             return cls.of_olympiadbench({**gold, "final_answer": [gold["answer"]]})
-        return cls(str(gold))
+        text = gold_text(gold)
+        if text is None:
+            raise ValueError(
+                f"The gold answer is {gold!r}, so no answer can be right. Leave the row out or correct it."
+            )
+        return cls(text)
 
     @classmethod
     def of_olympiadbench(cls, row: Mapping) -> "MathGold":

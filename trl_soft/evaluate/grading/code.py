@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Python program in a completion: in fenced blocks, between tags, or among prose."""
+
+import ast
+import builtins
+import re
+import textwrap
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+
+# A fence may be indented, and stand behind the mark of a list item or a quotation.
+_FENCE = re.compile(r"(?P<indent>(?:[ \t]|[-*+>][ \t]|\d{1,3}[.)][ \t])*)(?P<marks>`{3,}|~{3,})(?P<info>[^`]*)")
+_TAG = re.compile(r"\[PYTHON\](.*?)(?:\[/PYTHON\]|\Z)", re.DOTALL | re.IGNORECASE)
+_LANGUAGES = frozenset(("", "py", "py3", "python", "python2", "python3", "ipython"))
+_CODE_LINE = re.compile(
+    r"from[ \t]+[\w.]+[ \t]+import\b|import[ \t]+[\w.]+|(?:async[ \t]+)?def[ \t]+\w+[ \t]*\(|class[ \t]+\w+[ \t]*[:(]|@\w|"
+    r"\w+[ \t]*=[^=]"
+)
+_PLAIN_CUTS = (
+    10  # cuts at the line of an error before cuts grow, so that no text is parsed more than some fifteen times
+)
+
+
+def extract_code(
+    text: str, name: str | None = None, *, needed: Iterable[str] = (), given: Collection[str] = ()
+) -> str | None:
+    """
+    The program in the fenced blocks of a text, or `None` where it has none.
+
+    It is the last Python block that defines `name`, behind what it needs of the others: imports, functions, classes and
+    values that it uses and does not define. Where no block defines `name`, it is all Python blocks together.
+
+    Blocks are fenced by backticks or tildes, indented or not, or stand between `[PYTHON]` and `[/PYTHON]`. A block that the
+    text breaks off in counts as far as it goes, and a text may begin inside a block, behind a fence that was forced.
+
+    Args:
+        name (`str`, *optional*): a function or class.
+        needed (iterable of `str`): further names that the program has to define.
+        given (collection of `str`): names that are defined elsewhere, which no block has to supply.
+    """
+    tagged = _TAG.findall(text)
+    if tagged:
+        blocks = [block for part in tagged for block in _fenced_or_all(part, name)]
+    else:
+        blocks = _blocks(text, name)
+    if not blocks:
+        return None
+    flush = [_flush(block) for block in blocks]
+    naming = [place for place, block in enumerate(flush) if name is not None and defines(block, name)]
+    if not naming:
+        programs = [block for block, plain in zip(blocks, flush, strict=True) if parses(plain)]
+        return "\n".join(programs or blocks)
+    chosen = naming[-1]
+    main = longest_program("", flush[chosen])[0]
+    others = [block for place, block in enumerate(flush) if place != chosen]
+    return "\n".join([*_supplied(main, others, {*needed, *_names_used(main)}, given), flush[chosen]])
+
+
+def unfenced_program(text: str, name: str | None) -> str:
+    """A text without fences from where its program begins, behind prose, or all of it where that is nowhere."""
+    lines = text.split("\n")
+    starts = [place for place, line in enumerate(lines) if _CODE_LINE.match(line)]
+    if not starts or (name is not None and not defines(text, name)):
+        return text  # no program, or a body that continues the prompt
+    for start in [0, *_likely(lines, starts, name)]:
+        program = "\n".join(lines[start:])
+        found, taken = longest_program("", program)
+        if taken and (name is None or defines(found, name)):
+            return program
+    return text
+
+
+def _likely(lines: Sequence[str], starts: Sequence[int], name: str | None) -> list[int]:
+    """Where a program may begin behind prose, in order, at most eleven places: no text is parsed for each of its lines."""
+    code = set(starts)
+    fresh = [start for start in starts if start - 1 not in code]
+    naming = [start for start in starts if name is not None and defines(lines[start], name)]
+    return sorted({*fresh[:5], *fresh[-5:], *naming[-1:]})
+
+
+# --------------------------------------------------------------------------------------------------------------- fences
+
+
+@dataclass(frozen=True)
+class _Fence:
+    """A line that is a fence: its place, the blanks before it (list marks as blanks), its marks and what follows them."""
+
+    line: int
+    indent: str
+    marks: str
+    info: str
+
+    @property
+    def language(self) -> str:
+        words = self.info.strip().strip("{}").split()
+        return words[0].lstrip(".").lower() if words else ""
+
+    def closes(self, opening: "_Fence") -> bool:
+        return not self.info.strip() and self.marks[0] == opening.marks[0] and len(self.marks) >= len(opening.marks)
+
+    def opens_anew(self, opening: "_Fence") -> bool:
+        """Whether it opens a block although `opening` is open: it names a language, which no closing fence does."""
+        return bool(self.info.strip()) and self.marks[0] == opening.marks[0] and len(self.marks) >= len(opening.marks)
+
+
+def _fenced_or_all(text: str, name: str | None) -> list[str]:
+    return _blocks(text, name) or [text.strip("\n")]
+
+
+def _blocks(text: str, name: str | None) -> list[str]:
+    """The Python blocks of a text, read from outside a block or, where that gives more sense, from inside one."""
+    lines = text.split("\n")
+    fences = [
+        _Fence(place, re.sub(r"\S", " ", match["indent"]), match["marks"], match["info"])
+        for place, line in enumerate(lines)
+        if (match := _FENCE.fullmatch(line.rstrip()))
+    ]
+    outside = _read(lines, fences)
+    if not fences or fences[0].info.strip() or not any(line.strip() for line in lines[: fences[0].line]):
+        return outside
+    inside = ["\n".join(lines[: fences[0].line]), *_read(lines, fences[1:])]
+    if name is not None and any(defines(_flush(block), name) for block in outside):
+        return outside
+    if name is not None and any(defines(_flush(block), name) for block in inside):
+        return inside
+    begins_inside = parses(_flush(inside[0])) and not any(parses(_flush(block)) for block in outside)
+    return inside if begins_inside else outside
+
+
+def _read(lines: Sequence[str], fences: Sequence[_Fence]) -> list[str]:
+    """The Python blocks between fences, the first of which opens a block."""
+    blocks: list[str] = []
+    opening: _Fence | None = None
+    for fence in fences:
+        if opening is None:
+            opening = fence
+        elif fence.opens_anew(opening):
+            # A fence without a language before it closed a block that had none open: prose stands between the two.
+            if opening.info.strip():
+                _take(blocks, lines, opening, fence.line)
+            opening = fence
+        elif fence.closes(opening):
+            _take(blocks, lines, opening, fence.line)
+            opening = None
+    if opening is not None:
+        _take(blocks, lines, opening, len(lines))
+    return blocks
+
+
+def _take(blocks: list[str], lines: Sequence[str], opening: _Fence, end: int) -> None:
+    if opening.language in _LANGUAGES:
+        blocks.append("\n".join(_outdented(line, opening.indent) for line in lines[opening.line + 1 : end]))
+
+
+def _outdented(line: str, indent: str) -> str:
+    """A line without the blanks of its fence, or as many blanks as it has."""
+    if line.startswith(indent):
+        return line[len(indent) :]
+    return line[min(len(line) - len(line.lstrip(" ")), len(indent)) :]
+
+
+# ------------------------------------------------------------------------------------------------------------- programs
+
+
+def _flush(block: str) -> str:
+    """A block that is indented as a whole, without that indentation; text in its strings is changed by no other."""
+    first = next((line for line in block.split("\n") if line.strip()), "")
+    return textwrap.dedent(block) if first[:1].isspace() else block
+
+
+def defines(source: str, name: str) -> bool:
+    """Whether a function, a class or a value is called so, at the beginning of a line."""
+    return (
+        re.search(
+            rf"(?m)^(?:async[ \t]+def|def|class)[ \t]+{re.escape(name)}\b|^{re.escape(name)}[ \t]*=(?!=)", source
+        )
+        is not None
+    )
+
+
+def parses(source: str) -> bool:
+    """Whether a text is a program."""
+    return _error_line(source) is None
+
+
+def _error_line(source: str) -> int | None:
+    """The line, from 1, in or before which a text stops being a program; 0 where that is unknown, `None` for a program."""
+    try:
+        ast.parse(source)
+    except SyntaxError as error:
+        return error.lineno or 0
+    except ValueError:  # a NUL
+        return source.partition("\0")[0].count("\n") + 1
+    except (RecursionError, MemoryError):
+        return 0
+    return None
+
+
+def longest_program(head: str, body: str) -> tuple[str, int]:
+    """
+    `head` and as many lines of `body` as make a program, because base models write on after the answer; and how many lines
+    of `body` these are. `head + body` and 0 where no line makes one.
+
+    A text that has an error in a line has it with any lines behind that one too, so it is cut before the line and parsed
+    again.
+    """
+    lines = body.split("\n")
+    count, above, cuts = len(lines), head.count("\n"), 0
+    while count > 0:
+        source = head + "\n".join(lines[:count])
+        line = _error_line(source)
+        if line is None:
+            return source, count
+        cuts += 1
+        step = 1 if cuts <= _PLAIN_CUTS else 1 << min(2 * (cuts - _PLAIN_CUTS), 30)
+        count = min(count - step, line - 1 - above if line else count)
+    return head + body, 0
+
+
+def names_defined(source: str) -> set[str]:
+    """What a program defines at its top level: functions, classes and names it assigns to."""
+    return {name for node in _statements(source) for name in _names_bound(node) if not isinstance(node, _IMPORTS)}
+
+
+_IMPORTS = (ast.Import, ast.ImportFrom)
+_SUPPLIES = (*_IMPORTS, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
+
+
+def _statements(source: str) -> list[ast.stmt]:
+    return ast.parse(source).body if parses(source) else []
+
+
+def _names_bound(node: ast.stmt) -> set[str]:
+    if isinstance(node, _IMPORTS):
+        return {alias.asname or alias.name.partition(".")[0] for alias in node.names}
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return {node.name}
+    if isinstance(node, ast.Assign | ast.AnnAssign):
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        return {part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)}
+    return set()
+
+
+def _names_used(source: str) -> set[str]:
+    return {
+        part.id
+        for node in _statements(source)
+        for part in ast.walk(node)
+        if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Load)
+    }
+
+
+def _supplied(main: str, others: Sequence[str], wanted: Collection[str], given: Collection[str]) -> list[str]:
+    """The statements of other blocks that define what `main` uses and does not define, in their order."""
+    have = {name for node in _statements(main) for name in _names_bound(node)} | {*given, *dir(builtins)}
+    found: list[tuple[int, int, str]] = []
+    open_names = set(wanted) - have
+    sources = [longest_program("", block)[0] for block in others]
+    offered = [
+        (place, node)
+        for place, source in enumerate(sources)
+        for node in _statements(source)
+        if isinstance(node, _SUPPLIES)
+    ]
+    while open_names:
+        name = open_names.pop()
+        have.add(name)
+        for place, node in reversed(offered):  # the last one is the one that the text settled on
+            if name in _names_bound(node) or "*" in _names_bound(node):
+                statement = _source_of(sources[place], node)
+                found.append((place, node.lineno, statement))
+                have |= _names_bound(node)
+                open_names |= _names_used(_flush(statement))
+                open_names -= have
+                if "*" not in _names_bound(node):
+                    break
+    return [statement for _, _, statement in sorted(set(found))]
+
+
+def _source_of(source: str, node: ast.stmt) -> str:
+    first = min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", []))])
+    return "\n".join(source.split("\n")[first - 1 : node.end_lineno])

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gold answers as text: from the values that data sets hold, for prompts, rewards and graders alike."""
+
+import math
+import re
+from decimal import Decimal
+from typing import Any
+
+
+# A whole number with thousands commas: what stands before it is no part of a longer number, and so what follows it.
+_GROUPED = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?!\d|,\d)")
+
+
+def gold_text(value: Any) -> str | None:
+    """
+    A gold answer as text, or `None` where there is none: `None`, NaN, blanks alone, an empty list.
+
+    Args:
+        value:
+            Text, whose blanks at the ends go; a number of Python, NumPy or torch, where `5.0` is `5` and `1e-07` is
+            `0.0000001`; a truth value; or a list or array of one of these.
+
+    Raises:
+        ValueError: for a list of several, a mapping, and an infinite number, none of which is one answer.
+    """
+    if hasattr(value, "tolist"):  # NumPy, torch
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        if len(value) > 1:
+            raise ValueError(
+                f"the answer {_shown(value)} is a list of {len(value)}, and an answer is compared as one text. Join "
+                "its parts into one, such as '1,2', or keep one of them"
+            )
+        return gold_text(value[0]) if value else None
+    if isinstance(value, dict):
+        raise ValueError(
+            f"the answer {_shown(value)} is a mapping, and an answer is compared as one text. Take the field that "
+            "holds the answer into a column of its own"
+        )
+    if isinstance(value, float):
+        if math.isnan(value):
+            return None
+        if math.isinf(value):
+            raise ValueError(f"the answer is {value}, which no completion can be compared with. Write it as text")
+        return str(int(value)) if value.is_integer() else format(Decimal(repr(value)), "f")
+    return None if value is None else str(value).strip() or None
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def without_thousands(answer: str) -> str:
+    """
+    An answer without the commas between groups of three digits: `1,080` is `1080`.
+
+    Within brackets a comma stands between two parts, as in `(3,400)`, and a row of commas that are no thousands commas,
+    as in `1,2,300`, stands between several answers. Both stay.
+    """
+    pieces, depth, start = [], 0, 0
+    for mark in re.finditer(r"[()\[\]{}]", answer):
+        end = mark.start()
+        pieces.append(answer[start:end] if depth else _ungrouped(answer[start:end]))
+        depth = max(depth + (1 if mark.group() in "([{" else -1), 0)
+        pieces.append(mark.group())
+        start = mark.end()
+    pieces.append(answer[start:] if depth else _ungrouped(answer[start:]))
+    return "".join(pieces)
+
+
+def _ungrouped(text: str) -> str:
+    return _GROUPED.sub(lambda match: match.group().replace(",", ""), text)
