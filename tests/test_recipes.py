@@ -440,11 +440,11 @@ def test_what_ends_a_thought(tokenizer):
 
 
 def test_when_the_final_answer_is_announced(tokenizer):
-    """The blank belongs to what follows it, unless that is a digit: so the paper's rule stops before the one alone."""
+    """The blank belongs to what follows it, unless that is a digit: the thought closes with the token that has it."""
     _, tok = tokenizer
     rule = "The final answer is: "
     assert ended(tok, rule, "2. The final answer is: 42") == "2. The final answer is: "
-    assert ended(tok, rule, "2. The final answer is: \\boxed{42}") is None
+    assert ended(tok, rule, "2. The final answer is: \\boxed{42}") == "2. The final answer is: \\"
     assert ended(tok, rule.strip(), "2. The final answer is: \\boxed{42}") == "2. The final answer is:"
     ids = tok("The final answer is: \\boxed{", add_special_tokens=False)["input_ids"]
     assert tok.decode(ids) == "The final answer is: \\boxed{" and len(ids) <= 16  # the room that recipes leave

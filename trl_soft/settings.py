@@ -125,11 +125,14 @@ class ThinkingSettings:
         max_thinking_length (`int`, *optional*):
             Cap of the thought in tokens, below `max_completion_length`. `None`: no cap of its own.
         end_of_thinking (`str`, *optional*, defaults to `"</think>"`):
-            A token, or a text the shadow must end with.
+            A token, or a text that the shadow comes to hold. A thought closes with the token in which the text is completed;
+            what that token writes beyond it are the answer's first characters (`thinking_surplus`). A prompt whose text ends
+            with it, blanks aside, has closed its thought and is answered at once.
         answer_prefill (`list[str]`, *optional*):
             Two texts forced after the thought: when it ended itself, and when it was cut, by its cap or Cold Stop
             (2509.19170: `["\\\\boxed{", "The final answer is: \\\\boxed{"]`). Forced tokens are fed but neither scored
-            nor counted as the policy's. `None`: nothing, and `end_of_thinking`.
+            nor counted as the policy's. Where the token that closed the thought has written a part of the first text
+            already, the rest of it is forced. `None`: nothing, and `end_of_thinking`.
         cold_stop_entropy (`float`, *optional*):
             Soft Thinking's Cold Stop: below this entropy in nats (whole vocabulary, at `thinking_temperature`) for
             `cold_stop_length` steps in a row the thought is cut, as by its cap. `None` is off.

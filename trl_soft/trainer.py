@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from datasets import Dataset, IterableDataset
 from transformers import ProcessorMixin
+from transformers.utils import logging
 from trl import GRPOTrainer, RLOOTrainer
 
 from .attention import sound_gradients
@@ -35,12 +36,15 @@ from .rollout.base import positions
 from .rollout.cache import check_slots
 from .rollout.gather import unsharded
 from .rollout.matcher import EndMatcher
-from .rollout.plan import make_plan, table_rms
+from .rollout.plan import check_ids, check_prompts, make_plan, table_rms
+from .rollout.text import completion_texts
 from .rollout.vllm.client import Ask
 from .rollout.vllm.trl import SoftVLLM, engine_arguments
 from .settings import ThinkingSettings
 from .thoughts import Hard
 
+
+logger = logging.get_logger(__name__)
 
 # exp(10) is already a ratio no clipping range reaches; without a bound a stale Gaussian thought, whose log-ratio can be
 # hundreds of nats, turns the loss into inf and the masked positions into nan.
@@ -61,6 +65,7 @@ class SoftTokensMixin(_Host):
     """The overrides, over a TRL trainer that generates online (`GRPOTrainer`, `RLOOTrainer`)."""
 
     _config_class: type
+    _completions: int  # where the completions are in what TRL's `_generate` returns
     args: Any
     model: Any
     thinking: ThinkingSettings  # as trained: what was measured when training started is filled in
@@ -126,6 +131,7 @@ class SoftTokensMixin(_Host):
         if self.ref_model is not None:
             add_soft_tokens(self.accelerator.unwrap_model(self.ref_model))
         self._vocab_size = base.config.get_text_config().vocab_size
+        check_ids("The padding", [self._tokenizer.pad_token_id], self._vocab_size, self._tokenizer)
         self._take_noise_rms(table_rms(base) if self.args.noise_rms is None else self.args.noise_rms)
         exact = is_exact(self.args, base, self.accelerator)
         limit = self.args.replay_tolerance
@@ -161,7 +167,7 @@ class SoftTokensMixin(_Host):
         """Let TRL's vLLM think softly."""
         end = self._plans["train"].stop.end
         if not end.is_token:
-            EndMatcher(end, self.model.config.get_text_config().vocab_size)  # or refuse, before anything is generated
+            EndMatcher(end, self._vocab_size)  # or refuse, before anything is generated
 
         def ask(rows: int) -> Ask:
             generation, first = self._numbers(rows)
@@ -200,6 +206,7 @@ class SoftTokensMixin(_Host):
     # Rollout
 
     def _generate_single_turn(self, prompt_ids, *args, **kwargs):
+        self._check_prompts(prompt_ids)
         # TRL pads the prompts, gathers or summons the weights, calls `generate` and cuts at the end of sequence. Only
         # the call in the middle is ours; with vLLM it is `SoftVLLM.generate`.
         if self.use_vllm:
@@ -213,6 +220,17 @@ class SoftTokensMixin(_Host):
             del model.generate
             if before is not None:
                 model.generate = before
+
+    def _check_prompts(self, prompts: list[list[int]]) -> None:
+        """Refuse prompts that the model cannot read, and say where a prompt leaves no room for thoughts."""
+        check_prompts(prompts, self._vocab_size, self._tokenizer)
+        plan = self._plans[self._mode]
+        if not plan.thought.is_token and any(plan.closed(prompts)):
+            logger.warning_once(
+                f"Prompts end with {plan.stop.end.text!r}, which closes their thought (`enable_thinking: false` in "
+                "`chat_template_kwargs`, for some templates). Their completions begin with the answer and hold no soft "
+                "thought, so they train as in TRL. Let the template leave the thought open if they are to think."
+            )
 
     def _soft_generate(self, model, input_ids, attention_mask, generation_config) -> torch.Tensor:
         """In place of `generate`: (B, P) left-padded prompts -> (B, P+C) ids, the record kept aside."""
@@ -240,12 +258,21 @@ class SoftTokensMixin(_Host):
 
     def _generate(self, prompts: list):
         self._rollout = None
-        outputs = super()._generate(prompts)
+        outputs = list(super()._generate(prompts))
+        outputs[self._completions] = self._judged(outputs[1], outputs[self._completions])
         drawn, self._rollout = self._rollout, None
         self._record = drawn.record
         for name, value in rollout_metrics(drawn, self.accelerator).items():
             self._metrics[self._mode][name].append(value)
         return outputs
+
+    def _judged(self, completion_ids: list[list[int]], completions: list) -> list:
+        """Completions for the rewards, with the text that an evaluation judges: TRL's has no special tokens."""
+        texts = completion_texts(self._tokenizer, completion_ids, self._plans[self._mode])
+        return [
+            text if isinstance(completion, str) else [{**completion[-1], "content": text}]
+            for text, completion in zip(texts, completions, strict=True)
+        ]
 
     def _generate_and_score_completions(self, inputs):
         with self._replaying(None):
@@ -373,6 +400,7 @@ class SoftGRPOTrainer(ResumableMixin, NonfiniteMixin, SoftTokensMixin, GRPOTrain
     _config_class = SoftGRPOConfig
     _tag_names = ["trl", "grpo", "trl_soft"]  # noqa: RUF012 (as TRL declares it)
     _name = "SoftGRPO"
+    _completions = 3
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -404,6 +432,7 @@ class SoftRLOOTrainer(ResumableMixin, NonfiniteMixin, SoftTokensMixin, RLOOTrain
     _config_class = SoftRLOOConfig
     _tag_names = ["trl", "rloo", "trl_soft"]  # noqa: RUF012 (as TRL declares it)
     _name = "SoftRLOO"
+    _completions = 2
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)

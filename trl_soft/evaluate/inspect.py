@@ -159,7 +159,7 @@ def _line(sample: dict, thinking: dict, prompts: dict[str, int]) -> dict[str, An
         "decoding": sample["decoding"],
         "prompt": prompts.setdefault(str(sample.get("prompt", "")), len(prompts)),
         "text": text,
-        "answer_at": _answer_at(text, steps, length, thinking),
+        "answer_at": _answer_at(sample, text, steps, length, thinking),
         "answer": _text(sample.get("answer")),
         "vote": _text(sample.get("vote")),
         "correct": bool(sample.get("correct")),
@@ -172,8 +172,13 @@ def _line(sample: dict, thinking: dict, prompts: dict[str, int]) -> dict[str, An
     }
 
 
-def _answer_at(text: str, steps: list[dict] | None, length: int, thinking: dict) -> int | None:
-    """Where in the text the answer begins: by the steps' tokens, or by what ends a thought; `None` if neither tells."""
+def _answer_at(sample: dict, text: str, steps: list[dict] | None, length: int, thinking: dict) -> int | None:
+    """
+    Where in the text the answer begins: as the sample has it, which may be inside the token that closed the thought; else by
+    the steps' tokens, or by what ends a thought; `None` if nothing tells.
+    """
+    if isinstance(sample.get("answer_at"), int):
+        return _units(text[: sample["answer_at"]])
     if steps:
         thought = "".join(str(step["token"]) for step in steps[:length])
         if text.startswith(thought):

@@ -31,7 +31,9 @@ from .. import saved_settings
 from ..files import printable
 from ..forward import soft_tokens_added
 from ..rollout import ENGINES, EngineOptions, Key, Rollout
-from ..rollout.plan import make_plan, table_rms
+from ..rollout.base import Plan
+from ..rollout.plan import check_prompts, make_plan, table_rms
+from ..rollout.text import answer_start, completion_texts
 from ..settings import ThinkingSettings
 from ..thoughts import Hard
 from .benchmarks import Problem, answer_text, build_prompt, get_preset, load_problems
@@ -247,6 +249,7 @@ class _Policy:
     def _chunk(self, benchmark, decoding, plan, kind, part, samples, bar) -> tuple[list[dict], PositionMeans | None]:
         prompts = [build_prompt(problem, self.preset, self.tokenizer) for problem, _ in part]
         ids = [self.tokenizer(prompt)["input_ids"] for prompt in prompts]
+        check_prompts(ids, self.model.config.get_text_config().vocab_size, self.tokenizer)
         numbers = [problem.number * samples + sample for problem, sample in part]
         key = Key(decoding.seed, 0, torch.tensor(numbers, device=self.model.device))
         options = EngineOptions(self.run.slots, self.run.cache_gb)
@@ -270,21 +273,31 @@ class _Policy:
                         "problem": problem.number,
                         "sample": sample,
                         "prompt": prompts[row],
-                        **self._described(one),
-                        **self._graded(one, problem, kind),
+                        **self._described(one, plan),
+                        **self._graded(one, plan, problem, kind),
                     }
                 bar.update(len(rows))
         return [line for line in lines if line is not None], entropy
 
-    def _described(self, rollout: Rollout) -> dict[str, Any]:
+    def _text(self, rollout: Rollout, plan: Plan) -> tuple[str, int]:
+        """A completion's text, as it is judged, and where in it the answer begins."""
+        ids = rollout.completion_ids[0, : int(rollout.completion_mask.sum())].tolist()
+        (text,) = completion_texts(self.tokenizer, [ids], plan)
+        thoughts, surplus = int(rollout.thinking_length), int(rollout.thinking_surplus)
+        return text, answer_start(self.tokenizer, ids, thoughts, surplus, plan)
+
+    def _described(self, rollout: Rollout, plan: Plan) -> dict[str, Any]:
         length = int(rollout.completion_mask.sum())
         ids = rollout.completion_ids[0, :length]
         thoughts = rollout.record.thinking_mask[0, :length]
         entropy = rollout.entropies[0, :length]
+        text, answer_at = self._text(rollout, plan)
         line: dict[str, Any] = {
-            "text": self.tokenizer.decode(ids, skip_special_tokens=True),
+            "text": text,
+            "answer_at": answer_at,
             "length": length,
             "thinking_length": rollout.thinking_length.item(),
+            "thinking_surplus": rollout.thinking_surplus.item(),
             "thinking_cut": rollout.thinking_cut.item(),
             "clipped": int(ids[-1]) not in self.eos,  # a cap, of all or of the answer, and not its own end
             "entropy": entropy[thoughts].mean().item() if thoughts.any() else None,
@@ -316,13 +329,11 @@ class _Policy:
             steps.append(step)
         return steps
 
-    def _graded(self, rollout: Rollout, problem: Problem, kind: str) -> dict[str, Any]:
-        ids = rollout.completion_ids[0, : int(rollout.completion_mask.sum())]
+    def _graded(self, rollout: Rollout, plan: Plan, problem: Problem, kind: str) -> dict[str, Any]:
+        text, answer_at = self._text(rollout, plan)
         forced = bool(rollout.record.forced_mask.any()) and self.preset.asks[kind].answer_prefill is not None
         # What was prefilled begins the answer, however the thought ended.
-        ids = ids[int(rollout.thinking_length) :] if forced else ids
-        # Marks such as </think> are special tokens of some tokenizers, and the preset may read from there on.
-        text = str(self.tokenizer.decode([i for i in ids.tolist() if i not in self.eos], skip_special_tokens=False))
+        text = text[answer_at:] if forced else text
         marker = self.preset.asks[kind].answer_after
         if forced and marker is not None and marker not in text:
             box = marker.removesuffix("\\boxed{") != marker

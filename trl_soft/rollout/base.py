@@ -19,7 +19,7 @@ from ..noise import KeyedNoise
 from ..record import SoftTokens
 from ..settings import check_number
 from ..thoughts import Hard, Thought
-from .stop import StopRule
+from .stop import StopRule, overlap
 
 
 @dataclass
@@ -32,7 +32,10 @@ class Plan:
         stop (`StopRule`): when a thought ends.
         max_completion_length (`int`): C.
         eos_token_ids (`list[int]`), pad_token_id (`int`).
-        forced (`tuple` of two `list[int]`): ids forced after a thought that ended itself, and after one that was cut.
+        forced (`Sequence` of `list[int]`):
+            Ids forced after a thought that ended itself, and after one that was cut. Row 1 + k is what is left of the first
+            after its first k characters, where the token that ended the thought has written those.
+        prefill (`str`): the text of the first.
         repetition_penalty (`float`): on tokens, hard thoughts and the answer's, as in `generate`.
         max_answer_length (`int`, *optional*): cap of the answer's own tokens, thought and forced ones not among them.
     """
@@ -43,17 +46,29 @@ class Plan:
     max_completion_length: int
     eos_token_ids: list[int]
     pad_token_id: int
-    forced: tuple[Sequence[int], Sequence[int]] = ((), ())
+    forced: Sequence[Sequence[int]] = ((), ())
+    prefill: str = ""
     repetition_penalty: float = 1.0
     max_answer_length: int | None = None
 
     def script(self, device) -> tuple[torch.Tensor, torch.Tensor]:
-        """The two forced texts as a (2, F) table and their lengths (2,)."""
+        """The R forced texts as an (R, F) table and their lengths (R,)."""
         lengths = torch.tensor([len(ids) for ids in self.forced], device=device)
-        table = torch.zeros(2, max(1, *map(len, self.forced)), dtype=torch.long, device=device)
+        table = torch.zeros(len(self.forced), max(1, *map(len, self.forced)), dtype=torch.long, device=device)
         for row, ids in enumerate(self.forced):
             table[row, : len(ids)] = torch.tensor(ids, dtype=torch.long, device=device)
         return table, lengths
+
+    def closed(self, prompts: Sequence[Sequence[int]]) -> list[bool]:
+        """Which prompts have closed their thought, and so begin with the answer; equal ones are looked at once."""
+        found = {prompt: self.stop.end.closes(prompt) for prompt in set(map(tuple, prompts))}
+        return [found[tuple(prompt)] for prompt in prompts]
+
+
+def forced_row(rest: str, prefill: str) -> int:
+    """Which row of `Plan.forced` follows a thought that ended itself, with a rest (see `EndOfThinking`)."""
+    written = overlap(rest, prefill)
+    return 1 + written if written else 0
 
 
 @dataclass
@@ -130,7 +145,11 @@ class Rollout:
         completion_mask (`torch.Tensor` of shape `(B, C)`, bool): True up to and including the end of sequence.
         record (`SoftTokens`): the thoughts, and the log-probabilities as drawn.
         entropies (`torch.Tensor` of shape `(B, C)`): in nats, of the distribution each step was made from.
-        thinking_length (`torch.Tensor` of shape `(B,)`): thoughts, the closing step among them.
+        thinking_length (`torch.Tensor` of shape `(B,)`):
+            Thoughts, the closing step among them; 0 where the prompt has closed its thought.
+        thinking_surplus (`torch.Tensor` of shape `(B,)`):
+            Characters that the closing step's token writes beyond the text that ends thoughts. They are the answer's first;
+            the answer is the completion's text after that of `thinking_length` tokens, and these.
         thinking_cut (`torch.Tensor` of shape `(B,)`, bool): True where the thought reached a cap.
     """
 
@@ -139,6 +158,7 @@ class Rollout:
     record: SoftTokens
     entropies: torch.Tensor
     thinking_length: torch.Tensor
+    thinking_surplus: torch.Tensor
     thinking_cut: torch.Tensor
 
     def __getitem__(self, rows: slice) -> "Rollout":
@@ -158,13 +178,13 @@ class Rollout:
         """All of it, in a fixed order."""
         record = self.record
         of_record = [record.thinking_mask, record.forced_mask, record.log_probs, *record.action.values()]
-        own = [self.completion_ids, self.completion_mask, self.entropies, self.thinking_length, self.thinking_cut]
-        return [*own, *of_record]
+        of_thought = [self.thinking_length, self.thinking_surplus, self.thinking_cut]
+        return [self.completion_ids, self.completion_mask, self.entropies, *of_thought, *of_record]
 
     def _map(self, of) -> "Rollout":
         return Rollout(
             of(self.completion_ids), of(self.completion_mask), self.record.map(of),
-            of(self.entropies), of(self.thinking_length), of(self.thinking_cut),
+            of(self.entropies), of(self.thinking_length), of(self.thinking_surplus), of(self.thinking_cut),
         )  # fmt: skip
 
 

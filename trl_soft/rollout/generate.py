@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`soft_generate`: thoughts and answers from any causal LM, without a trainer."""
 
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -14,7 +15,8 @@ from ..settings import ThinkingSettings, check_number
 from ..thoughts import Hard
 from .base import EngineOptions, Key
 from .engines import ENGINES
-from .plan import make_plan, table_rms
+from .plan import check_prompts, make_plan, table_rms
+from .text import completion_texts
 
 
 @dataclass
@@ -23,11 +25,15 @@ class SoftCompletions:
     `num_generations` completions of every prompt, in the order of the prompts; n = prompts x num_generations.
 
     Args:
-        texts (`list[str]`, n): the completions, decoded from the shadow text.
+        texts (`list[str]`, n):
+            The completions, decoded from the shadow text: special tokens such as a `</think>` among them, the end of sequence not.
         completion_ids (`list[list[int]]`, n): the shadow text, up to and including the end of sequence.
         records (`list[SoftTokens]`, n): the thoughts of each completion, shape (1, its length), in the host's memory.
         log_probs, entropies (`list[list[float]]`, n): per token, as drawn, in nats.
-        thinking_lengths (`list[int]`, n): thoughts in each completion.
+        thinking_lengths (`list[int]`, n):
+            Thoughts in each completion, the closing step among them; 0 where the prompt has closed its thought.
+        thinking_surplus (`list[int]`, n):
+            Characters that the closing step's token writes beyond `end_of_thinking`: the answer's first.
         thinking_cut (`list[bool]`, n): whether the thought reached a cap.
     """
 
@@ -37,6 +43,7 @@ class SoftCompletions:
     log_probs: list[list[float]]
     entropies: list[list[float]]
     thinking_lengths: list[int]
+    thinking_surplus: list[int]
     thinking_cut: list[bool]
 
     @property
@@ -48,7 +55,7 @@ class SoftCompletions:
 def soft_generate(
     model,
     tokenizer,
-    prompts: list[str] | list[list[int]],
+    prompts: Sequence[str | list[int] | list[dict]],
     settings: ThinkingSettings | None = None,
     *,
     num_generations: int = 1,
@@ -65,6 +72,7 @@ def soft_generate(
     cache_gb: float | None = None,
     cuda_graphs: bool = True,
     lengths: list[int] | None = None,
+    chat_template_kwargs: dict | None = None,
     progress: bool = True,
     evaluation: bool = False,
 ) -> SoftCompletions:
@@ -76,7 +84,10 @@ def soft_generate(
         tokenizer: its tokenizer.
         prompts:
             Texts, to which the tokenizer adds what it always adds (a beginning of sequence, for some: leave it out of a
-            chat template's text), or lists of ids, which are taken as they are.
+            chat template's text); conversations, lists of messages (`{"role": ..., "content": ...}`), to which the chat
+            template is applied, and whose last message is continued where it is the assistant's; or lists of ids, which are
+            taken as they are. A prompt whose text ends with `end_of_thinking`, blanks aside (Qwen3's template with
+            `enable_thinking=False`), has closed its thought: its completion begins with the answer.
         settings (`ThinkingSettings`, *optional*):
             How to think. `None`: as the model was trained, which its config, its adapter or `thinking_config.json` in the
             folder that it was loaded from says.
@@ -87,13 +98,16 @@ def soft_generate(
         engine (`str`): `slots`, or `simple` for models whose layers keep more than keys and values.
         slots, cache_gb, cuda_graphs: speed and memory, see `EngineOptions`; they change no completion.
         lengths (`list[int]`, *optional*): cap of each completion, prompts x num_generations, below the common one.
+        chat_template_kwargs (`dict`, *optional*): further arguments of the chat template, as in TRL's configs.
         progress (`bool`): show a bar over completions.
         evaluation (`bool`): think with `settings.eval_thought` where it is set.
     """
     if isinstance(prompts, str):
         raise TypeError("`prompts` is one text, which would be read as a list of letters. Pass a list: `[prompt]`.")
     if not isinstance(prompts, (list, tuple)):
-        raise TypeError(f"`prompts` is a {type(prompts).__name__}. Pass a list of texts or of lists of ids.")
+        raise TypeError(
+            f"`prompts` is a {type(prompts).__name__}. Pass a list of texts, conversations or lists of ids."
+        )
     if settings is not None and not isinstance(settings, ThinkingSettings):
         raise TypeError(f"`settings` is a {type(settings).__name__}. Pass `ThinkingSettings(...)`.")
     check_number("num_generations", num_generations, 1, None, whole=True)
@@ -132,18 +146,8 @@ def soft_generate(
         evaluation=evaluation,
         repetition_penalty=repetition_penalty,
     )
-    ids = [
-        tokenizer(p)["input_ids"] if isinstance(p, str) else list(p) for p in prompts for _ in range(num_generations)
-    ]
-    if not all(ids):
-        raise ValueError(
-            "A prompt has no tokens, so there is nothing to continue. Remove it, or begin it with a token."
-        )
-    size = base.config.get_text_config().vocab_size
-    if any(min(row) < 0 or max(row) >= size for row in ids):
-        raise ValueError(
-            f"A prompt holds an id that is not among the model's {size} tokens. Tokenize it for this model."
-        )
+    ids = [row for row in _ids(tokenizer, prompts, chat_template_kwargs) for _ in range(num_generations)]
+    check_prompts(ids, base.config.get_text_config().vocab_size, tokenizer)
     key = Key(seed, generation, torch.arange(len(ids), device=base.device))
     parts: list = [None] * len(ids)
     with soft_tokens_added(base), tqdm(total=len(ids), disable=not progress, desc="Generating", unit="sample") as bar:
@@ -156,14 +160,40 @@ def soft_generate(
                 bar.update(len(numbers))
     completion_ids = [part.completion_ids[0].tolist() for part in parts]
     return SoftCompletions(
-        texts=tokenizer.batch_decode(completion_ids, skip_special_tokens=True),
+        texts=completion_texts(tokenizer, completion_ids, plan),
         completion_ids=completion_ids,
         records=[part.record for part in parts],
         log_probs=[part.record.log_probs[0].tolist() for part in parts],
         entropies=[part.entropies[0].tolist() for part in parts],
         thinking_lengths=[part.thinking_length.item() for part in parts],
+        thinking_surplus=[part.thinking_surplus.item() for part in parts],
         thinking_cut=[part.thinking_cut.item() for part in parts],
     )
+
+
+def _ids(tokenizer, prompts: Sequence, chat_template_kwargs: dict | None) -> list[list[int]]:
+    """The tokens of each prompt."""
+    ids = []
+    for prompt in prompts:
+        if isinstance(prompt, str):
+            ids.append(tokenizer(prompt)["input_ids"])
+        elif isinstance(prompt, dict):
+            raise TypeError("`prompts` is one conversation. Pass a list of conversations: `[messages]`.")
+        elif len(prompt) > 0 and isinstance(prompt[0], dict):
+            if not tokenizer.chat_template:
+                raise ValueError(
+                    "A prompt is a conversation, but the tokenizer has no chat template to write it with. Set "
+                    "`tokenizer.chat_template`, or pass texts."
+                )
+            goes_on = prompt[-1]["role"] == "assistant"
+            chosen = {"continue_final_message": True} if goes_on else {"add_generation_prompt": True}
+            written = tokenizer.apply_chat_template(
+                list(prompt), tokenize=True, return_dict=True, **chosen, **(chat_template_kwargs or {})
+            )
+            ids.append(written["input_ids"])
+        else:
+            ids.append(list(prompt))
+    return ids
 
 
 def _brought(model) -> ThinkingSettings:

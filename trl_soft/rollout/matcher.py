@@ -2,13 +2,15 @@
 """A text that ends thoughts as a table over tokens, so that no step has to be decoded.
 
 State s says that the shadow, decoded, ends with the first s characters of the text and no more (Knuth, Morris and Pratt);
-`table[s, token]` is the state after a token, and the last state is a match that ends where the token ends.
+`table[s, token]` is the state after a token. A match may end inside the token; no state follows it, since the thought is over.
 """
 
 import random
+from collections.abc import Sequence
 
 import torch
 
+from .base import forced_row
 from .stop import EndOfThinking
 
 
@@ -33,17 +35,35 @@ def alphabet(text: str) -> dict[str, int]:
 
 
 def table_of(text: str, pieces: list[str]) -> torch.Tensor:
-    """(m + 1, V) int16: the state after each token, whose characters are `pieces`, from each state."""
-    step, letters, longest = transitions(text), alphabet(text), len(text)
-    # What a token ends with decides; no more of it than the text is long.
-    ends = [piece[-longest:] for piece in pieces]
-    columns = torch.full((len(pieces), longest), -1)
-    for i, end in enumerate(ends):
-        columns[i, : len(end)] = torch.tensor([letters.get(letter, _OTHER) for letter in end], dtype=torch.long)
-    state = torch.arange(longest + 1).unsqueeze(1).expand(-1, len(pieces))  # (m + 1, V)
-    for column in columns.unbind(1):
+    """
+    (m, V) int32 for a text of m characters: the state after each token, whose characters are `pieces`, from each state; or
+    m plus the number of characters behind the first match, where the token completes one.
+    """
+    step, letters, m = transitions(text), alphabet(text), len(text)
+
+    def columns(parts: list[str]) -> torch.Tensor:
+        """(V, longest part) int64, -1 where a part is over."""
+        width = max(map(len, parts))
+        flat = b"".join(bytes([letters.get(x, _OTHER) for x in part]).ljust(width, b"\xff") for part in parts)
+        made = torch.frombuffer(bytearray(flat), dtype=torch.uint8) if flat else torch.empty(0, dtype=torch.uint8)
+        made = made.view(len(parts), width).long()
+        return made.masked_fill_(made == 255, -1)
+
+    begin = torch.arange(m).unsqueeze(1).expand(-1, len(pieces))  # (m, V)
+    # Without a match, what a token ends with decides: no more of it than the text is long.
+    state = begin
+    for column in columns([piece[-m:] for piece in pieces]).unbind(1):
         state = torch.where(column >= 0, step[state, column.clamp(min=0)], state)
-    return state.to(torch.int16)
+    # A match ends in the first m - 1 characters, or all of it is inside the token.
+    ends = [place + m if (place := piece.find(text)) >= 0 else -1 for piece in pieces]
+    end = torch.tensor(ends).expand(m, -1).clone()
+    now, found = begin, torch.zeros_like(begin, dtype=torch.bool)
+    for i, column in enumerate(columns([piece[: m - 1] for piece in pieces]).unbind(1)):
+        now = torch.where(column >= 0, step[now, column.clamp(min=0)], now)
+        here = (now == m) & ~found & (column >= 0)
+        end[here], found = i + 1, found | here
+    lengths = torch.tensor([len(piece) for piece in pieces])
+    return torch.where(end >= 0, m + lengths - end, state).to(torch.int32)
 
 
 class EndMatcher:
@@ -53,6 +73,14 @@ class EndMatcher:
     Args:
         end (`EndOfThinking`): of a text that is no added token.
         vocab_size (`int`): V, of the model.
+        prefill (`str`): text forced after a thought that ended itself, some of which a rest may have written.
+
+    Attributes:
+        table (`torch.Tensor` of shape `(m, V)`, int16):
+            Of a text of m characters: the state after each token, or m + i where it completes the text and leaves a rest of
+            kind i.
+        surplus, script (`torch.Tensor` of shape `(kinds of rests,)`, int64):
+            Characters of such a rest, and which row of `Plan.forced` follows it. Kind 0 is no rest.
 
     Raises:
         ValueError: if tokens of this tokenizer do not write their characters one after the other, or the text is not
@@ -61,7 +89,7 @@ class EndMatcher:
 
     is_token = False
 
-    def __init__(self, end: EndOfThinking, vocab_size: int):
+    def __init__(self, end: EndOfThinking, vocab_size: int, prefill: str = ""):
         self.ids, self.text = end.ids, end.text
         if not end.text.isascii():
             raise ValueError(
@@ -70,11 +98,25 @@ class EndMatcher:
             )
         tokenizer, count = end.tokenizer, min(vocab_size, len(end.tokenizer))
         anchor = end.ids[-1]
-        alone = tokenizer.decode([anchor], skip_special_tokens=False)
-        after = tokenizer.batch_decode([[anchor, token] for token in range(count)], skip_special_tokens=False)
+        exact = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+        alone = tokenizer.decode([anchor], **exact)
+        after = tokenizer.batch_decode([[anchor, token] for token in range(count)], **exact)
         pieces = [both[len(alone) :] if both.startswith(alone) else "\0" for both in after]
-        self.table = table_of(end.text, pieces + [""] * (vocab_size - count))
+        self._number(table_of(end.text, pieces + [""] * (vocab_size - count)), pieces, prefill)
         self._check(end, count)
+
+    def _number(self, table: torch.Tensor, pieces: list[str], prefill: str) -> None:
+        """The kinds of rests, in the place of their lengths."""
+        m, kinds = len(table), {(0, 0): 0}
+        states, tokens = (table > m).nonzero(as_tuple=True)
+        lengths = (table[states, tokens] - m).tolist()
+        found = [
+            kinds.setdefault((length, forced_row(pieces[token][-length:], prefill)), len(kinds))
+            for token, length in zip(tokens.tolist(), lengths, strict=True)
+        ]
+        table[states, tokens] = m + torch.tensor(found, dtype=table.dtype)
+        self.table = table.to(torch.int16)
+        self.surplus, self.script = torch.tensor(list(kinds)).unbind(-1)
 
     def _check(self, end: EndOfThinking, count: int) -> None:
         """Decoded texts say the same as the table: the end in several surroundings, and any tokens."""
@@ -82,16 +124,29 @@ class EndMatcher:
         some = [[draw.randrange(count) for _ in range(8)] for _ in range(200)]
         near = [row[:4] + end.ids[draw.randrange(len(end.ids)) :] + row[: draw.randrange(2)] for row in some]
         cut = [row[:4] + end.ids[:-1] + [token] for row in some for token in row[:2]]
-        shadows = some + near + cut + [row[:4] + end.ids for row in some]
-        ours = [self._state(shadow) == len(self.table) - 1 for shadow in shadows]
-        if ours != end.match(shadows):
+        closing = (self.table >= len(self.table)).any(0).nonzero().squeeze(-1).tolist()
+        inside = [row[:4] + end.ids[:-1] + [draw.choice(closing)] for row in some if closing]
+        shadows = some + near + cut + inside + [row[:4] + end.ids for row in some]
+        theirs = [None if rest is None else len(rest) for rest in self._first(end, shadows)]
+        if [self.find(shadow) for shadow in shadows] != theirs:
             raise ValueError(
                 f"`end_of_thinking` is {end.text!r}, and this tokenizer's tokens do not write their characters one after the "
                 "other, so only whole texts can be searched for it. Choose a token, or the in-process engine."
             )
 
-    def _state(self, shadow: list[int]) -> int:
-        state = 0
+    @staticmethod
+    def _first(end: EndOfThinking, shadows: list[list[int]]) -> list[str | None]:
+        """The rest at the first match in each shadow, by decoding every prefix."""
+        lengths = [len(shadow) for shadow in shadows]
+        rests = iter(end.rests([shadow[: n + 1] for shadow in shadows for n in range(len(shadow))]))
+        found = [[next(rests) for _ in range(length)] for length in lengths]
+        return [next((rest for rest in row if rest is not None), None) for row in found]
+
+    def find(self, shadow: Sequence[int]) -> int | None:
+        """Characters of the rest at the first match in a shadow; `None` where there is no match."""
+        state, m = 0, len(self.table)
         for token in shadow:
             state = int(self.table[state, token])
-        return state
+            if state >= m:
+                return int(self.surplus[state - m])
+        return None

@@ -20,12 +20,44 @@ def table_rms(model) -> float:
         return whole(embedding.weight).float().square().mean().sqrt().item() * embedding_scale(embedding)
 
 
-def forced_ids(settings: ThinkingSettings, tokenizer, end: EndOfThinking) -> tuple[list[int], list[int]]:
-    """Ids forced after a thought that ended itself, and after one that was cut."""
+def forced_ids(settings: ThinkingSettings, tokenizer, end: EndOfThinking) -> list[list[int]]:
+    """`Plan.forced`."""
     if settings.answer_prefill is None:
-        return [], list(end.ids)
+        return [[], list(end.ids)]
     ended, cut = (encode(tokenizer, text, "answer_prefill") if text else [] for text in settings.answer_prefill)
-    return ended, cut
+    if end.is_token:
+        return [ended, cut]
+
+    def left(text: str) -> list[int]:
+        try:
+            return encode(tokenizer, text, "answer_prefill") if text else []
+        except ValueError:  # within an added token; no rest ends there but by chance
+            return ended
+
+    text = settings.answer_prefill[0]
+    return [ended, cut, *(left(text[k:]) for k in range(1, len(text) + 1))]
+
+
+def check_ids(field: str, ids: Sequence[int], vocab_size: int, tokenizer) -> None:
+    """Raise a `ValueError` for ids that the model has no embedding of."""
+    beyond = next((i for i in ids if not 0 <= i < vocab_size), None)
+    if beyond is not None:
+        written = f" ({tokenizer.convert_ids_to_tokens(beyond)!r})" if 0 <= beyond < len(tokenizer) else ""
+        raise ValueError(
+            f"{field} holds token {beyond}{written}, but the model has {vocab_size} tokens, so it is not among the model's. "
+            "Call `model.resize_token_embeddings(len(tokenizer))`, or choose tokens that the model has."
+        )
+
+
+def check_prompts(prompts: Sequence[Sequence[int]], vocab_size: int, tokenizer) -> None:
+    """Raise a `ValueError` for prompts (lists of ids) that a model of V tokens cannot read."""
+    if not all(prompts):
+        raise ValueError(
+            "A prompt has no tokens, so there is nothing to continue. Remove it, or begin it with a token."
+        )
+    for prompt in prompts:
+        if min(prompt) < 0 or max(prompt) >= vocab_size:
+            check_ids("A prompt", prompt, vocab_size, tokenizer)
 
 
 def make_plan(
@@ -44,12 +76,15 @@ def make_plan(
     Resolve the settings against a tokenizer and a model's sizes.
 
     Raises:
-        ValueError: if `end_of_thinking` or `answer_prefill` can never be produced, if the thought asks for more
-            candidates than there are tokens, or if thought and forced text leave no room for an answer.
+        ValueError: if `end_of_thinking` or `answer_prefill` can never be produced or are not among the model's tokens, if
+            the thought asks for more candidates than there are tokens, or if thought and forced text leave no room for an
+            answer.
     """
     end = EndOfThinking(tokenizer, settings.end_of_thinking)
     forced = forced_ids(settings, tokenizer, end)
-    for field, ids in (("end_of_thinking", end.ids), ("answer_prefill", [*forced[0], *forced[1]])):
+    prefilled = sorted({i for row in forced for i in row} if settings.answer_prefill is not None else ())
+    for field, ids in (("end_of_thinking", end.ids), ("answer_prefill", prefilled)):
+        check_ids(f"`{field}`", ids, vocab_size, tokenizer)
         ending = sorted(set(ids) & set(eos_token_ids))
         if ending:
             raise ValueError(
@@ -74,7 +109,7 @@ def make_plan(
 def plan_of_ids(
     settings: ThinkingSettings,
     end: EndOfThinking,
-    forced: tuple[Sequence[int], Sequence[int]],
+    forced: Sequence[Sequence[int]],
     answer: Hard,
     *,
     vocab_size: int,
@@ -117,6 +152,7 @@ def plan_of_ids(
         eos_token_ids=list(eos_token_ids),
         pad_token_id=pad_token_id,
         forced=forced,
+        prefill=settings.answer_prefill[0] if settings.answer_prefill is not None else "",
         repetition_penalty=repetition_penalty,
         max_answer_length=settings.max_answer_length,
     )

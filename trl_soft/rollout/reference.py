@@ -18,7 +18,7 @@ from ..lookup import embedding_scale
 from ..record import SoftTokens
 from ..scoring import DenseLogits, logit_transform, transformed, whole
 from ..thoughts import Thought
-from .base import EngineOptions, Key, Parts, Plan, Rollout, left_padded, packed, positions
+from .base import EngineOptions, Key, Parts, Plan, Rollout, forced_row, left_padded, packed, positions
 
 
 logger = logging.get_logger(__name__)
@@ -53,9 +53,11 @@ def _batch(model, input_ids, attention_mask, plan: Plan, key: Key, numbers, limi
     log_probs, entropies = (torch.zeros(batch, length, device=device) for _ in "12")
     actions: dict[str, torch.Tensor] = {}
 
-    thinking = torch.ones(batch, dtype=torch.bool, device=device)
+    prompts = [row[own.bool()].tolist() for row, own in zip(input_ids, attention_mask, strict=True)]
+    thinking = ~torch.tensor(plan.closed(prompts), device=device)
     done, full, cut = (torch.zeros_like(thinking) for _ in "123")
     cursor = script_length.new_zeros(batch)  # how many forced tokens a row has been fed
+    script_row, surplus = cursor.clone(), cursor.clone()
     answered = cursor.clone()
     calm = cursor.clone()  # cold steps in a row
     thinking_length = cursor.clone()
@@ -67,10 +69,14 @@ def _batch(model, input_ids, attention_mask, plan: Plan, key: Key, numbers, limi
         step = torch.full((batch,), plan.pad_token_id, device=device)
         live = ~done & ~full
         thinks = thinking & live
-        scripted = ~thinking & live & (cursor < script_length[cut.long()])
+        scripted = ~thinking & live & (cursor < script_length[script_row])
         answers = ~thinking & live & ~scripted
         completion_mask[:, t] = live
 
+        if t == 0 and not thinks.any():
+            # A record has the tensors of an action even if none of its completions thinks; this draw is of nobody.
+            action, _ = plan.thought.sample(logits[:1], key.noise(numbers[:1], cursor[:1]))
+            _remember(actions, {name: value[:0] for name, value in action.items()}, cursor[:0], t, (batch, length))
         if thinks.any():
             rows = thinks.nonzero().squeeze(-1)
             view, noise = logits[rows], key.noise(numbers[rows], torch.full_like(rows, t))
@@ -100,12 +106,16 @@ def _batch(model, input_ids, attention_mask, plan: Plan, key: Key, numbers, limi
             too_long, calm[rows] = plan.stop.cut(thinking_length[rows], view, calm[rows])
             too_long &= ~closed
             cut[rows] = too_long
+            script_row[rows] = too_long.long()
+            for row in rows[ended].tolist():
+                rest = plan.stop.end.rests([ids[row, : t + 1].tolist()])[0] or ""
+                surplus[row], script_row[row] = len(rest), forced_row(rest, plan.prefill)
             thinking[rows] = ~(ended | too_long)
             done[rows] = ends_all
 
         if scripted.any():
             rows = scripted.nonzero().squeeze(-1)
-            step[rows] = script[cut[rows].long(), cursor[rows]]
+            step[rows] = script[script_row[rows], cursor[rows]]
             forced_mask[rows, t] = True
             cursor[rows] += 1
 
@@ -135,7 +145,7 @@ def _batch(model, input_ids, attention_mask, plan: Plan, key: Key, numbers, limi
     used = int(completion_mask.sum(-1).max())
     record = SoftTokens(plan.thought, thinking_mask, actions, log_probs, forced_mask).to_length(used)
     return Rollout(
-        ids[:, :used], completion_mask[:, :used], record, entropies[:, :used], thinking_length,
+        ids[:, :used], completion_mask[:, :used], record, entropies[:, :used], thinking_length, surplus,
         cut | thinking & ~done,
     )  # fmt: skip
 

@@ -9,7 +9,7 @@ import torch
 from ..noise import KeyedNoise
 from ..record import SoftTokens
 from ..scoring import DenseLogits
-from .base import Key, Plan, Rollout
+from .base import Key, Plan, Rollout, forced_row, packed
 from .steps import FLAGS, NUMBERS, Steps, begin, block_shapes, by_name
 
 
@@ -34,6 +34,7 @@ class Slots:
         self.action: dict[str, torch.Tensor] = {}
         self._views: dict[int, Any] = {}
         self.samples = key.sample.to(device)
+        self._answers_first = False  # whether a completion began with its answer
 
     def _of(self, size: int) -> Any:
         """Views of the first slots, by name."""
@@ -60,7 +61,9 @@ class Slots:
         self.all.active[sources] = False
 
     def admit(self, slots: list[int], numbers: list[int], prompts: list[list[int]], limits: list[int]) -> None:
-        """Begin completions in some slots."""
+        """Begin completions in some slots: thoughts, or answers where the prompt has closed its thought."""
+        closed = self.plan.closed(prompts)
+        self._answers_first |= any(closed)
         index = torch.tensor(slots, device=self.device)
         for block in self.action.values():
             block[index] = 0
@@ -71,6 +74,7 @@ class Slots:
             prompt=torch.tensor([prompt[-1] for prompt in prompts], device=self.device),
             prompt_length=torch.tensor([len(prompt) for prompt in prompts], device=self.device),
             limit=torch.tensor(limits, device=self.device),
+            thinking=~torch.tensor(closed, device=self.device),
             ids=self.plan.pad_token_id,
         )
         for slot, prompt in zip(slots, prompts, strict=True):
@@ -121,6 +125,10 @@ class Slots:
         """
         now = self._of(size)
         noise = KeyedNoise(self.key.seed, self.key.generation, now.sample, now.t)
+        if self._answers_first and not self.action:
+            # A record has the tensors of an action even if none of its completions thinks; this draw is of nobody.
+            for name, value in packed(self.plan.thought.sample(logits, noise)[0]).items():
+                self._room(name, value)
         self.steps(now, logits, noise, self._room, every_row)
 
     def _room(self, name: str, value: torch.Tensor) -> torch.Tensor:
@@ -132,8 +140,8 @@ class Slots:
 
     def close_matched(self, prompts: dict[int, list[int]], steps: int) -> None:
         """
-        Close thoughts whose shadow came to end with the text that ends a thought, in one of the last `steps` steps, in
-        the slots that complete `prompts`.
+        Close thoughts whose shadow came to hold the text that ends a thought, in one of the last `steps` steps, in the
+        slots that complete `prompts`.
 
         Only the decoded text can tell, and a step does not wait for it: such a slot goes back to the step it should
         have closed with, and draws it again. Noise is keyed, so it draws the same, and closes.
@@ -148,13 +156,14 @@ class Slots:
         if not candidates:
             return
         shadows = now.ids.tolist()
-        matched = end.match([shadows[slot][: position + 1] for slot, position in candidates])
+        rests = end.rests([shadows[slot][: position + 1] for slot, position in candidates])
         closed: set[int] = set()
-        for (slot, position), found in zip(candidates, matched, strict=True):
+        for (slot, position), rest in zip(candidates, rests, strict=True):
             shadow = shadows[slot][: position + 1]
-            if found and slot not in closed and shadow[-1] not in self.plan.eos_token_ids:
+            if rest is not None and slot not in closed and shadow[-1] not in self.plan.eos_token_ids:
                 closed.add(slot)
                 self._rewind(now, slot, position)
+                now.surplus[slot], now.script[slot] = len(rest), forced_row(rest, self.plan.prefill)
                 self._see(slot, [*prompts[slot], *shadow[:-1]])
 
     def _rewind(self, now, slot: int, position: int) -> None:
@@ -194,7 +203,7 @@ class Slots:
         if len(slots) > 1:
             ids = ids.masked_fill_(~mask, self.plan.pad_token_id)  # what was drawn after a thought that closed late
         cut = flags["cut"] | (flags["thinking"] > flags["done"])
-        return Rollout(ids, mask, record, entropies, numbers["thinking_length"], cut)
+        return Rollout(ids, mask, record, entropies, numbers["thinking_length"], numbers["surplus"], cut)
 
     def _index(self, slots: list[int]):
         """What picks their rows: for one of them a slice, which costs a tenth of a gather."""

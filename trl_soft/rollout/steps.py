@@ -27,7 +27,9 @@ NUMBERS = (
     "calm",  # cold steps in a row
     "thinking_length",  # thoughts drawn, the closing step among them
     "close_at",  # position whose thought is the last, where only its text could tell; -1 is none
-    "matched",  # characters of the text that ends a thought, with which the shadow ends
+    "matched",  # state of the matcher: characters of the text that ends a thought, with which the shadow ends
+    "surplus",  # characters that the closing step's token writes beyond that text
+    "script",  # row of the forced texts that follows the thought
 )
 FLAGS = (
     "active",  # False once it has finished
@@ -83,7 +85,9 @@ class Steps:
         self.eos = torch.tensor(plan.eos_token_ids, dtype=torch.long, device=device)
         end = plan.stop.end
         self.end = torch.tensor(end.ids[0] if end.is_token else -1, device=device)
-        self.matches = end.table.to(device) if isinstance(end, EndMatcher) else None
+        self.matches = None
+        if isinstance(end, EndMatcher):
+            self.matches, self.surplus, self.rows = (x.to(device) for x in (end.table, end.surplus, end.script))
         self.one_sampler = isinstance(plan.thought, Hard) and plan.thought.same_as(plan.answer)
         self._drawn: Any = None
 
@@ -91,7 +95,7 @@ class Steps:
         """
         Draw for the active rows. `room(name, value)` is where the action's tensor of that name is kept, (S, C, ...).
         """
-        scripted = now.active & ~now.thinking & (now.cursor < self.script_length[now.cut.long()])
+        scripted = now.active & ~now.thinking & (now.cursor < self.script_length[now.script])
         answers = now.active & ~now.thinking & ~scripted
         thinks = now.active & now.thinking
         select = _Every if every_row else _Some
@@ -120,9 +124,13 @@ class Steps:
         ends_all = self._is_eos(token)
         ended = ((token == self.end) | (rows.of(now.close_at) == rows.of(now.t))) & ~ends_all
         if self.matches is not None:
-            matched = self.matches[rows.of(now.matched), token].long()
+            last = len(self.matches) - 1
+            matched = self.matches[rows.of(now.matched).clamp(max=last), token].long()
+            kind = (matched - last - 1).clamp(min=0)
             rows.put(now.matched, matched)
-            ended = (matched == len(self.matches) - 1) & ~ends_all
+            rows.put(now.surplus, torch.where(ends_all, 0, self.surplus[kind]))
+            rows.put(now.script, self.rows[kind])
+            ended = (matched > last) & ~ends_all
         closed = ended | ends_all
         if thought.closes_one_hot:
             action = thought.close(action, closed, token)
@@ -140,6 +148,7 @@ class Steps:
         rows.put(now.thinking_length, thinking_length)
         rows.put(now.calm, calm)
         rows.put(now.cut, too_long)
+        rows.put(now.script, torch.where(too_long, 1, rows.of(now.script)))
         rows.put(now.thinking, ~(ended | too_long))
         rows.put(now.done, ends_all)
         rows.put_at(now.ids, token)
@@ -151,7 +160,7 @@ class Steps:
 
     def _force(self, now, rows, logits: DenseLogits, noise: KeyedNoise, room) -> None:
         cursor = rows.of(now.cursor)
-        token = self.script[rows.of(now.cut).long(), cursor.clamp(max=self.script.size(1) - 1)]
+        token = self.script[rows.of(now.script), cursor.clamp(max=self.script.size(1) - 1)]
         rows.put_at(now.ids, token)
         rows.put_at(now.forced_mask, torch.ones_like(token, dtype=torch.bool))
         rows.put(now.cursor, cursor + 1)

@@ -1,14 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When a thought ends: by itself, by a token or a text its shadow must end with; or cut, by Cold Stop or a cap."""
+"""When a thought ends: by itself, by a token or a text that its shadow comes to hold; or cut, by Cold Stop or a cap."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 
+_BLANKS = 64  # tokens that are looked at behind the end of a thought that a prompt has closed
+
+
 class EndOfThinking:
     """
     `end_of_thinking`, resolved once against a tokenizer.
+
+    A thought closes with the token in which the text is completed. What of that token reaches beyond the text is the
+    *rest*: the answer's first characters. ("The final answer is: " ends inside the token ` \\`, whose rest is the backslash.)
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`).
@@ -31,15 +38,55 @@ class EndOfThinking:
         self.tail = len(text.encode()) + 1
 
     def __call__(self, shadow: torch.Tensor) -> torch.Tensor:
-        """Whether each row's shadow ids `(N, t)`, the latest step last, now end the thinking: (N,) bool."""
+        """Whether the latest step of each row's shadow ids `(N, t)` ends the thinking: (N,) bool."""
         if self.is_token:
             return shadow[:, -1] == self.ids[0]
         return torch.tensor(self.match(shadow[:, -self.tail :].tolist()), dtype=torch.bool, device=shadow.device)
 
     def match(self, shadows: list[list[int]]) -> list[bool]:
-        """The same of shadows of any lengths, by their decoded tails."""
-        tails = self.tokenizer.batch_decode([shadow[-self.tail :] for shadow in shadows], skip_special_tokens=False)
-        return [tail.endswith(self.text) for tail in tails]
+        """Whether the latest token of each shadow, of any lengths, completes the text."""
+        return [rest is not None for rest in self.rests(shadows)]
+
+    def rests(self, shadows: list[list[int]]) -> list[str | None]:
+        """What the latest token of each shadow writes beyond the text; `None` where it does not complete the text."""
+        if self.is_token:
+            return ["" if shadow[-1:] == self.ids else None for shadow in shadows]
+        tails = [shadow[-self.tail :] for shadow in shadows]
+        return [
+            self._rest(tail, text) if self.text in text else None
+            for tail, text in zip(tails, self._decode(tails), strict=True)
+        ]
+
+    def _rest(self, tail: list[int], text: str) -> str | None:
+        # Half a character is a replacement character until its other half comes.
+        before = self._decode([tail[:-1]])[0].rstrip("\ufffd")
+        start = text.find(self.text, max(len(before) - len(self.text) + 1, 0))
+        return None if start < 0 else text[start + len(self.text) :]
+
+    def closes(self, prompt: Sequence[int]) -> bool:
+        """
+        Whether a prompt has closed its thought: its text ends with the text that ends thoughts, blanks aside. Such a prompt
+        is answered at once. An end that stands earlier, in a question or an example, closes nothing.
+        """
+        (text,) = self._decode([list(prompt[-self.tail - _BLANKS :])])
+        _, found, after = text.rpartition(self.text)
+        return bool(found) and not after.strip()
+
+    def _decode(self, rows: list[list[int]]) -> list[str]:
+        return self.tokenizer.batch_decode(rows, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def overlap(rest: str, prefill: str) -> int:
+    """
+    How many characters of `prefill` a rest has written already: what is forced after it begins there.
+
+    `\\` has one of `\\boxed{`, a line end none, `\\boxed{5` all of them.
+    """
+    for start in range(len(rest) if prefill and prefill[0] in rest else 0):
+        part = rest[start:]
+        if prefill.startswith(part) or part.startswith(prefill):
+            return min(len(part), len(prefill))
+    return 0
 
 
 @dataclass

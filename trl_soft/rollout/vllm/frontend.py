@@ -180,7 +180,7 @@ def _make_soft(processor, request_id: str, request) -> None:
         stored = saved_settings.read(request.lora_request.lora_path) or stored
     spec, plan = spec_of(
         params, request_id, processor.tokenizer, stored,
-        vocab_size=model.get_vocab_size(), max_length=sizes["record_length"],
+        vocab_size=model.get_vocab_size(), max_length=sizes["record_length"], prompt=request.prompt_token_ids,
     )  # fmt: skip
     from .layout import layout_of
 

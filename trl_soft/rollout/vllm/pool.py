@@ -118,15 +118,25 @@ class Pool:
     # Slots
 
     def admit(
-        self, slots: Sequence[int], numbers: Sequence[int], keys: Sequence[tuple[int, int, int]], lengths, limits
+        self,
+        slots: Sequence[int],
+        numbers: Sequence[int],
+        keys: Sequence[tuple[int, int, int]],
+        lengths,
+        limits,
+        closed: Sequence[bool] | None = None,
     ):
-        """Begin completions: `keys` are (seed, generation, sample), `lengths` the prompts', `limits` the completions'."""
+        """
+        Begin completions: `keys` are (seed, generation, sample), `lengths` the prompts', `limits` the completions', `closed`
+        whether the prompt has closed its thought.
+        """
         index = self._tensor(slots)
+        closed = [False] * len(slots) if closed is None else closed
         columns = self._tensor(
-            [[*key, length, limit] for key, length, limit in zip(keys, lengths, limits, strict=True)]
+            [[*key, *numbers] for key, *numbers in zip(keys, lengths, limits, map(int, closed), strict=True)]
         )
-        seed, generation, sample, length, limit = columns.unbind(-1)
-        begin(self.blocks, index, sample=sample, prompt_length=length, limit=limit)
+        seed, generation, sample, length, limit, answers = columns.unbind(-1)
+        begin(self.blocks, index, sample=sample, prompt_length=length, limit=limit, thinking=answers == 0)
         self.keys[index] = torch.stack((seed, generation), -1)
         self.number[list(slots)], self.drawn[list(slots)] = list(numbers), 0
 

@@ -5,7 +5,8 @@ A bulk is a dict of plain values, so that any transport takes it:
 
     requests, children     whose record each is: id of the request, number of its completion; B entries
     lengths                tokens of each
-    thinking_lengths, cut  as in `Rollout`
+    thinking_lengths, surpluses, cut
+                           as in `Rollout`
     thought                its name
     layout                 where an action's tensors lie in its bytes
     arrays                 name -> bytes: ids (T,) int32, masks (T, 3) bool, values (T, 2) float32, actions (T, W) bytes,
@@ -55,6 +56,7 @@ def _bulk(thought: str, layout: Layout, records: list[tuple[str, int, Parked]], 
         "children": [child for _, child, _ in records],
         "lengths": lengths,
         "thinking_lengths": number["thinking_length"].tolist(),
+        "surpluses": number["surplus"].tolist(),
         "cut": (flag["cut"] | (flag["thinking"] & ~flag["done"])).tolist(),
         # False: aborted, ended by a stop string of the request's, or waiting to be gone on with.
         "finished": (~flag["active"]).tolist(),
@@ -110,7 +112,8 @@ def rollout_of(bulk: dict, plan: Plan, order: Sequence[tuple[str, int]]) -> Roll
     action = layout.views(spread(arrays["actions"].view(total, -1)))
     record = SoftTokens(plan.thought, thinking, action, log_probs, forced)
     ids = spread(arrays["ids"].view(torch.int32).long(), plan.pad_token_id)
-    rollout = Rollout(ids, mask, record, entropies, torch.tensor(bulk["thinking_lengths"]), torch.tensor(bulk["cut"]))
+    of_thought = (torch.tensor(bulk[name]) for name in ("thinking_lengths", "surpluses", "cut"))
+    rollout = Rollout(ids, mask, record, entropies, *of_thought)
     rows = torch.tensor([place[key] for key in order])
     return rollout._map(lambda x: x[rows])
 

@@ -17,6 +17,7 @@ import difflib
 import functools
 import json
 import secrets
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -146,6 +147,7 @@ def spec_of(
     *,
     vocab_size: int,
     max_length: int,
+    prompt: Sequence[int] = (),
 ) -> tuple[dict, Plan]:
     """
     The spec of a soft request: plain values, all that a worker needs, and the plan it makes (at a table's RMS of 1 where
@@ -154,6 +156,7 @@ def spec_of(
     Args:
         params: sampling parameters as vLLM resolved them, ends of sequence and `max_tokens` among them.
         max_length (`int`): C, most tokens of a completion that a record has room for.
+        prompt (`list[int]`): the request's; one that has closed its thought is answered at once.
 
     Raises:
         ValueError: for a setting that no thought can use, in a sentence.
@@ -204,7 +207,7 @@ def spec_of(
     )
     end = plan.stop.end
     if not end.is_token:
-        matcher(tokenizer, end.text, vocab_size)  # or refuse
+        matcher(tokenizer, end.text, vocab_size, plan.prefill)  # or refuse
     rules = {
         "settings": {name: value for name, value in settings.thinking_dict().items() if value != _SETTINGS[name]},
         "evaluation": evaluation,
@@ -221,6 +224,7 @@ def spec_of(
         "rules": json.dumps(rules, sort_keys=True),
         "key": [seed, own("generation", 0, 2**32 - 1), own("sample", 0, 2**32 - 1)],
         "limit": params.max_tokens,
+        "closed": plan.closed([prompt])[0],
         "name": record if named else request_id,
         "keep": True if named else switch("record", record),
     }
@@ -237,9 +241,9 @@ class Ends:
 
 
 @functools.lru_cache(maxsize=8)
-def matcher(tokenizer, text: str, vocab_size: int) -> EndMatcher:
+def matcher(tokenizer, text: str, vocab_size: int, prefill: str) -> EndMatcher:
     """The text that ends thoughts as a table; tokenizers are known by identity."""
-    return EndMatcher(EndOfThinking(tokenizer, text), vocab_size)
+    return EndMatcher(EndOfThinking(tokenizer, text), vocab_size, prefill)
 
 
 def plan_of(rules: str, *, vocab_size: int, max_length: int, rms=None, tokenizer=None) -> Plan:
@@ -251,16 +255,17 @@ def plan_of(rules: str, *, vocab_size: int, max_length: int, rms=None, tokenizer
         tokenizer: called for the tokenizer where a text ends thoughts.
     """
     of = json.loads(rules)
+    settings = ThinkingSettings(**of["settings"])
     if isinstance(of["end"], str):
         assert tokenizer is not None
-        end: Any = matcher(tokenizer(), of["end"], vocab_size)
+        prefill = settings.answer_prefill[0] if settings.answer_prefill is not None else ""
+        end: Any = matcher(tokenizer(), of["end"], vocab_size, prefill)
     else:
         end = Ends(of["end"])
-    settings = ThinkingSettings(**of["settings"])
     return plan_of_ids(
         settings,
         end,
-        (of["forced"][0], of["forced"][1]),
+        of["forced"],
         Hard(*of["answer"]),
         vocab_size=vocab_size,
         max_completion_length=max_length,

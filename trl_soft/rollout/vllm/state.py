@@ -92,14 +92,15 @@ class SoftModelState(DefaultModelState):
         self.pool.number[req_index], self.pool.drawn[req_index] = number, 0
         seed, generation, sample = spec["key"]
         limit = min(spec["limit"], self.pool.length)
-        self._begun.append((req_index, number, (seed, generation, sample + params.seed), prompt_length, limit, tokens))
+        key = seed, generation, sample + params.seed
+        self._begun.append((req_index, number, key, prompt_length, limit, spec["closed"], tokens))
 
     def apply_staged_writes(self) -> None:
         super().apply_staged_writes()
         if self.off is not None or not self._begun:
             return
-        slots, numbers, keys, lengths, limits, texts = zip(*self._begun, strict=True)
-        self.pool.admit(slots, numbers, keys, lengths, limits)
+        slots, numbers, keys, lengths, limits, closed, texts = zip(*self._begun, strict=True)
+        self.pool.admit(slots, numbers, keys, lengths, limits, closed)
         for slot, text in zip(slots, texts, strict=True):
             self.pool.see(slot, text)
         self._begun = []
