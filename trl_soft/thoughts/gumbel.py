@@ -15,7 +15,7 @@ The action is g'. Three ways to score it, `gumbel_density`:
               -r_i - exp(-r_i), r_i = clamp(g'_i - log(p_i + 1e-6), -1.5, 3);
               its noise is clamped to [-1.5, 3] as well, in evaluation too
 
-All K slots of `softgrpo` enter the mixture, those that top-p cut at log 1e-6: weights below 1e-8 for tau_g up to 0.5. In
+All K slots of `softgrpo` enter the mixture, those that top-p cut at log 1e-6: weights below 1e-5 for tau_g up to 0.5. In
 the released code a cut slot holds an arbitrary id (its probability is set to 0 before `torch.topk`), and the score
 renormalises p over the K stored ids. Here a cut slot keeps the id it had, for the mixture alone, and p is renormalised
 over what top-p kept: the released score with probability 0 at the arbitrary ids. So a step with one survivor has no
