@@ -5,7 +5,7 @@
 # make check-gpu    does this device do what the CPU does: minutes, where torch, transformers and TRL are at hand for it
 # make test-kill    kill training twenty times in a row, in one process, under DDP and under ZeRO-3 (half an hour)
 # make test-distributed   the tests of several processes and of two machines alone
-# make test-hostile   every hostile program in the sandbox, as root and as a user without rights
+# make test-hostile   every hostile program in the sandbox, as root and as a user without rights; every hostile text in the judges
 # make sweep-golds   the mathematics grader on every gold answer of the benchmarks' files (TRL_SOFT_DATA), half an hour
 # make bench-update   what scoring and feeding thoughts cost, as ratios
 # make bench-rollout  what a soft rollout costs on the CPU, as ratios       make bench-gpu   the same on a GPU
@@ -79,6 +79,7 @@ test-kill: $(READY)
 
 test-hostile: $(READY)
 	$(BIN)/python -m tests.hostile
+	TRL_SOFT_FULL=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/test_grading_steps.py
 
 test-distributed: $(READY)
 	$(BIN)/python -m pytest --durations 10 tests/test_accelerate_recipes.py tests/test_distributed.py tests/test_multi_node.py tests/test_slurm.py

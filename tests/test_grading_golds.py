@@ -99,8 +99,8 @@ def _changed(answer: str, places: list[int], generator: random.Random) -> str | 
 
 def _other_sign(answer: str, digits: list[int]) -> str | None:
     """The answer with the other sign before its first number, unless that is zero or stands behind a plus-minus."""
-    number = re.compile(r"[\d.,]*").match(answer, digits[0]) if digits else None
-    if number is None or not number.group().strip("0.,") or "\\pm" in answer:
+    number = re.compile(r"\d*(?:\.\d+)?").match(answer, digits[0]) if digits else None
+    if number is None or not number.group().strip("0.") or "\\pm" in answer:
         return None
     before = answer[: number.start()].rstrip(" .")
     point = answer[len(answer[: number.start()].rstrip(".")) :]
@@ -124,6 +124,16 @@ def near_misses(answer: str, generator: random.Random) -> dict[str, str]:
     return {kind: text for kind, text in found.items() if text is not None}
 
 
+# Gold answers and the change that leaves their value: an even function, a square, a zero.
+SAME_VALUE = {
+    ("\\cos(6^\\circ)\\sin(12^\\circ)\\csc(18^\\circ)", "sign"),
+    ("\\cos 58^\\circ", "sign"),
+    ("\\cos 13^\\circ", "sign"),
+    ("(0.03)^2 \\times 0.97 + (0.03)^3", "sign"),
+    ("\\frac{1}{7} + \\frac{1}{7^2} + \\frac{0}{7^3} + \\frac{4}{7^4}", "exponent"),
+}
+
+
 @needs_data
 @pytest.mark.parametrize("name", ANSWERS)
 def test_gold_answers_against_near_misses(name):
@@ -138,6 +148,8 @@ def test_gold_answers_against_near_misses(name):
         generator = random.Random(zlib.crc32(f"{index} {gold.answer}".encode()))
         inside = last_boxed(gold.answer) or gold.answer  # some golds are whole equations that end in a box
         for kind, answer in near_misses(inside, generator).items():
+            if (inside.strip(), kind) in SAME_VALUE:
+                continue
             verdict = grade_math(f"Therefore the answer is $\\boxed{{{answer}}}$.", gold)
             wrong[kind] = wrong.get(kind, 0) + (not verdict.correct)
             if verdict.correct:

@@ -3,7 +3,7 @@
 
 import functools
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from ...golds import gold_text
 from .boxes import find_boxes, last_boxed
@@ -15,7 +15,7 @@ from .worker import JOB_SECONDS, WORKER, WorkerLost
 
 
 _TAIL = 4000  # characters: where an answer without a box is looked for
-LONGEST_ANSWER = 1000  # characters that are read as mathematics
+LONGEST_ANSWER = 500  # characters that are read as mathematics
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,13 @@ def grade_math(text: str, gold: str | MathGold | Mapping) -> Verdict:
     boxes side by side where the gold answer is several), else the formula or number that the last 4,000 characters give
     as the answer. Rational numbers are compared here, everything else in a process of its own that is killed after 20 s;
     works in any thread. An answer that cannot be judged in that time is wrong, and `reason` says so. An answer of more
-    than 1,000 characters is right only where it is the gold answer to the letter.
+    than 500 characters is right only where it is the gold answer to the letter.
 
     Args:
         gold (`str`, [`MathGold`] or `dict`): the gold answer, in LaTeX or plain, with or without `$`; see `MathGold.of`.
     """
     gold = MathGold.of(gold)
+    gold = replace(gold, answer=last_boxed(gold.answer) or gold.answer)  # some data sets keep the box
     tail = after_thinking(text)
     if len(gold.answer) > LONGEST_ANSWER:
         return _to_the_letter(last_boxed(tail), gold)

@@ -41,6 +41,9 @@ _NAMES = re.compile(r"\\(?:begin|end|operatorname|mathbb|mathcal|overline)\s*\{[
 _LETTERS = re.compile(r"(?:[a-zA-Z]\s*){3,}")
 _WORD = re.compile(r"[a-zA-Z]{4}|\\text\{[^{}]{2}")
 
+_BRACKET = re.compile(r"\\[{}]|[()\[\]{}]")
+_DEEPEST = 10  # brackets inside one another; the parser takes seconds for 20 and longer for brackets that do not close
+
 Value: TypeAlias = Any  # a `Fraction`, or a number of mpmath, which has no types
 
 
@@ -58,6 +61,8 @@ def parsed(text: str) -> Any:
         text
     ):
         return None
+    if not _is_shallow(text):
+        return None
     try:
         return latex2sympy(
             text.replace("°", "^{\\circ}"),
@@ -67,6 +72,18 @@ def parsed(text: str) -> Any:
         )
     except Exception:  # the parser and sympy raise anything; what has no value is compared by its letters
         return None
+
+
+def _is_shallow(text: str) -> bool:
+    """Whether all brackets close, and none stands deeper than the parser is quick for; `[0,1)` closes."""
+    depth = {True: 0, False: 0}  # of braces, which group, and of brackets
+    for match in _BRACKET.finditer(text):
+        mark = match.group()
+        braces = mark in "{}"
+        depth[braces] += 1 if mark[-1] in "([{" else -1
+        if not 0 <= depth[braces] <= (3 * _DEEPEST if braces else _DEEPEST):
+            return False
+    return not any(depth.values())
 
 
 def key_of(expression: Any) -> str:

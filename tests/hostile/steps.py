@@ -1,0 +1,385 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The number of steps that a judge takes for a text: what is held instead of the clock.
+
+A step is a line of the judge's Python, a character that a string method or a slice reads, a character that is parsed as a
+program, or one test of one character by a regular expression. The regular expressions run in the backtracking matcher
+below, which reads their parsed form and matches as `re` does; it counts and is slow, so its texts are short.
+"""
+
+import ast
+import re
+import re._constants as sre  # the parsed form of a pattern has no public name
+import re._parser as sre_parser
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+
+_STACK, _DEEPEST = 512 << 20, 200_000  # bytes, calls
+
+
+class Steps:
+    """A counter."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+
+STEPS = Steps()
+
+
+class CountedText(str):
+    """A text whose methods count the characters that they read; what is cut from it counts as well."""
+
+    def __getitem__(self, key: Any) -> "CountedText":
+        found = str.__getitem__(self, key)
+        STEPS.count += len(found)
+        return CountedText(found)
+
+
+def _counted(name: str) -> Callable:
+    method = getattr(str, name)
+
+    def call(self: CountedText, *arguments: Any, **options: Any) -> Any:
+        STEPS.count += len(self)
+        found = method(self, *arguments, **options)
+        if isinstance(found, str):
+            return CountedText(found)
+        return type(found)(map(CountedText, found)) if isinstance(found, (list, tuple)) else found
+
+    return call
+
+
+for _name in (
+    "strip lstrip rstrip split rsplit splitlines partition rpartition replace translate lower upper casefold find rfind index "
+    "count removeprefix removesuffix"
+).split():
+    setattr(CountedText, _name, _counted(_name))
+
+
+# ------------------------------------------------------------------------------------------------ regular expressions
+
+
+class Match:
+    """As `re.Match`, as far as judges use it."""
+
+    def __init__(self, pattern: "Pattern", text: str, spans: dict[int, tuple[int, int]]) -> None:
+        self.re, self.string, self._spans = pattern, text, spans
+        groups = [index for index in spans if index]
+        self.lastindex = max(groups, key=lambda index: (spans[index][1], -index), default=None)
+
+    def _index(self, group: int | str) -> int:
+        return self.re.groupindex[group] if isinstance(group, str) else group
+
+    def span(self, group: int | str = 0) -> tuple[int, int]:
+        return self._spans.get(self._index(group), (-1, -1))
+
+    def start(self, group: int | str = 0) -> int:
+        return self.span(group)[0]
+
+    def end(self, group: int | str = 0) -> int:
+        return self.span(group)[1]
+
+    def __getitem__(self, group: int | str) -> CountedText | None:
+        start, end = self.span(group)
+        return None if start < 0 else CountedText(str(self.string)[start:end])
+
+    def group(self, *wanted: int | str) -> Any:
+        found = [self[group] for group in wanted or (0,)]
+        return found[0] if len(found) == 1 else tuple(found)
+
+    def groups(self) -> tuple:
+        return tuple(self[index] for index in range(1, self.re.groups + 1))
+
+    @property
+    def lastgroup(self) -> str | None:
+        return next((name for name, index in self.re.groupindex.items() if index == self.lastindex), None)
+
+
+_CATEGORIES: dict[Any, Callable[[str], bool]] = {
+    sre.CATEGORY_DIGIT: str.isdecimal,
+    sre.CATEGORY_SPACE: str.isspace,
+    sre.CATEGORY_WORD: lambda c: c.isalnum() or c == "_",
+}
+_NOT_CATEGORIES = {
+    sre.CATEGORY_NOT_DIGIT: sre.CATEGORY_DIGIT,
+    sre.CATEGORY_NOT_SPACE: sre.CATEGORY_SPACE,
+    sre.CATEGORY_NOT_WORD: sre.CATEGORY_WORD,
+}
+
+
+class Pattern:
+    """As `re.Pattern`, by backtracking as `re` does it, and counting."""
+
+    def __init__(self, pattern: re.Pattern) -> None:
+        tree = sre_parser.parse(pattern.pattern, pattern.flags & ~re.UNICODE)
+        self.pattern, self.flags, self.groups, self.groupindex = (
+            pattern.pattern,
+            pattern.flags,
+            pattern.groups,
+            dict(pattern.groupindex),
+        )
+        self._items = list(tree)
+
+    def _at(self, text: str, start: int, whole: bool = False) -> Match | None:
+        for end, groups in self._sequence(self._items, 0, str(text), start, {}, self.flags):
+            if not whole or end == len(text):
+                return Match(self, text, {0: (start, end), **groups})
+        return None
+
+    def match(self, text: str, position: int = 0) -> Match | None:
+        return self._at(text, position)
+
+    def fullmatch(self, text: str) -> Match | None:
+        return self._at(text, 0, whole=True)
+
+    def finditer(self, text: str, position: int = 0) -> Iterator[Match]:
+        while position <= len(text):
+            found = self._at(text, position)
+            if found is None:
+                position += 1
+                continue
+            yield found
+            position = max(found.end(), position + (found.end() == found.start()))
+
+    def search(self, text: str, position: int = 0) -> Match | None:
+        return next(self.finditer(text, position), None)
+
+    def findall(self, text: str) -> list:
+        if not self.groups:
+            return [found[0] for found in self.finditer(text)]
+        cleaned = ([group or CountedText("") for group in found.groups()] for found in self.finditer(text))
+        return [groups[0] if self.groups == 1 else tuple(groups) for groups in cleaned]
+
+    def sub(self, new: Any, text: str, count: int = 0) -> CountedText:
+        pieces, position = [], 0
+        for found in self.finditer(text):
+            made = new(found) if callable(new) else _filled(new, found)
+            pieces += [str(text)[position : found.start()], made]
+            position = found.end()
+        return CountedText("".join([*pieces, str(text)[position:]]))
+
+    def split(self, text: str) -> list[CountedText]:
+        pieces, position = [], 0
+        for found in self.finditer(text):
+            pieces.append(CountedText(str(text)[position : found.start()]))
+            position = found.end()
+        return [*pieces, CountedText(str(text)[position:])]
+
+    # Each generator below gives, in the order in which `re` tries them, where a match can end and its groups.
+
+    def _sequence(self, items: list, index: int, text: str, at: int, groups: dict, flags: int) -> Iterator:
+        # A run of single characters needs no generator each.
+        while index < len(items) and (test := self._single(items[index], flags)) is not None:
+            STEPS.count += 1
+            if at >= len(text) or not test(text[at]):
+                return
+            at, index = at + 1, index + 1
+        if index == len(items):
+            yield at, groups
+            return
+        for end, found in self._item(items[index], text, at, groups, flags):
+            yield from self._sequence(items, index + 1, text, end, found, flags)
+
+    def _item(self, item: tuple, text: str, at: int, groups: dict, flags: int) -> Iterator:
+        kind, value = item
+        if kind is sre.SUBPATTERN:
+            number, add, remove, inner = value
+            for end, found in self._sequence(list(inner), 0, text, at, groups, (flags | add) & ~remove):
+                yield end, (found if number is None else {**found, number: (at, end)})
+        elif kind is sre.BRANCH:
+            for branch in value[1]:
+                yield from self._sequence(list(branch), 0, text, at, groups, flags)
+        elif kind is sre.AT:
+            STEPS.count += 1
+            if self._holds(value, text, at, flags):
+                yield at, groups
+        elif kind in (sre.ASSERT, sre.ASSERT_NOT):
+            direction, inner = value
+            start = at if direction > 0 else at - inner.getwidth()[0]
+            ends = self._sequence(list(inner), 0, text, start, groups, flags) if start >= 0 else iter(())
+            found = next((pair for pair in ends if direction > 0 or pair[0] == at), None)
+            if (found is not None) == (kind is sre.ASSERT):
+                yield at, groups if found is None else found[1]
+        elif kind is sre.ATOMIC_GROUP:
+            found = next(self._sequence(list(value), 0, text, at, groups, flags), None)
+            if found is not None:
+                yield found
+        elif kind in (sre.MAX_REPEAT, sre.MIN_REPEAT, sre.POSSESSIVE_REPEAT):
+            yield from self._repeat(kind, *value, text, at, groups, flags)
+        else:
+            raise NotImplementedError(f"{kind} in {self.pattern!r}")
+
+    def _repeat(
+        self, kind: Any, least: int, most: Any, inner: Any, text: str, at: int, groups: dict, flags: int
+    ) -> Iterator:
+        most = len(text) + 1 if most is sre.MAXREPEAT else int(most)
+        body = list(inner)
+        test = self._single(body[0], flags) if len(body) == 1 else None
+        if test is not None:
+            end = at
+            while end < len(text) and end - at < most:
+                STEPS.count += 1
+                if not test(text[end]):
+                    break
+                end += 1
+            ends = range(end, at + least - 1, -1)
+            if kind is sre.MIN_REPEAT:
+                ends = range(at + least, end + 1)
+            for place in ends[:1] if kind is sre.POSSESSIVE_REPEAT else ends:
+                STEPS.count += 1
+                yield place, groups
+            return
+        if kind is sre.POSSESSIVE_REPEAT:
+            done, found = 0, (at, groups)
+            while done < most:
+                following = next(self._sequence(body, 0, text, found[0], found[1], flags), None)
+                if following is None or following[0] == found[0]:
+                    break
+                done, found = done + 1, following
+            if done >= least:
+                yield found
+            return
+        yield from self._group_repeat(kind, least, most, body, text, at, groups, flags, 0)
+
+    def _group_repeat(self, kind, least, most, body, text, at, groups, flags, done) -> Iterator:
+        if kind is sre.MIN_REPEAT and done >= least:
+            yield at, groups
+        if done < most:
+            for end, found in self._sequence(body, 0, text, at, groups, flags):
+                if end > at or done < least:
+                    yield from self._group_repeat(kind, least, most, body, text, end, found, flags, done + 1)
+        if kind is not sre.MIN_REPEAT and done >= least:
+            yield at, groups
+
+    def _single(self, item: tuple, flags: int) -> Callable[[str], bool] | None:
+        """The test of one character that an item is, or `None`."""
+        kind, value = item
+        fold = (lambda c: c.lower()) if flags & re.IGNORECASE else (lambda c: c)
+        if kind is sre.LITERAL:
+            return lambda c: fold(c) == fold(chr(value))
+        if kind is sre.NOT_LITERAL:
+            return lambda c: fold(c) != fold(chr(value))
+        if kind is sre.ANY:
+            return (lambda c: True) if flags & re.DOTALL else (lambda c: c != "\n")
+        if kind is sre.IN:
+            return lambda c: self._in(value, c) or (bool(flags & re.IGNORECASE) and self._in(value, c.swapcase()))
+        return None
+
+    def _in(self, members: list, character: str) -> bool:
+        negated = members[0][0] is sre.NEGATE
+        for kind, value in members[negated:]:
+            if (
+                (kind is sre.LITERAL and ord(character) == value)
+                or (kind is sre.RANGE and value[0] <= ord(character) <= value[1])
+                or (kind is sre.CATEGORY and _is_of(value, character))
+            ):
+                return not negated
+        return negated
+
+    def _holds(self, place: Any, text: str, at: int, flags: int) -> bool:
+        if place in (sre.AT_BEGINNING, sre.AT_BEGINNING_STRING):
+            return at == 0 or (place is sre.AT_BEGINNING and bool(flags & re.MULTILINE) and text[at - 1] == "\n")
+        if place is sre.AT_END:
+            return at == len(text) or text[at:] == "\n" or (bool(flags & re.MULTILINE) and text[at] == "\n")
+        if place is sre.AT_END_STRING:
+            return at == len(text)
+        word = [0 <= i < len(text) and _is_of(sre.CATEGORY_WORD, text[i]) for i in (at - 1, at)]
+        return (word[0] != word[1]) == (place is sre.AT_BOUNDARY)
+
+
+def _filled(template: str, found: Match) -> str:
+    return re.sub(r"\\g<(\d)>|\\(\d)", lambda mark: found[int(mark[1] or mark[2])] or "", template)
+
+
+def _is_of(category: Any, character: str) -> bool:
+    if category in _NOT_CATEGORIES:
+        return not _CATEGORIES[_NOT_CATEGORIES[category]](character)
+    return _CATEGORIES[category](character)
+
+
+# ------------------------------------------------------------------------------------------------------------ counting
+
+
+class _CountedRe:
+    """In the place of `re` in a module: its functions compile to counting patterns."""
+
+    def __getattr__(self, name: str) -> Any:
+        function = getattr(re, name)
+        if name not in ("match", "fullmatch", "search", "finditer", "findall", "sub", "split"):
+            return (lambda *arguments: Pattern(re.compile(*arguments))) if name == "compile" else function
+
+        def call(pattern: str, *arguments: Any, flags: int = 0, **options: Any) -> Any:
+            given = 2 if name == "sub" else 1  # the replacement and the text; `re` takes flags behind them
+            if len(arguments) > given and name not in ("sub", "split"):
+                flags = arguments[given]
+            return getattr(Pattern(re.compile(pattern, flags)), name)(*arguments[:given], **options)
+
+        return call
+
+
+class _CountedAst:
+    """In the place of `ast` in a module: what is parsed counts by its characters."""
+
+    def __getattr__(self, name: str) -> Any:
+        function = getattr(ast, name)
+        if name != "parse":
+            return function
+
+        def parse(source: str, *arguments: Any, **options: Any) -> Any:
+            STEPS.count += len(source)
+            return function(str(source), *arguments, **options)
+
+        return parse
+
+
+def counted(modules: list[ModuleType], monkeypatch: Any) -> None:
+    """Let the patterns and parsers of modules count, until `monkeypatch` is undone."""
+    for module in modules:
+        for name, value in list(vars(module).items()):
+            if isinstance(value, re.Pattern):
+                monkeypatch.setattr(module, name, Pattern(value))
+            elif value is re:
+                monkeypatch.setattr(module, name, _CountedRe())
+            elif value is ast:
+                monkeypatch.setattr(module, name, _CountedAst())
+            elif isinstance(value, (tuple, list)) and value and all(isinstance(part, re.Pattern) for part in value):
+                monkeypatch.setattr(module, name, type(value)(map(Pattern, value)))
+
+
+def steps_of(function: Callable[[str], Any], text: str, modules: list[ModuleType]) -> int:
+    """How many steps a judge takes for a text, once its modules count."""
+    files = {module.__file__ for module in modules}
+
+    def trace(frame: Any, event: str, argument: Any) -> Any:
+        if frame.f_code.co_filename not in files:
+            return None
+        STEPS.count += 1
+        return trace
+
+    def run() -> None:
+        sys.settrace(trace)
+        try:
+            function(CountedText(text))
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            sys.settrace(None)
+
+    errors: list[BaseException] = []
+    STEPS.count = 0
+    limit, size = sys.getrecursionlimit(), threading.stack_size(_STACK)
+    sys.setrecursionlimit(_DEEPEST)
+    try:
+        thread = threading.Thread(target=run)  # for its stack: a backtracking matcher recurses
+        thread.start()
+        thread.join()
+    finally:
+        sys.setrecursionlimit(limit)
+        threading.stack_size(size)
+    if errors:
+        raise errors[0]
+    return STEPS.count
