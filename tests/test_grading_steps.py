@@ -15,11 +15,18 @@ from tests.hostile.steps import counted, steps_of
 from trl_soft import rewards
 from trl_soft.evaluate.grading import (
     boxes,
+    code,
+    forced,
     grade_exact,
+    grade_humaneval,
+    grade_letter,
     grade_math,
+    grade_mbpp,
     last_boxed,
+    letters,
     mathematics,
     notation,
+    programs,
     prose,
     reading,
     verdict,
@@ -27,16 +34,23 @@ from trl_soft.evaluate.grading import (
 
 
 FULL = os.environ.get("TRL_SOFT_FULL") == "1"
-MODULES = [boxes, mathematics, notation, prose, reading, rewards, verdict]
+MODULES = [boxes, code, forced, letters, mathematics, notation, programs, prose, reading, rewards, verdict]
+HUMANEVAL = {"prompt": "def f(x):\n", "test": "def check(c):\n    assert c(1) == 1\n", "entry_point": "f"}
+MBPP = {"code": "def f(x):\n    return x", "test_list": ["assert f(1) == 1"]}
+LETTERS = (texts.LETTERS, texts.NESTED_LETTERS)
+PROGRAMS = (texts.PROGRAMS, texts.NESTED_PROGRAMS)
 MATHEMATICS = (texts.MATHEMATICS, texts.NESTED_MATHEMATICS)
 
 # Each judge, its texts, and the most steps for one character: about twice what the worst of all texts takes.
 JUDGES = {
     "last_boxed": (lambda text: last_boxed(text, several=True), MATHEMATICS, 20),
-    "math": (lambda text: grade_math(text, "1,2"), MATHEMATICS, 400),
+    "math": (lambda text: grade_math(text, "1,2"), MATHEMATICS, 80),
     "exact": (lambda text: grade_exact(text, "1"), MATHEMATICS, 20),
-    "soft_grpo": (lambda text: rewards.soft_grpo_reward([text], ["1"]), MATHEMATICS, 100),
-    "soft_tokens": (lambda text: rewards.soft_tokens_reward([text], ["1"]), MATHEMATICS, 400),
+    "soft_grpo": (lambda text: rewards.soft_grpo_reward([text], ["1"]), MATHEMATICS, 40),
+    "soft_tokens": (lambda text: rewards.soft_tokens_reward([text], ["1"]), MATHEMATICS, 80),
+    "letters": (lambda text: grade_letter(text, "A"), LETTERS, 250),
+    "code_humaneval": (lambda text: grade_humaneval(text, HUMANEVAL), PROGRAMS, 160),
+    "code_mbpp": (lambda text: grade_mbpp(text, MBPP), PROGRAMS, 160),
 }
 LONGEST_READ = 1_000_000  # steps for an answer of the length that is read as mathematics
 
@@ -45,6 +59,7 @@ LONGEST_READ = 1_000_000  # steps for an answer of the length that is read as ma
 def judges_that_count(monkeypatch):
     counted(MODULES, monkeypatch)
     monkeypatch.setattr(mathematics.WORKER, "call", lambda **job: {"correct": False, "vote": "x"})
+    monkeypatch.setattr(programs, "_run", lambda source, *rest: verdict.Verdict(False, source, None))
     yield
     mathematics._read.cache_clear()
 
@@ -78,6 +93,9 @@ def test_steps_are_bounded_for_every_text(name):
         ("math", "\\boxed{1 a" + " " * 3000 + "!}"),
         ("math", "\\boxed{1 a" + " " * 450 + "!}"),
         ("soft_grpo", "\\boxed{" * 800),
+        ("letters", "Answer" + "\n" * 1000 + "x"),
+        ("code_humaneval", "```python\ndef f(x):\n  y=(\n" + "1,\n" * 1000 + "```"),
+        ("code_mbpp", "```python\ndef f(x):\n  y=(\n" + "1,\n" * 1000 + "```"),
         ("soft_tokens", "The final answer is: \\boxed{" * 200),
     ],
 )

@@ -136,7 +136,8 @@ class Pattern:
     def fullmatch(self, text: str) -> Match | None:
         return self._at(text, 0, whole=True)
 
-    def finditer(self, text: str, position: int = 0) -> Iterator[Match]:
+    def finditer(self, text: str, position: int = 0, end: int | None = None) -> Iterator[Match]:
+        text = text if end is None else CountedText(str(text)[:end])
         while position <= len(text):
             found = self._at(text, position)
             if found is None:
@@ -145,8 +146,8 @@ class Pattern:
             yield found
             position = max(found.end(), position + (found.end() == found.start()))
 
-    def search(self, text: str, position: int = 0) -> Match | None:
-        return next(self.finditer(text, position), None)
+    def search(self, text: str, position: int = 0, end: int | None = None) -> Match | None:
+        return next(self.finditer(text, position, end), None)
 
     def findall(self, text: str) -> list:
         if not self.groups:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 
 # A fence may be indented, and stand behind the mark of a list item or a quotation.
-_FENCE = re.compile(r"(?P<indent>(?:[ \t]|[-*+>][ \t]|\d{1,3}[.)][ \t])*)(?P<marks>`{3,}|~{3,})(?P<info>[^`]*)")
+_FENCE = re.compile(r"(?P<indent>(?:[ \t]|[-*+>][ \t]|\d{1,3}[.)][ \t])*)(?P<marks>`{3,}+|~{3,}+)(?P<info>[^`]*+)")
 _TAG = re.compile(r"\[PYTHON\](.*?)(?:\[/PYTHON\]|\Z)", re.DOTALL | re.IGNORECASE)
 _LANGUAGES = frozenset(("", "py", "py3", "python", "python2", "python3", "ipython"))
 _CODE_LINE = re.compile(
