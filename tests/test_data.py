@@ -274,7 +274,6 @@ FINAL = "The final answer is: "
         (rf"{FINAL}\boxed{{41}}. So ", rf"{FINAL}\boxed{{42}}.", "42"),  # own wrong, forced right
         (FINAL, rf"\boxed{{42}} {FINAL}\boxed{{1}}", "42"),  # the thought ended itself, the answer went on
         (FINAL, r"\boxed{\frac{84}{2}} \boxed{1", r"\frac{84}{2}"),
-        (FINAL, r"\\boxed{42}", "42"),  # the token that ended the thought reached into the answer
         (rf"{FINAL}\boxed{{42}}. ", rf"{FINAL}\boxed{{4", None),  # left open by the cap
         (rf"{FINAL}\boxed{{42}}.", "", None),  # the sequence ended before anything was forced
         (FINAL, r"\boxed{}", None),

@@ -177,6 +177,10 @@ def test_answers_are_read_where_they_were_prefilled(world, tmp_path, monkeypatch
         after = row["length"] - row["thinking_length"]
         if row["clipped"] and not row["thinking_cut"]:
             assert after == 2 + 3  # two letters forced, three drawn
+    # Each answer is read from what was forced on, whatever the thought wrote before it.
+    phases = [row["text"][row["answer_at"] :] for row in rows]
+    assert sorted(phase.removeprefix("b=a") for phase in phases) == sorted(read)
+    assert all(phase == "" or phase.startswith(("=a", "b=a")) for phase in phases)
 
 
 def test_a_torn_chunk_is_as_if_it_had_never_been(world, finished, tmp_path):

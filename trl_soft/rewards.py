@@ -84,7 +84,7 @@ def soft_tokens_reward(
     Args:
         answer (`list`): gold answers, texts or numbers; see [`~trl_soft.golds.gold_text`].
         answer_phase (`list`, *optional*):
-            Each completion from its first forced token on, which the trainers of this package hand over where they force an
+            Each completion behind its thought, which the trainers of this package hand over to every reward where they force an
             answer (`answer_prefill`). Without it the last closed box behind "The final answer is: " counts, or the last box.
     """
     phases = [None] * len(completions) if answer_phase is None else answer_phase

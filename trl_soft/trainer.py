@@ -37,7 +37,7 @@ from .rollout.cache import check_slots
 from .rollout.gather import unsharded
 from .rollout.matcher import EndMatcher
 from .rollout.plan import check_ids, check_prompts, make_plan, table_rms
-from .rollout.text import completion_texts
+from .rollout.text import answer_phase, completion_texts
 from .rollout.vllm.client import Ask
 from .rollout.vllm.trl import SoftVLLM, engine_arguments
 from .settings import ThinkingSettings
@@ -81,6 +81,7 @@ class SoftTokensMixin(_Host):
         self._record: Any = None  # the SoftTokens in flight, inside `_replaying` alone
         self._rollout: Any = None  # the Rollout between `generate` and the return of `_generate`
         self._loss_inputs: dict | None = None
+        self._answer_phases: list[str | None] = []  # of the completions that are rewarded next
         self._old_logps: Any = None
         self._eval_samples = 0
         with engine_arguments(given["args"]):
@@ -262,6 +263,9 @@ class SoftTokensMixin(_Host):
         outputs[self._completions] = self._judged(outputs[1], outputs[self._completions])
         drawn, self._rollout = self._rollout, None
         self._record = drawn.record
+        lengths = zip(outputs[1], drawn.thinking_length.tolist(), drawn.thinking_surplus.tolist(), strict=True)
+        plan = self._plans[self._mode]
+        self._answer_phases = [answer_phase(self._tokenizer, *of_row, plan) for of_row in lengths]
         for name, value in rollout_metrics(drawn, self.accelerator).items():
             self._metrics[self._mode][name].append(value)
         return outputs
@@ -273,6 +277,12 @@ class SoftTokensMixin(_Host):
             text if isinstance(completion, str) else [{**completion[-1], "content": text}]
             for text, completion in zip(texts, completions, strict=True)
         ]
+
+    def _calculate_rewards(self, inputs, *args, **kwargs):
+        if self._plans[self._mode].begins_answers:
+            # A column for the rewards: where the answer begins cannot be told from the text of a completion.
+            inputs = [{**row, "answer_phase": phase} for row, phase in zip(inputs, self._answer_phases, strict=True)]
+        return super()._calculate_rewards(inputs, *args, **kwargs)
 
     def _generate_and_score_completions(self, inputs):
         with self._replaying(None):

@@ -671,8 +671,8 @@ def answer_text(completion: str, preset: str | Preset, kind: str, answer_phase: 
     `answer_after`, and all of the completion where that never occurs.
 
     Args:
-        answer_phase (`str`, *optional*): the completion from its first forced token on, empty where nothing was forced;
-            `None` where that is not known or the preset forces nothing.
+        answer_phase (`str`, *optional*): the completion behind its thought, what was forced included; `None` where that is
+            not known or nothing is forced. See [`~trl_soft.rollout.text.answer_phase`].
     """
     marker = get_preset(preset).asks[kind].answer_after
     if marker is not None and marker.endswith("\\boxed{"):

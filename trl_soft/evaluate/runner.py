@@ -33,7 +33,7 @@ from ..forward import soft_tokens_added
 from ..rollout import ENGINES, EngineOptions, Key, Rollout
 from ..rollout.base import Plan
 from ..rollout.plan import check_prompts, make_plan, table_rms
-from ..rollout.text import answer_start, completion_texts
+from ..rollout.text import answer_phase, answer_start, completion_texts
 from ..settings import ThinkingSettings
 from ..thoughts import Hard
 from .benchmarks import Problem, answer_text, build_prompt, get_preset, load_problems
@@ -330,16 +330,12 @@ class _Policy:
         return steps
 
     def _graded(self, rollout: Rollout, plan: Plan, problem: Problem, kind: str) -> dict[str, Any]:
-        text, answer_at = self._text(rollout, plan)
-        forced = bool(rollout.record.forced_mask.any()) and self.preset.asks[kind].answer_prefill is not None
-        # What was prefilled begins the answer, however the thought ended.
-        text = text[answer_at:] if forced else text
-        marker = self.preset.asks[kind].answer_after
-        if forced and marker is not None and marker not in text:
-            box = marker.removesuffix("\\boxed{") != marker
-            text = marker.removesuffix("\\boxed{") + (text[max(text.find("\\boxed{"), 0) :] if box else text)
+        ids = rollout.completion_ids[0, : int(rollout.completion_mask.sum())].tolist()
+        lengths = int(rollout.thinking_length), int(rollout.thinking_surplus)
+        phase = answer_phase(self.tokenizer, ids, *lengths, plan) if self.preset.asks[kind].answer_prefill else None
+        text, _ = self._text(rollout, plan)
         grader: Callable = GRADERS[self.run.grader or problem.meta["grader"]]
-        verdict = grader(answer_text(text, self.preset, kind), problem.gold)
+        verdict = grader(answer_text(text, self.preset, kind, phase), problem.gold)
         found = {"answer": verdict.answer, "vote": verdict.vote, "correct": verdict.correct}
         return found | ({"reason": verdict.reason} if verdict.reason else {})
 

@@ -59,6 +59,11 @@ class Plan:
             table[row, : len(ids)] = torch.tensor(ids, dtype=torch.long, device=device)
         return table, lengths
 
+    @property
+    def begins_answers(self) -> bool:
+        """Whether what is forced begins the answer. Without a prefill it is only the end of a thought that was cut."""
+        return bool(self.forced[0]) or list(self.forced[1]) not in ([], list(self.stop.end.ids))
+
     def closed(self, prompts: Sequence[Sequence[int]]) -> list[bool]:
         """Which prompts have closed their thought, and so begin with the answer; equal ones are looked at once."""
         found = {prompt: self.stop.end.closes(prompt) for prompt in set(map(tuple, prompts))}

@@ -24,4 +24,18 @@ def answer_start(tokenizer, completion: Sequence[int], thinking_length: int, sur
     characters that the closing step's token writes beyond the end of thinking (`Rollout.thinking_surplus`).
     """
     (thoughts,) = completion_texts(tokenizer, [completion[:thinking_length]], plan)
-    return len(thoughts) - surplus
+    (before,) = completion_texts(tokenizer, [completion[: max(thinking_length - 1, 0)]], plan)
+    # A closing step may have drawn a token that is not written, such as `<pad>` where "a" ends thoughts.
+    return max(len(thoughts) - surplus, min(len(before), len(thoughts)))
+
+
+def answer_phase(tokenizer, completion: Sequence[int], thinking_length: int, surplus: int, plan: Plan) -> str | None:
+    """
+    The text of a completion behind its thought, what was forced included; empty where the thought ended the completion.
+
+    `None` where the plan begins no answers: then a thought may answer by itself, and all of the completion is judged.
+    """
+    if not plan.begins_answers:
+        return None
+    (text,) = completion_texts(tokenizer, [completion], plan)
+    return text[answer_start(tokenizer, completion, thinking_length, surplus, plan) :]

@@ -22,13 +22,12 @@ def final_box(text: str, answer_phase: str | None = None, announced: str = ANNOU
     Args:
         text (`str`): the completion.
         answer_phase (`str`, *optional*):
-            Its part from the first forced token on; empty where the completion ended before anything was forced. `None`
-            where only the text is known, or nothing is ever forced. Then the last closed box of those that
+            Its part behind the thought, what was forced included; empty where the thought ended the completion. `None` where
+            only the text is known, or nothing is ever forced. Then the last closed box of those that
             `announced` opens answers, and where it opens none the last box.
         announced (`str`): the words before a box, and the box as far as its brace.
     """
     read = text if answer_phase is None else answer_phase
-    read = read.replace("\\\\boxed", "\\boxed")  # the token that ended the thought may end in a backslash
     boxes = find_boxes(read)
     if answer_phase is None:
         # Answered in free hand it is often `The final answer is: $\boxed{5}$`.
