@@ -127,3 +127,11 @@ def test_letters_of_arc():
 
 def test_exact():
     assert GRADERS["exact"]("1+1</think> 2\n", "2").correct and not GRADERS["exact"]("2.", "2").correct
+    assert GRADERS["exact"]("2", 2).correct and not GRADERS["exact"]("3", 2.0).correct
+
+
+@pytest.mark.parametrize("grader", ["exact", "math", "letters"])
+def test_no_judge_compares_with_a_missing_gold(grader):
+    for gold in (None, " ", float("nan")):
+        with pytest.raises(ValueError, match="The gold answer is"):
+            GRADERS[grader]("None", gold)

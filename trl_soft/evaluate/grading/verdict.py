@@ -2,6 +2,9 @@
 """What a grader finds: whether an answer is right, and its class for majority voting."""
 
 from dataclasses import dataclass
+from typing import Any
+
+from ...golds import gold_text
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,10 @@ def after_thinking(text: str) -> str:
     return text.rpartition("</think>")[2]
 
 
-def grade_exact(text: str, gold: str) -> Verdict:
+def grade_exact(text: str, gold: Any) -> Verdict:
     """Right where the text after the last `</think>` is the gold answer to the letter, blanks at the ends aside."""
     answer = after_thinking(text).strip()
-    return Verdict(answer == gold.strip(), answer or None, answer or None)
+    wanted = gold_text(gold)
+    if wanted is None:
+        raise ValueError(f"The gold answer is {gold!r}, so no answer can be right. Leave the row out or correct it.")
+    return Verdict(answer == wanted, answer or None, answer or None)
