@@ -44,7 +44,7 @@ def check_ids(field: str, ids: Sequence[int], vocab_size: int, tokenizer) -> Non
     if beyond is not None:
         written = f" ({tokenizer.convert_ids_to_tokens(beyond)!r})" if 0 <= beyond < len(tokenizer) else ""
         raise ValueError(
-            f"{field} holds token {beyond}{written}, but the model has {vocab_size} tokens, so it is not among the model's. "
+            f"{field} holds token {beyond}{written}, but the model has {vocab_size} tokens, numbered from 0. "
             "Call `model.resize_token_embeddings(len(tokenizer))`, or choose tokens that the model has."
         )
 
