@@ -1,7 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bad input: each a sentence, raised before anything is generated, with nothing half-written."""
 
+import ast
+import inspect
 import os
+import re
+import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -228,10 +233,21 @@ def test_generation_is_asked_sensibly():
             soft_generate(net, tokenizer, ["1+2="], settings, **{name: value})
     with pytest.raises(ValueError, match="has no tokens"):
         soft_generate(net, tokenizer, [[]], settings)
+
+
+@pytest.mark.parametrize("engine", ["slots", "simple"])
+def test_a_model_that_is_being_trained_thinks(engine):
+    """Gradient checkpointing keeps no cache in training mode, which a rollout is not in."""
+    from trl_soft import soft_generate
+
+    asked = ["1+2="], ThinkingSettings(max_thinking_length=4)
+    options = {"max_completion_length": 8, "engine": engine, "progress": False}
+    net = tiny.model()
+    plain = soft_generate(net.eval(), tiny.tokenizer(), *asked, **options)
     net.train()
     net.gradient_checkpointing_enable()
-    with pytest.raises(ValueError, match="gradient_checkpointing_disable"):
-        soft_generate(net, tokenizer, ["1+2="], settings, progress=False)
+    assert soft_generate(net, tiny.tokenizer(), *asked, **options).completion_ids == plain.completion_ids
+    assert net.training and net.is_gradient_checkpointing
 
 
 def test_another_kind_of_thought_leaves_the_saved_kinds_options_behind(tmp_path):
@@ -264,3 +280,36 @@ def test_a_vocabulary_smaller_than_a_default_is_all_of_it():
         max_completion_length=16, eos_token_ids=[1],
     ).thought  # fmt: skip
     assert thought.top_k == 26 and thought.sigma == 1.0
+
+
+def refused_by(function) -> set[str]:
+    """What the sentences of its errors begin with, where that is a name in backticks."""
+    names = set()
+
+    def sentences(node, loop: list[str]):
+        if isinstance(node, ast.For) and isinstance(node.iter, ast.Tuple):
+            entries = [entry.elts[0] if isinstance(entry, ast.Tuple) else entry for entry in node.iter.elts]
+            loop = [entry.value for entry in entries if isinstance(entry, ast.Constant)]
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args:
+            told = ast.unparse(node.exc.args[0])
+            found = re.match(r"""f?['"]+`(\w+|\{name\})`""", told)
+            names.update((loop if found[1] == "{name}" else [found[1]]) if found else [])
+        for child in ast.iter_child_nodes(node):
+            sentences(child, loop)
+
+    sentences(ast.parse(textwrap.dedent(inspect.getsource(function))), [])
+    return names
+
+
+def test_the_readme_lists_what_is_refused():
+    from trl_soft import config, trainer
+
+    names = set().union(*map(refused_by, (config.refuse, config.refuse_vllm, trainer.SoftTokensMixin._refuse)))
+    names -= {
+        "args",  # not of a class that knows thoughts
+        "nonfinite", "rollout_engine",  # names that do not exist
+    }  # fmt: skip
+    assert len(names) > 20 and {"tools", "thinking_min_p", "optim"} <= names
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    section = readme.partition("## What is refused")[2].partition("## ")[0]
+    assert {name for name in names if f"`{name}" not in section} == set()

@@ -70,8 +70,9 @@ def recording(rollouts: list):
         {"peft_config": LORA},
         {"peft_config": LORA, "beta": 0.1},
         {"num_iterations": 2, "top_entropy_quantile": 0.5},
+        {"num_iterations": 2, "peft_config": LoraConfig(r=4, target_modules=["q_proj"], lora_dropout=0.1)},
     ],
-    ids=["full", "beta", "lora", "lora-beta", "iterations"],
+    ids=["full", "beta", "lora", "lora-beta", "iterations", "dropout"],
 )
 def test_hard_is_grpo(tmp_path, settings):
     """Same completions, three steps: losses, gradients and weights differ by exactly 0.0."""
@@ -354,14 +355,62 @@ def test_far_thoughts_are_bounded_without_a_cliff_of_gradient(tmp_path):
     record = SoftTokens(thought, mask, {}, torch.zeros(1, 2))
     logps = torch.tensor([[-50.0, -50.0]], requires_grad=True)
     inputs = {name: torch.full((1, 2), -5.0) for name in ("old_per_token_logps", "ref_per_token_logps")}
-    inputs["completion_ids"] = torch.zeros(1, 2)
     with trainer._replaying(record, inputs):
         bounded = trainer._bound(logps, inputs)
-    assert bounded.tolist() == [[-15.0, -50.0]] and inputs["bounded_per_token"].tolist() == [[True, False]]
-    delta = (inputs["ref_per_token_logps"] - bounded)[0, 0]
-    assert 0 < delta <= 10
-    gradient = torch.autograd.grad((delta.exp() - delta - 1) + bounded[0, 0].exp(), logps, allow_unused=True)[0]
-    assert gradient is None or (gradient == 0).all()
+    assert inputs["bounded_per_token"].tolist() == [[True, False]]
+    ratio = (bounded - inputs["old_per_token_logps"])[0].exp()
+    delta = (inputs["ref_per_token_logps"] - bounded)[0]
+    assert ratio.log().tolist() == pytest.approx([-10, -45]) and delta.tolist() == [10, 45]
+    (gradient,) = torch.autograd.grad((delta.exp() - delta - 1)[0] + ratio[0] + 0 * logps.sum(), logps)
+    assert gradient.tolist() == [[0, 0]]
+
+
+@pytest.mark.parametrize("stance", ["default", "force_eager"])
+def test_a_compiled_run_is_the_run(tmp_path, stance):
+    """
+    `torch_compile` compiles the update, thoughts and all, and leaves rollouts eager. Tracing takes its time, so the longer
+    run, with a reference, is of the wrapped models alone.
+    """
+    import torch._dynamo
+
+    tiny.model(num_hidden_layers=1).save_pretrained(tmp_path / "model")  # the reference is loaded from there
+    longer = {"beta": 0.1, "max_steps": 2, "num_iterations": 2} if stance == "force_eager" else {"max_steps": 1}
+    trainers = []
+    torch._dynamo.utils.counters.clear()
+    for options in ({}, {"torch_compile": True, "torch_compile_backend": "eager"}):
+        net = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+        trainers.append(tiny.trainer(tmp_path / "out", net, **longer, **options))
+        with torch.compiler.set_stance(stance):
+            trainers[-1].train()
+    assert type(trainers[1].model_wrapped).__name__ == "OptimizedModule"
+    assert stance == "force_eager" or torch._dynamo.utils.counters["frames"]["ok"] > 0
+    plain, compiled = (trainer.state.log_history for trainer in trainers)
+    for ours, theirs in zip(compiled[: longer["max_steps"]], plain, strict=False):
+        for name in {"loss", "grad_norm", "kl", "reward", "thinking/logp_difference/max"} & set(theirs):
+            assert ours[name] == theirs[name], name
+    ours, theirs = (trainer.model.state_dict() for trainer in trainers)
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
+def test_log_probs_from_outside(tmp_path):
+    """Hard tokens are answered as TRL answers them; of soft ones the ids do not say what was fed."""
+    ids = torch.tensor([[0, 4, 5, 6, 7]])
+    asked = ids, (ids != 0).long(), 2
+    hard = tiny.trainer(tmp_path / "hard", thought="hard")
+    plain = GRPOTrainer._get_per_token_logps_and_entropies(hard, hard.model, *asked, compute_entropy=True)
+    ours = hard._get_per_token_logps_and_entropies(hard.model, *asked, compute_entropy=True)
+    assert torch.equal(ours[0], plain[0]) and torch.equal(ours[1], plain[1])
+    soft = tiny.trainer(tmp_path / "soft")
+    with pytest.raises(ValueError, match=r"token ids do not say what was fed.*soft_tokens=record"):
+        soft._get_per_token_logps_and_entropies(soft.model, *asked)
+    soft.train()
+    batch = soft.last_batch
+    record = SoftTokens.from_batch(batch, soft._plans["train"].thought)
+    ids, mask = (torch.cat([batch[f"prompt_{x}"], batch[f"completion_{x}"]], 1) for x in ("ids", "mask"))
+    labels = ids.masked_fill(mask == 0, -100)
+    labels[:, : -record.shape[1]] = -100
+    scored = soft.model(input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True, soft_tokens=record)
+    assert scored.log_probs.isfinite().all()
 
 
 def test_learned_positions_are_the_rollouts(tmp_path):

@@ -8,12 +8,13 @@
     thinking/effective_support exp of the mixture weights' entropy: how many tokens a thought is made of
     thinking/log_ratio/mean    mean |log pi - log pi_old|; /max the largest, before any bound
     thinking/clip_ratio        share outside the clipping range
-    thinking/clamped_ratio     share whose log-ratio was bounded before `exp`; RLOO bounds that of a completion
+    thinking/clamped_ratio     share whose log-ratio was bounded before `exp`; RLOO and GRPO's sequence level bound that of
+                               a completion
     thinking/score_variance    mean ||d log pi / d logits||^2 over a sample of positions: the noise of the gradient; not
                                for noise on the hidden state, whose score is not in logits
     thinking/kl                k3 estimate against the reference
     thinking/logp_difference   |drawn - re-scored|, mean and max: the smoke alarm, which `replay.py` listens to
-    answer/...                 the same over the answer's tokens
+    answer/...                 the same over the answer's tokens; `answer/mean_length` counts what follows the closing step
     nonfinite/skipped          share of updates left out because of a NaN or an infinity, with `nonfinite: skip`
 
 All are means over the tokens of all processes, `max` is over all processes.
@@ -28,12 +29,14 @@ from .rollout import Rollout
 def rollout_metrics(drawn: Rollout, accelerator) -> dict[str, float]:
     """Metrics of one rollout."""
     thoughts = drawn.record.thinking_mask & drawn.completion_mask
-    answers = drawn.completion_mask & ~thoughts & ~drawn.record.forced_mask
+    own = drawn.completion_mask & ~drawn.record.forced_mask
+    answers = own & ~thoughts
     sums = {
         "thinking/mean_length": (drawn.thinking_length.sum(), drawn.thinking_length.numel()),
         "thinking/clipped_ratio": (drawn.thinking_cut.sum(), drawn.thinking_cut.numel()),
         "thinking/entropy": (drawn.entropies[thoughts].sum(), thoughts.sum()),
-        "answer/mean_length": (answers.sum(), len(answers)),
+        # A closing step is counted once, whether it is scored as a thought or as a token.
+        "answer/mean_length": (own.sum() - drawn.thinking_length.sum(), len(own)),
         "answer/entropy": (drawn.entropies[answers].sum(), answers.sum()),
     }
     weights = drawn.record.thought.weights(drawn.record.flat_action(thoughts))
@@ -81,6 +84,28 @@ def logp_difference(record: SoftTokens, inputs: dict) -> torch.Tensor:
     seen = inputs["seen_per_token_logps"]
     old = inputs.get("old_per_token_logps", seen)
     return (old.unflatten(1, (-1, record.thought.draws)).sum(-1) - record.log_probs).abs()
+
+
+def own_lengths(lengths: list[int], ended: list[bool], accelerator) -> dict[str, float]:
+    """
+    TRL's `completions/*_length` of completions that have `lengths` tokens of the policy's own, of which `ended` came to an
+    end of sequence, over all processes.
+    """
+    both = torch.tensor([lengths, ended], device=accelerator.device).T.contiguous()
+    every, terminated = accelerator.gather(both).unbind(-1)
+    parts = {"": every, "terminated_": every[terminated.bool()]}
+    metrics = {}
+    for name, part in parts.items():
+        part = part.float() if len(part) else torch.zeros(1)
+        for kind in ("mean", "min", "max"):
+            metrics[f"completions/{kind}_{name}length"] = getattr(part, kind)().item()
+    return metrics
+
+
+def share(part: torch.Tensor, whole: torch.Tensor, accelerator) -> float:
+    """What share of the positions in one mask is in another, over all processes."""
+    counts = accelerator.reduce(torch.stack([part.sum(), whole.sum()]).float(), reduction="sum")
+    return (counts[0] / counts[1].clamp(min=1)).item()
 
 
 def _log(value: float) -> float:

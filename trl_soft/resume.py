@@ -31,6 +31,7 @@ from transformers.utils import logging
 from . import checkpoint
 from .checkpoint import CheckpointError
 from .facts import facts_of, foreign, reference_moves
+from .numbering import RolloutNumbers
 from .settings import ThinkingSettings
 
 
@@ -93,6 +94,7 @@ class ResumableMixin(_Host):
     thinking: ThinkingSettings
     _logs: Any
     _buffered_inputs: Any
+    _numbers: RolloutNumbers
     _take_noise_rms: Callable[[float | None], None]
 
     def __init__(self, *args, **kwargs):
@@ -294,6 +296,7 @@ class ResumableMixin(_Host):
             buffered = {"slices": wanted, "others": others}
         progress = {
             "step": self._step,
+            "rollouts": self._numbers.rollouts,
             "buffered": buffered,
             "loss": self._tr_loss.item(),
             "last_logged": self._globalstep_last_logged,
@@ -433,6 +436,7 @@ class ResumableMixin(_Host):
         with open(os.path.join(folder, f"progress_{rank}.json"), encoding="utf-8") as file:
             progress = json.load(file)
         self._step, self._buffered_inputs = progress["step"], None
+        self._numbers.rollouts = progress["rollouts"]
         if progress["buffered"] is not None:
             slices: list[Any] = [None] * self.args.steps_per_generation
             for i in progress["buffered"]["slices"]:

@@ -138,8 +138,9 @@ class ThinkingSettings:
             `cold_stop_length` steps in a row the thought is cut, as by its cap. `None` is off.
         cold_stop_length (`int`, *optional*, defaults to `256`).
         max_answer_length (`int`, *optional*):
-            Cap of the answer's own tokens, after the thought and what was forced (2509.19170: 32). `None`: what
-            `max_completion_length` leaves.
+            Cap of the answer's own tokens, after the thought and what was forced (2509.19170: 32). A completion that it
+            ends has no end of sequence: it counts as truncated, and `mask_truncated_completions` leaves it out of the loss.
+            `None`: what `max_completion_length` leaves.
 
     > Parameters of one kind of thought
 

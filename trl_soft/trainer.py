@@ -25,9 +25,12 @@ from trl import GRPOTrainer, RLOOTrainer
 from .attention import sound_gradients
 from .config import SoftGRPOConfig, SoftRLOOConfig
 from .draws import gather, spread
+from .dropout import switch_off_dropout
 from .forward import add_soft_tokens
-from .metrics import logp_difference, rollout_metrics, update_metrics
+from .metrics import logp_difference, own_lengths, rollout_metrics, share, update_metrics
 from .nonfinite import NonfiniteMixin
+from .numbering import RolloutNumbers
+from .ratio import LOG_RATIO_BOUND, bounded, bounded_mean, cut
 from .record import SoftTokens
 from .replay import ReplayWatch, is_exact, shadow_of, tolerance
 from .resume import ResumableMixin
@@ -46,13 +49,8 @@ from .thoughts import Hard
 
 logger = logging.get_logger(__name__)
 
-# exp(10) is already a ratio no clipping range reaches; without a bound a stale Gaussian thought, whose log-ratio can be
-# hundreds of nats, turns the loss into inf and the masked positions into nan.
-LOG_RATIO_BOUND = 10.0
-# Losses whose weight is detached: a bounded thought keeps its gradient there. Elsewhere exp(10) would multiply it.
+# Losses whose weight is detached: a thought whose ratio is held keeps its gradient there.
 _DETACHED_WEIGHTS = ("cispo", "vespo")
-# The noise of evaluation is keyed apart from training's.
-_EVALUATION = 1 << 31
 
 
 if TYPE_CHECKING:
@@ -80,10 +78,10 @@ class SoftTokensMixin(_Host):
         self._refuse(given)
         self._record: Any = None  # the SoftTokens in flight, inside `_replaying` alone
         self._rollout: Any = None  # the Rollout between `generate` and the return of `_generate`
-        self._loss_inputs: dict | None = None
+        self._loss_inputs: Any = None  # the batch as the loss sees it
         self._answer_phases: list[str | None] = []  # of the completions that are rewarded next
         self._old_logps: Any = None
-        self._eval_samples = 0
+        self._numbers = RolloutNumbers(given["args"].seed)
         with engine_arguments(given["args"]):
             super().__init__(*bound.args, **bound.kwargs)
         if self._is_vlm:
@@ -123,6 +121,10 @@ class SoftTokensMixin(_Host):
             for dataset in datasets.values() if isinstance(datasets, dict) else [datasets]:
                 _check_dataset(name, dataset)
 
+    def _bare(self, model):
+        """Without what accelerate wraps around it, `torch.compile` among it: rollouts run eagerly, as `generate` does."""
+        return self.accelerator.unwrap_model(model, keep_torch_compile=False)
+
     def _add_soft_tokens(self) -> None:
         base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         if self.args.rollout_engine == "slots" and not self.use_vllm:
@@ -130,7 +132,7 @@ class SoftTokensMixin(_Host):
         add_soft_tokens(base, self.temperature)
         self._takes_position_ids = "position_ids" in inspect.signature(base.forward).parameters
         if self.ref_model is not None:
-            add_soft_tokens(self.accelerator.unwrap_model(self.ref_model))
+            add_soft_tokens(self._bare(self.ref_model))
         self._vocab_size = base.config.get_text_config().vocab_size
         check_ids("The padding", [self._tokenizer.pad_token_id], self._vocab_size, self._tokenizer)
         self._take_noise_rms(table_rms(base) if self.args.noise_rms is None else self.args.noise_rms)
@@ -139,8 +141,21 @@ class SoftTokensMixin(_Host):
         if limit is None:
             limit = tolerance(self.thinking, base.config.get_text_config().hidden_size, exact)
         self._watch = ReplayWatch(self.thinking, self.args.replay_disagreement, limit, exact, self.accelerator)
+        self._check_dropout()
         if self.use_vllm:
             self._serve()
+
+    def _check_dropout(self) -> None:
+        """Soft thoughts have one policy, the network without dropout. Hard ones are scored as TRL scores them."""
+        if self._plans["train"].thought.is_token:
+            return
+        found = switch_off_dropout(self.model)
+        if found:
+            told = ", ".join(f"{name} ({value:g})" for name, value in sorted(found.items()))
+            logger.warning(
+                f"Dropout is switched off: {told}. A thought is drawn and scored by one policy, the network without it. "
+                "Set it to 0 to be rid of this message."
+            )
 
     def _take_noise_rms(self, rms: float | None) -> None:
         """Plan rollouts with an RMS that sigma is a share of; `None` changes nothing."""
@@ -171,14 +186,14 @@ class SoftTokensMixin(_Host):
             EndMatcher(end, self._vocab_size)  # or refuse, before anything is generated
 
         def ask(rows: int) -> Ask:
-            generation, first = self._numbers(rows)
+            seed, generation, first = self._next_key(rows)
             # A server is asked by the main process for all of them, and each colocated engine by its own.
             # One that is cut over several processes draws all of their prompts, on each of them.
             if self.args.vllm_mode != "server":
                 width = self.args.vllm_tensor_parallel_size
                 first += self.accelerator.process_index // width * width * rows
             plan, evaluation = self._plans[self._mode], self._mode == "eval"
-            return Ask(plan, self.thinking, self.args.seed, generation, first, evaluation)
+            return Ask(plan, self.thinking, seed, generation, first, evaluation)
 
         def keep(rollout) -> None:
             self._rollout = rollout.to(self.accelerator.device)
@@ -208,19 +223,24 @@ class SoftTokensMixin(_Host):
 
     def _generate_single_turn(self, prompt_ids, *args, **kwargs):
         self._check_prompts(prompt_ids)
-        # TRL pads the prompts, gathers or summons the weights, calls `generate` and cuts at the end of sequence. Only
-        # the call in the middle is ours; with vLLM it is `SoftVLLM.generate`.
+        # TRL pads the prompts, gathers or summons the weights and calls `generate`. Only the call in the middle is ours;
+        # with vLLM it is `SoftVLLM.generate`.
         if self.use_vllm:
-            return super()._generate_single_turn(prompt_ids, *args, **kwargs)
-        model = self.accelerator.unwrap_model(self.model_wrapped)
-        before = vars(model).get("generate")  # transformers leaves one on a model that FSDP2 shards
-        model.generate = functools.partial(self._soft_generate, model)
-        try:
-            return super()._generate_single_turn(prompt_ids, *args, **kwargs)
-        finally:
-            del model.generate
-            if before is not None:
-                model.generate = before
+            output = super()._generate_single_turn(prompt_ids, *args, **kwargs)
+        else:
+            model = self.accelerator.unwrap_model(self.model_wrapped)
+            before = vars(model).get("generate")  # transformers leaves one on a model that FSDP2 shards
+            model.generate = functools.partial(self._soft_generate, model)
+            try:
+                output = super()._generate_single_turn(prompt_ids, *args, **kwargs)
+            finally:
+                del model.generate
+                if before is not None:
+                    model.generate = before
+        # TRL cuts a completion at its end of sequence, and a cap of the answer can end one too: what follows it is padding.
+        drawn = self._rollout
+        ids = [row[mask].tolist() for row, mask in zip(drawn.completion_ids, drawn.completion_mask, strict=True)]
+        return (ids, *output[1:]) if isinstance(output, tuple) else ids
 
     def _check_prompts(self, prompts: list[list[int]]) -> None:
         """Refuse prompts that the model cannot read, and say where a prompt leaves no room for thoughts."""
@@ -236,26 +256,21 @@ class SoftTokensMixin(_Host):
     def _soft_generate(self, model, input_ids, attention_mask, generation_config) -> torch.Tensor:
         """In place of `generate`: (B, P) left-padded prompts -> (B, P+C) ids, the record kept aside."""
         rows = input_ids.size(0)
-        generation, first = self._numbers(rows)
+        seed, generation, first = self._next_key(rows)
         first += self.accelerator.process_index * rows
         sample = torch.arange(first, first + rows, device=input_ids.device)
         plan = self._plans[self._mode]
         prompts = [row[mask.bool()].tolist() for row, mask in zip(input_ids, attention_mask, strict=True)]
-        key, options = Key(self.args.seed, generation, sample), self.args.engine_options(rows)
+        key, options, model = Key(seed, generation, sample), self.args.engine_options(rows), self._bare(model)
         with unsharded(model), closing(ENGINES[self.args.rollout_engine](model, prompts, plan, key, options)) as parts:
             self._rollout = assemble(parts, rows, plan)
         return torch.cat([input_ids, self._rollout.completion_ids], dim=1)
 
-    def _numbers(self, rows: int) -> tuple[int, int]:
-        """Number of this rollout, and of its first sample over all processes, each of which has `rows`."""
+    def _next_key(self, rows: int) -> tuple[int, int, int]:
+        """Seed and number of a rollout that begins, and its first sample over all processes, each of which has `rows`."""
         if self._mode == "train":
-            accumulation = self.args.gradient_accumulation_steps
-            batch = self.state.global_step * accumulation + self._step % accumulation
-            # The number of the rollout, so that a run cut into other micro-batches draws the same.
-            return batch // (self.args.steps_per_generation * self.num_iterations), 0
-        first = self._eval_samples
-        self._eval_samples += rows * self.accelerator.num_processes
-        return _EVALUATION | self.state.global_step, first
+            return self._numbers.training()
+        return self._numbers.evaluation(self.state.global_step, rows * self.accelerator.num_processes)
 
     def _generate(self, prompts: list):
         self._rollout = None
@@ -290,17 +305,26 @@ class SoftTokensMixin(_Host):
             record = self._record.to_length(output["completion_ids"].size(1))
         return {**output, **record.to_batch()}
 
-    def evaluate(self, *args, **kwargs):
-        self._eval_samples = 0
-        return super().evaluate(*args, **kwargs)
+    def evaluation_loop(
+        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+    ):
+        self._numbers.begin_evaluation(metric_key_prefix)
+        return super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
 
     # Update
 
     def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs):
         record = self._record
         if record is None:
-            raise RuntimeError(
-                "Log-probabilities were asked for outside a rollout or a loss, so no record is at hand."
+            thought = self._plans[self._mode].thought
+            if not thought.is_token:
+                raise ValueError(
+                    f"Log-probabilities of {thought.name} thoughts were asked for outside a rollout or a loss, and token ids do "
+                    "not say what was fed. Call the model with the record of the rollout: `model(input_ids=..., "
+                    "attention_mask=..., labels=..., fused_lm_head=True, soft_tokens=record).log_probs`."
+                )
+            return super()._get_per_token_logps_and_entropies(
+                model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
             )
         draws = record.thought.draws
         if draws > 1 and self._loss_inputs is not None:
@@ -320,35 +344,15 @@ class SoftTokensMixin(_Host):
                 logps, entropies = logps.flatten(1), entropies.repeat_interleave(draws, dim=1)
             if isinstance(model, _Replay):
                 self._loss_inputs["score_variance"] = model.score_variance()
-            logps = self._bound(logps, self._loss_inputs)
+            self._loss_inputs["seen_per_token_logps"] = logps.detach()
+            self._loss_inputs["bounded_per_token"] = torch.zeros_like(logps, dtype=torch.bool)
+            if not record.thought.is_token:
+                logps = self._bound(logps, self._loss_inputs)
         return logps, entropies, *rest
 
     def _bound(self, logps: torch.Tensor, inputs: dict) -> torch.Tensor:
-        """Keep thoughts within `LOG_RATIO_BOUND` nats of the old and the reference policy, and note what was seen."""
-        thoughts = None
-        if not self._record.thought.is_token:
-            thoughts = self._record.thinking_mask.repeat_interleave(self._record.thought.draws, dim=1)
-        seen, old = logps.detach(), inputs.get("old_per_token_logps")
-        inputs["seen_per_token_logps"] = seen
-        inputs["bounded_per_token"] = torch.zeros_like(seen, dtype=torch.bool)
-        if thoughts is not None and old is not None:
-            far = ((seen - old).abs() > LOG_RATIO_BOUND) & thoughts
-            inputs["bounded_per_token"] = far
-            bounded = old + (seen - old).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
-            if getattr(self, "loss_type", None) in _DETACHED_WEIGHTS:
-                bounded = logps + (bounded - seen)
-            logps = torch.where(far, bounded, logps)
-        if thoughts is not None and "ref_per_token_logps" in inputs:
-            ref = inputs["ref_per_token_logps"]
-            delta = ref - logps.detach()
-            # A constant distance: the estimate exp(delta) - delta - 1 stays finite and has no gradient out there.
-            near = logps + delta.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
-            ref = torch.where(thoughts & (delta.abs() > LOG_RATIO_BOUND), near, ref)
-            if getattr(self, "loss_type", None) in _DETACHED_WEIGHTS:
-                # A thought that keeps its gradient beyond the bound keeps it for the policy's loss, not for KL's exp(10).
-                ref = torch.where(inputs["bounded_per_token"], logps, ref)
-            inputs["ref_per_token_logps"] = ref
-        return logps
+        """Bound what the loss exponentiates: the policies that it compares with are moved, gradients cut beyond."""
+        raise NotImplementedError
 
     def _compute_loss(self, model, inputs):
         inputs = dict(inputs)
@@ -362,9 +366,13 @@ class SoftTokensMixin(_Host):
         shadow = self._score_shadow(model, inputs, record) if training and self._watch.wants_contrast else None
         if record.thought.draws > 1:
             inputs = spread(inputs, record)
+        given = inputs
+        inputs = dict(given)  # the loss's own, in which the policies that it compares with can be moved
         with self._replaying(record, inputs):
             loss = super()._compute_loss(model, inputs)
-            metrics = update_metrics(record, inputs, (self.epsilon_low, self.epsilon_high), self.accelerator)
+        if "old_per_token_logps" in given:
+            inputs["old_per_token_logps"] = given["old_per_token_logps"]
+        metrics = update_metrics(record, inputs, (self.epsilon_low, self.epsilon_high), self.accelerator)
         if training:
             self._watch.note(logp_difference(record, inputs), own & record.thinking_mask, shadow)
             if self.accelerator.sync_gradients:
@@ -417,13 +425,60 @@ class SoftGRPOTrainer(ResumableMixin, NonfiniteMixin, SoftTokensMixin, GRPOTrain
 
     __init__.__signature__ = inspect.signature(GRPOTrainer.__init__)  # type: ignore[attr-defined]
 
-    def _generate(self, prompts: list):
-        prompt_ids, completion_ids, tool_mask, *rest = super()._generate(prompts)
-        if any(self._plans[self._mode].forced):
-            # Forced tokens are the environment's, in TRL's words: fed, but neither scored nor counted.
-            own = (~self._record.forced_mask).int().tolist()
-            tool_mask = [mask[: len(ids)] for mask, ids in zip(own, completion_ids, strict=True)]
-        return prompt_ids, completion_ids, tool_mask, *rest
+    def _add_soft_tokens(self) -> None:
+        super()._add_soft_tokens()
+        # Forced tokens are the environment's, in TRL's words: fed, but neither scored nor counted. A rollout function is
+        # what may say so.
+        self.rollout_func = self._roll_out
+
+    def _roll_out(self, prompts: list, trainer) -> dict:
+        """What TRL does without a rollout function, and which tokens are the policy's own where some are not."""
+        mode = self._mode
+        prompt_ids, images, fields = self._tokenize_prompts(prompts)
+        count = self.num_generations if mode == "train" else self.num_generations_eval
+        completion_ids, logprobs = self._generate_single_turn(prompt_ids, images, fields, count)
+        output = {"prompt_ids": prompt_ids, "completion_ids": completion_ids, "logprobs": logprobs}
+        if any(self._plans[mode].forced):
+            own = (~self._rollout.record.forced_mask).int().tolist()
+            output["env_mask"] = [mask[: len(ids)] for mask, ids in zip(own, completion_ids, strict=True)]
+        return output
+
+    def _bound(self, logps: torch.Tensor, inputs: dict) -> torch.Tensor:
+        thoughts = self._record.thinking_mask.repeat_interleave(self._record.thought.draws, dim=1)
+        old, ref = inputs.get("old_per_token_logps"), inputs.get("ref_per_token_logps")
+        keeps = self.loss_type in _DETACHED_WEIGHTS
+        far = torch.zeros_like(thoughts)
+        if old is not None:
+            inputs["true_old_per_token_logps"] = old
+            if self.importance_sampling_level == "sequence":
+                own = inputs["completion_mask"] * inputs.get("tool_mask", 1)
+                old, far = bounded_mean(logps, old, own)
+            else:
+                old, far = bounded(logps, old, thoughts)
+            inputs["old_per_token_logps"], inputs["bounded_per_token"] = old, far
+            logps = logps if keeps else cut(logps, far)
+        if ref is not None:
+            delta = ref - logps.detach()
+            # A constant distance: the estimate exp(delta) - delta - 1 stays finite and has no gradient out there.
+            near = logps + delta.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+            ref = torch.where(thoughts & (delta.abs() > LOG_RATIO_BOUND), near, ref)
+            # A gradient that is kept beyond the bound is kept for the policy's loss, not for KL's exp(10).
+            inputs["ref_per_token_logps"] = torch.where(far, logps, ref) if keeps else ref
+        return logps
+
+    # What sums log-ratios and bounds them by itself sees the true ones.
+
+    def get_off_policy_mask(self, **given):  # type: ignore[override]
+        old = self._loss_inputs.get("true_old_per_token_logps")
+        if old is not None and "sampling_per_token_logps" not in self._loss_inputs:
+            given["sampling_per_token_logps"] = old
+        return super().get_off_policy_mask(**given)
+
+    def get_gamma_weights(self, **given):  # type: ignore[override]
+        old = self._loss_inputs.get("true_old_per_token_logps")
+        if old is not None:
+            given["log_ratio_per_token"] = self._loss_inputs["seen_per_token_logps"] - old
+        return super().get_gamma_weights(**given)
 
 
 class SoftRLOOTrainer(ResumableMixin, NonfiniteMixin, SoftTokensMixin, RLOOTrainer):
@@ -449,30 +504,57 @@ class SoftRLOOTrainer(ResumableMixin, NonfiniteMixin, SoftTokensMixin, RLOOTrain
 
     __init__.__signature__ = inspect.signature(RLOOTrainer.__init__)  # type: ignore[attr-defined]
 
-    def _get_per_token_logps_and_entropies(self, *args, **kwargs):
-        logps, *rest = super()._get_per_token_logps_and_entropies(*args, **kwargs)
-        if self._loss_inputs is None:
+    # TRL's RLOO knows no tokens but the policy's, so lengths, entropy and KL would count what was forced. (GRPO has its
+    # `tool_mask` for that; with one of its own here, these overrides can go.)
+
+    def _generate(self, prompts: list):
+        prompt_ids, completion_ids, completions = super()._generate(prompts)
+        if any(self._plans[self._mode].forced):
+            own = (~self._record.forced_mask).int().tolist()
+            lengths = [sum(mask[: len(ids)]) for mask, ids in zip(own, completion_ids, strict=True)]
+            ended = [ids[-1] in (*self.eos_token_ids, self._tokenizer.pad_token_id) for ids in completion_ids]
+            metrics = self._metrics[self._mode]
+            for name, value in own_lengths(lengths, ended, self.accelerator).items():
+                metrics[name][-1] = value
+            if self._mode == "train":
+                forced = torch.tensor(sum(map(len, completion_ids)) - sum(lengths), device=self.accelerator.device)
+                self.state.num_input_tokens_seen -= self.accelerator.reduce(forced, reduction="sum").item()
+                metrics["num_tokens"] = [self.state.num_input_tokens_seen]
+        return prompt_ids, completion_ids, completions
+
+    def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs):
+        if self._record is not None:
+            # `_compute_loss` takes forced tokens out of the mask, and they were fed all the same.
+            mask = attention_mask[:, -logits_to_keep:]
+            fed = self._record.to_length(logits_to_keep).forced_mask & mask.any(1, keepdim=True)
+            attention_mask = torch.cat([attention_mask[:, :-logits_to_keep], mask | fed.to(mask.dtype)], dim=1)
+        logps, *rest = super()._get_per_token_logps_and_entropies(
+            model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
+        )
+        if self._record is not None and self._loss_inputs is None and self._old_logps is None:
             # TRL asks for the old log-probs first, then for the reference's, and keeps only sums of the old.
-            self._old_logps = logps if self._old_logps is None else self._old_logps
-        else:
-            logps = self._bound_sequences(logps, self._loss_inputs)
+            self._old_logps = logps
         return logps, *rest
 
     def _generate_and_score_completions(self, inputs):
-        self._old_logps = None
+        self._old_logps, mode = None, self._mode
         output = super()._generate_and_score_completions(inputs)
+        own = output["completion_mask"] * ~output["soft_forced_mask"]
+        if self.beta != 0.0 and any(self._plans[mode].forced):
+            counted = share(own, output["completion_mask"], self.accelerator)
+            self._metrics[mode]["kl"][-1] /= counted
         return {**output, "old_per_token_logps": self._old_logps}
 
-    def _bound_sequences(self, logps: torch.Tensor, inputs: dict) -> torch.Tensor:
-        """Keep a completion within `LOG_RATIO_BOUND` nats of the old policy, without a gradient where it was not."""
-        if self._record.thought.is_token:
-            return logps
-        mask, old = inputs["completion_mask"], inputs["old_per_token_logps"]
-        total = ((logps - old).detach() * mask).sum(1, keepdim=True)
-        far = total.abs() > LOG_RATIO_BOUND
-        inputs["bounded_per_token"] = inputs["bounded_per_token"] | far
-        scaled = old + (logps - old).detach() * (LOG_RATIO_BOUND / total.abs().clamp(min=LOG_RATIO_BOUND))
-        return torch.where(far, scaled, logps)
+    def _compute_loss(self, model, inputs):
+        return super()._compute_loss(
+            model, inputs | {"completion_mask": inputs["completion_mask"] * ~inputs["soft_forced_mask"]}
+        )
+
+    def _bound(self, logps: torch.Tensor, inputs: dict) -> torch.Tensor:
+        total = (logps * inputs["completion_mask"]).sum(1)  # as TRL sums it
+        inputs["old_logps"], far = bounded(total, inputs["old_logps"])
+        inputs["bounded_per_token"] = far.unsqueeze(1).expand_as(logps)
+        return cut(logps, inputs["bounded_per_token"])
 
 
 class _Replay:

@@ -297,8 +297,8 @@ def probe(model, token: int) -> tuple[list[tuple[int, int, int, int]], torch.dty
     layers = layers.layers
     if any(layer.keys is None for layer in layers):
         raise ValueError(
-            f"{type(base).__name__} filled no key-value cache, and a rollout cannot think without one. If gradient "
-            "checkpointing is on in training mode, call `model.eval()` or `model.gradient_checkpointing_disable()` first."
+            f"{type(base).__name__} filled no key-value cache, and a rollout cannot think without one. Use a "
+            "causal language model with a key-value cache."
         )
     shapes = [(x.keys.size(1), x.keys.size(3), x.values.size(1), x.values.size(3)) for x in layers]
     return shapes, layers[0].keys.dtype

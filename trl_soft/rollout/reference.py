@@ -14,6 +14,7 @@ import torch
 from transformers import RepetitionPenaltyLogitsProcessor
 from transformers.utils import logging
 
+from ..dropout import evaluating
 from ..lookup import embedding_scale
 from ..record import SoftTokens
 from ..scoring import DenseLogits, logit_transform, transformed, whole
@@ -32,7 +33,9 @@ def simple(model, prompts: Sequence[Sequence[int]], plan: Plan, key: Key, option
         numbers = list(range(start, min(start + options.slots, len(prompts))))
         ids, mask = left_padded([prompts[i] for i in numbers], plan.pad_token_id, device)
         limit = torch.tensor([limits[i] for i in numbers], device=device)
-        yield numbers, _batch(model, ids, mask, plan, key, torch.tensor(numbers, device=device), limit)
+        with evaluating(model):
+            batch = _batch(model, ids, mask, plan, key, torch.tensor(numbers, device=device), limit)
+        yield numbers, batch
 
 
 @torch.no_grad()
@@ -177,9 +180,8 @@ class _Steps:
         self.cache = getattr(output, "past_key_values", None)
         if self.cache is None:
             raise ValueError(
-                f"{type(self.model).__name__} returned no key-value cache, and a rollout cannot think without one. If "
-                "gradient checkpointing is on in training mode, call `model.eval()` or "
-                "`model.gradient_checkpointing_disable()` first."
+                f"{type(self.model).__name__} returned no key-value cache, and a rollout cannot think without one. Use "
+                "a causal language model with a key-value cache."
             )
         return output.logits[:, -1].float()
 

@@ -19,6 +19,7 @@ from contextlib import ExitStack
 import torch
 from transformers.utils import logging
 
+from ..dropout import evaluating
 from ..lookup import embedding_scale
 from ..record import SoftTokens
 from ..scoring import DenseLogits, logit_transform, transformed, whole
@@ -67,7 +68,8 @@ class _Run:
         # Numbers of prompts, with what is known of a completion that was sent back.
         self.queue: deque[tuple[int, Kept | None]] = deque((number, None) for number in order)
 
-        shapes, dtype = probe(model, prompts[0][-1])
+        with evaluating(model):
+            shapes, dtype = probe(model, prompts[0][-1])
         longest = max(len(prompt) + limit for prompt, limit in zip(prompts, self.limits, strict=True))
         count, length = self._sizes(shapes, dtype, min(options.slots, len(prompts)), longest)
         self.longest = longest
@@ -112,8 +114,9 @@ class _Run:
         return min(count, self.affordable // length), min(length, longest)
 
     def attached(self) -> ExitStack:
-        """The model attends to the slots, and watches its head if a thought asks for hidden states."""
+        """The model, without dropout, attends to the slots, and watches its head if a thought asks for hidden states."""
         stack = ExitStack()
+        stack.enter_context(evaluating(self.model))
         stack.enter_context(slots_attended(self.base, self.cache))
         stack.enter_context(self.head.watched())
         return stack
