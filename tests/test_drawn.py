@@ -131,10 +131,18 @@ def test_rloos_kl_is_a_mean_over_own_tokens(tmp_path):
     seen = []
 
     class Seen(SoftRLOOTrainer):
+        rolling_out = False
+
         def _get_per_token_logps_and_entropies(self, *args, **kwargs):
             output = super()._get_per_token_logps_and_entropies(*args, **kwargs)
-            if self._loss_inputs is None:
+            if self.rolling_out:
                 seen.append((output[0], self._record))
+            return output
+
+        def _generate_and_score_completions(self, inputs):
+            self.rolling_out = True
+            output = super()._generate_and_score_completions(inputs)
+            self.rolling_out = False
             return output
 
     settings = {"beta": 0.05, "max_steps": 2, "learning_rate": 1e-2, **FORCED}
