@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """No two rollouts of a run draw the same noise, and a resumed run draws what the lost one would have drawn."""
 
+import json
+
 import pytest
 import torch
 
 from tests import tiny
 from trl_soft import trainer
+from trl_soft.checkpoint import CheckpointError
 from trl_soft.noise import KeyedNoise
 
 
@@ -48,6 +51,19 @@ def test_a_resumed_run_goes_on_counting(tmp_path, keys):
     keys.clear()
     tiny.trainer(tmp_path / "resumed", **settings).train(str(tmp_path / "out" / "checkpoint-5"))
     assert keys and keys == whole[-len(keys) :]
+
+
+def test_a_checkpoint_without_a_count_is_told(tmp_path):
+    settings = {"max_steps": 1, "save_strategy": "steps", "save_steps": 1, "max_completion_length": 4}
+    settings |= {"max_thinking_length": 2}
+    counted = tiny.trainer(tmp_path, **settings)
+    counted.train()
+    folder = tmp_path / "checkpoint-1"
+    progress = json.loads((folder / "progress_0.json").read_text())
+    assert progress.pop("rollouts") == 1
+    (folder / "progress_0.json").write_text(json.dumps(progress))
+    with pytest.raises(CheckpointError, match="kept no count of rollouts"):
+        counted._load_progress(str(folder))
 
 
 def test_evaluation_sets_draw_apart(tmp_path, keys):

@@ -436,6 +436,11 @@ class ResumableMixin(_Host):
         with open(os.path.join(folder, f"progress_{rank}.json"), encoding="utf-8") as file:
             progress = json.load(file)
         self._step, self._buffered_inputs = progress["step"], None
+        if "rollouts" not in progress:
+            raise CheckpointError(
+                f"{folder} was written by an earlier trl_soft, which kept no count of rollouts, so noise would be drawn twice. "
+                f"To train on from its weights alone, start a new run with `model_name_or_path: {folder}`."
+            )
         self._numbers.rollouts = progress["rollouts"]
         if progress["buffered"] is not None:
             slices: list[Any] = [None] * self.args.steps_per_generation
