@@ -163,7 +163,7 @@ def test_a_request_that_comes_back(settings, taken_back):
         drawn = min(left_at, int(pool.columns.t[1])) - taken_back
         if drawn + taken_back < left_at:
             break  # it had ended by itself
-        pool.restore(5, parked, drawn)
+        pool.restore(5, number, parked, drawn)
         pool.see(5, [2, 5, *parked.rows["ids"][:drawn].tolist()])
         for t in range(drawn, STEPS):
             draw(pool, number, {0: 5}, t)
@@ -178,7 +178,7 @@ def test_more_steps_than_can_be_taken_back():
         draw(pool, number, {0: 1}, t)
     parked = pool.park(1)
     with pytest.raises(RuntimeError, match=r"comes back with 4 tokens, and its record has 8"):
-        pool.restore(2, parked, 8 - UNDO)
+        pool.restore(2, number, parked, 8 - UNDO)
 
 
 @pytest.mark.parametrize("settings", THOUGHTS[1:8], ids=name)

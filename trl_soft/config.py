@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 import yaml
 from trl import GRPOConfig, RLOOConfig, TrlParser
 
+from .ranges import check, check_number
 from .replay import ACTIONS
 from .rollout import ENGINES, EngineOptions
-from .settings import ThinkingSettings, check_range
+from .settings import ThinkingSettings
 from .thoughts import THOUGHTS
 
 
@@ -36,6 +37,10 @@ class RolloutSettings:
             With `use_vllm` and `vllm_mode: server`: several servers, over which prompts are spread. They take the group
             ports from `vllm_group_port` on. `None`: the one that `vllm_server_base_url` or `vllm_server_host` names.
 
+        vllm_request_timeout (`float`, *optional*, defaults to `3600`):
+            With `vllm_mode: server`: seconds that a server has to answer one request, the completions of one prompt among
+            them, and to take the weights. A server that is silent for as long is lost.
+
     With `use_vllm` rollouts run in vLLM, by the plugin in `trl_soft.rollout.vllm`, and the others of these do nothing.
     """
 
@@ -47,6 +52,9 @@ class RolloutSettings:
     rollout_cuda_graphs: bool = field(default=True, metadata={"help": "Replay a captured step on CUDA."})
     vllm_server_base_urls: list[str] | None = field(
         default=None, metadata={"help": "Addresses of several vLLM servers that share a rollout."}
+    )
+    vllm_request_timeout: float = field(
+        default=3600.0, metadata={"help": "Seconds a vLLM server has to answer one request."}
     )
 
     def engine_options(self, rows: int) -> EngineOptions:
@@ -127,14 +135,12 @@ class SoftRLOOConfig(ThinkingSettings, RolloutSettings, NonfiniteSettings, Repla
 
 def refuse(args) -> None:
     """What TRL can do and a soft policy cannot, each with what to do instead."""
-    check_range(args, "top_k", 0, None)
-    check_range(args, "top_p", 0, 1, open_low=True)
-    check_range(args, "min_p", 0, 1)
-    check_range(args, "repetition_penalty", 0, None, open_low=True)
-    check_range(args, "temperature", None, None)
-    check_range(args, "seed", 0, 2**32 - 1)
-    check_range(args, "rollout_cache_gb", 0, None, open_low=True)
-    check_range(args, "rollout_slots", 1, None)
+    for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty"):
+        check(name, getattr(args, name), optional=args.__dataclass_fields__[name].default is None)
+    check_number("seed", args.seed, 0, 2**32 - 1, whole=True)
+    check_number("rollout_cache_gb", args.rollout_cache_gb, 0, None, open_low=True, optional=True)
+    check_number("rollout_slots", args.rollout_slots, 1, None, whole=True, optional=True)
+    check_number("vllm_request_timeout", args.vllm_request_timeout, 0, None, open_low=True)
     if args.rollout_engine not in ENGINES:
         raise ValueError(f"`rollout_engine` is {args.rollout_engine!r}. Choose one of {', '.join(ENGINES)}.")
     if args.temperature <= 0:
@@ -156,7 +162,7 @@ def refuse(args) -> None:
         raise ValueError(f"`nonfinite` is {args.nonfinite!r}. Choose one of {', '.join(NONFINITE)}.")
     if args.replay_disagreement not in ACTIONS:
         raise ValueError(f"`replay_disagreement` is {args.replay_disagreement!r}. Choose one of {', '.join(ACTIONS)}.")
-    check_range(args, "replay_tolerance", 0, None, open_low=True)
+    check_number("replay_tolerance", args.replay_tolerance, 0, None, open_low=True, optional=True)
     optimizer = str(getattr(args.optim, "value", args.optim))
     if optimizer in ("lomo", "adalomo") or "layerwise" in optimizer:
         raise ValueError(

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The thinking settings: the soft fields, once, for trainer configs, `soft_generate` and the JSON beside the weights."""
 
-import math
 import os
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from . import saved_settings
+from .ranges import RANGES, check, check_text, shown
 from .thoughts import (
     DENSITIES,
     PLACEMENTS,
@@ -80,10 +80,6 @@ def _help(text: str, default: Any = None) -> Any:
     return field(default=default, metadata={"help": text})
 
 
-# Far beyond any use, and the square of their product is still a float32.
-_MOST_NOISE = 1e6
-
-
 @dataclass
 class ThinkingSettings:
     """
@@ -107,13 +103,13 @@ class ThinkingSettings:
 
     Args:
         thinking_temperature (`float`, *optional*):
-            Above 0. `None`: 1.0 for gumbel, mixture and multiplex, 0.5 for gaussian (1.0 on probabilities), 0.6 for soft and dirichlet, the
+            At least 1e-6. `None`: 1.0 for gumbel, mixture and multiplex, 0.5 for gaussian (1.0 on probabilities), 0.6 for soft and dirichlet, the
             answer's for hard.
         thinking_top_k (`int`, *optional*):
             Number of candidates K, in `[1, V]`. `None`: 5 for gumbel and dirichlet, 30 for soft, 20 for mixture, 50 for
             gaussian on logits and 5 on probabilities, V if that is less, the answer's for hard. gaussian (on embeddings), multiplex and latent use the whole vocabulary.
         thinking_top_p (`float`, *optional*):
-            In `(0, 1]`, applied to the renormalised top-k. `None`: 0.95 for gumbel, soft and dirichlet, 1 for mixture,
+            In `[1e-6, 1]`, applied to the renormalised top-k. `None`: 0.95 for gumbel, soft and dirichlet, 1 for mixture,
             the answer's for hard.
         thinking_min_p (`float`, *optional*):
             In `[0, 1]`: candidates below this share of the most likely one are dropped. `None`: 0.001 for soft, off for
@@ -216,39 +212,36 @@ class ThinkingSettings:
         """Raise a `ValueError` in a sentence for a value that no thought can use."""
         for name in ("thought", "eval_thought"):
             value = getattr(self, name)
-            if value not in THOUGHTS and not (name == "eval_thought" and value is None):
+            if value is None and name == "eval_thought":
+                continue
+            if not isinstance(value, str) or value not in THOUGHTS:
                 raise ValueError(
-                    f"`{name}` is {value!r}, which is no kind of thought. Choose one of {', '.join(THOUGHTS)}"
+                    f"`{name}` is {shown(value)}, which is no kind of thought. Choose one of {', '.join(THOUGHTS)}"
                     + (" (fuzzy is gaussian with thinking_temperature 1e-4)." if value == "fuzzy" else ".")
                 )
         choices = {"gumbel_density": DENSITIES, "noise_placement": PLACEMENTS}
         choices |= {"multiplex_weights": WEIGHTS, "multiplex_ratio": RATIOS}
         for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"`{name}` is {getattr(self, name)!r}. Choose one of {', '.join(known)}.")
-        check_range(self, "thinking_temperature", 0, None, open_low=True)
-        check_range(self, "thinking_top_k", 1, None)
-        check_range(self, "thinking_top_p", 0, 1, open_low=True)
-        check_range(self, "thinking_min_p", 0, 1)
-        check_range(self, "max_thinking_length", 1, None)
-        check_range(self, "max_answer_length", 1, None)
-        check_range(self, "cold_stop_entropy", 0, None)
-        check_range(self, "cold_stop_length", 1, None)
-        check_range(self, "gumbel_temperature", 0, None, open_low=True)
-        check_range(self, "noise_scale", 0, _MOST_NOISE)
-        check_range(self, "noise_rms", 0, _MOST_NOISE, open_low=True)
-        check_range(self, "dirichlet_concentration", 0, None, open_low=True)
-        check_range(self, "mixture_beta", 0, None, open_low=True)
-        check_range(self, "soft_width", 1, None)
-        check_range(self, "multiplex_width", 1, None)
+            value = getattr(self, name)
+            if not isinstance(value, str) or value not in known:
+                raise ValueError(f"`{name}` is {shown(value)}. Choose one of {', '.join(known)}.")
+        for name in ("eval_greedy", "detach_soft_inputs"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"`{name}` is {shown(getattr(self, name))}, but it must be true or false.")
+        for name in ThinkingSettings.__dataclass_fields__:
+            if name in RANGES:
+                check(name, getattr(self, name), optional=_FIELD_DEFAULTS[name] is None)
+        check_text("end_of_thinking", self.end_of_thinking)
         texts = self.answer_prefill
         if texts is not None and (
-            isinstance(texts, str) or len(texts) != 2 or not all(isinstance(text, str) for text in texts)
+            not isinstance(texts, (list, tuple)) or len(texts) != 2 or not all(isinstance(text, str) for text in texts)
         ):
             raise ValueError(
-                f"`answer_prefill` is {self.answer_prefill!r}. It takes two texts: the one forced after a thought that "
+                f"`answer_prefill` is {shown(texts)}. It takes two texts: the one forced after a thought that "
                 "ended itself, and the one forced after a thought that was cut. An empty text forces nothing."
             )
+        for text in texts or ():
+            check_text("answer_prefill", text)
         evaluated = self.eval_thought or self.thought
         if self.eval_greedy and evaluated in _NEVER_GREEDY:
             raise ValueError(
@@ -267,7 +260,7 @@ class ThinkingSettings:
             unread = not {self.thought, self.eval_thought} & set(readers)
             if unread and getattr(self, option) != _FIELD_DEFAULTS[option]:
                 raise ValueError(
-                    f"`{option}` is {getattr(self, option)!r} with `thought: {self.thought}`, which does not read it; "
+                    f"`{option}` is {shown(getattr(self, option))} with `thought: {self.thought}`, which does not read it; "
                     f"{' and '.join(readers)} thoughts do. Leave it unset, or choose such a thought."
                 )
 
@@ -386,23 +379,3 @@ class ThinkingSettings:
 
 
 _FIELD_DEFAULTS = {f.name: f.default for f in fields(ThinkingSettings)}
-
-
-def check_range(settings, name: str, low, high, open_low: bool = False) -> None:
-    """Raise a `ValueError` for a field out of its range; `None` is in it where it is the field's default."""
-    optional = any(f.name == name and f.default is None for f in fields(settings))
-    whole = name.endswith(("top_k", "length", "width", "slots", "seed"))
-    check_number(name, getattr(settings, name), low, high, open_low, whole, optional)
-
-
-def check_number(name: str, value, low, high, open_low=False, whole=False, optional=False) -> None:
-    """Raise a `ValueError` that names `name` unless `value` is a number from `low` to `high`."""
-    if value is None and optional:
-        return
-    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not math.isfinite(value):
-        raise ValueError(f"`{name}` is {value!r}, but it must be a finite {'whole ' if whole else ''}number.")
-    if low is None:
-        return
-    if value < low or (open_low and value == low) or (high is not None and value > high):
-        bounds = f"{'above' if open_low else 'at least'} {low}" + ("" if high is None else f" and at most {high}")
-        raise ValueError(f"`{name}` is {value}, but it must be {bounds}.")

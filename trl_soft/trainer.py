@@ -199,7 +199,9 @@ class SoftTokensMixin(_Host):
             self._rollout = rollout.to(self.accelerator.device)
 
         urls = (self.args.vllm_server_base_urls or [])[1:]
-        self.vllm_generation: Any = SoftVLLM(self.vllm_generation, ask, keep, urls)
+        self.vllm_generation: Any = SoftVLLM(
+            self.vllm_generation, ask, keep, urls, timeout=self.args.vllm_request_timeout
+        )
 
     @property
     def _mode(self) -> str:

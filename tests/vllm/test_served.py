@@ -39,7 +39,9 @@ def resumed(llm, monkeypatch):
     pool, seen = served.state(llm).pool, []
     restore = pool.restore
     monkeypatch.setattr(
-        pool, "restore", lambda slot, parked, drawn: (seen.append(drawn), restore(slot, parked, drawn))
+        pool,
+        "restore",
+        lambda slot, number, parked, drawn: (seen.append(drawn), restore(slot, number, parked, drawn)),
     )
     return seen
 
@@ -220,7 +222,7 @@ def test_records_leave_once_and_only_if_asked_for(llm):
     del params.extra_args["soft_record"]
     served.generate(llm, PROMPTS[:1], params)
     served.generate(llm, PROMPTS[1:2], served.soft({}))
-    assert not served.state(llm).kept
+    assert not len(served.state(llm).kept)
 
 
 REFUSED = [

@@ -5,7 +5,8 @@ import difflib
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from ..settings import ThinkingSettings, check_number
+from ..ranges import check, check_number
+from ..settings import ThinkingSettings
 from .benchmarks import Preset
 
 
@@ -81,11 +82,10 @@ class Decoding:
         """The answer's sampling: this decoding's fields over the preset's. Raises `ValueError` for what cannot be drawn."""
         sampling = {**preset.sampling, **self.answer}
         try:
-            check_number("temperature", sampling["temperature"], 0, None)
-            check_number("top_k", sampling["top_k"], 0, None, whole=True)
-            check_number("top_p", sampling["top_p"], 0, 1, open_low=True)
-            check_number("min_p", sampling.get("min_p"), 0, 1, optional=True)
-            check_number("repetition_penalty", sampling.get("repetition_penalty", 1.0), 0, None, open_low=True)
+            for name in ("temperature", "top_k", "top_p"):
+                check(name, sampling[name])
+            check("min_p", sampling.get("min_p"), optional=True)
+            check("repetition_penalty", sampling.get("repetition_penalty", 1.0))
         except ValueError as error:
             raise ValueError(f"The decoding {self.name!r}: {error}") from error
         return sampling

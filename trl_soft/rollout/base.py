@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 
 from ..noise import KeyedNoise
+from ..ranges import check_number
 from ..record import SoftTokens
-from ..settings import check_number
 from ..thoughts import Hard, Thought
 from .stop import StopRule, overlap
 

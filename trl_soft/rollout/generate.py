@@ -10,8 +10,9 @@ from tqdm.auto import tqdm
 
 from .. import saved_settings
 from ..forward import soft_tokens_added
+from ..ranges import check, check_number
 from ..record import SoftTokens
-from ..settings import ThinkingSettings, check_number
+from ..settings import ThinkingSettings
 from ..thoughts import Hard
 from .base import EngineOptions, Key
 from .engines import ENGINES
@@ -116,11 +117,10 @@ def soft_generate(
     check_number("generation", generation, 0, 2**32 - 1, whole=True)
     if engine not in ENGINES:
         raise ValueError(f"`engine` is {engine!r}. Choose one of {', '.join(ENGINES)}.")
-    check_number("temperature", temperature, 0, None)
-    check_number("top_k", top_k, 0, None, whole=True)
-    check_number("top_p", top_p, 0, 1, open_low=True)
-    check_number("min_p", min_p, 0, 1, optional=True)
-    check_number("repetition_penalty", repetition_penalty, 0, None, open_low=True)
+    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "repetition_penalty": repetition_penalty}
+    for name, value in sampling.items():
+        check(name, value)
+    check("min_p", min_p, optional=True)
     options = EngineOptions(slots, cache_gb, cuda_graphs=cuda_graphs, lengths=lengths)
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
         raise ValueError(

@@ -6,7 +6,7 @@ State s says that the shadow, decoded, ends with the first s characters of the t
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -15,6 +15,7 @@ from .stop import EndOfThinking
 
 
 _OTHER = 0  # a character that the text does not hold
+_CHUNK = 2**13  # tokens whose states are worked out at once
 
 
 def transitions(text: str) -> torch.Tensor:
@@ -39,31 +40,49 @@ def table_of(text: str, pieces: list[str]) -> torch.Tensor:
     (m, V) int32 for a text of m characters: the state after each token, whose characters are `pieces`, from each state; or
     m plus the number of characters behind the first match, where the token completes one.
     """
-    step, letters, m = transitions(text), alphabet(text), len(text)
+    step, letters = transitions(text), alphabet(text)
+    table = torch.empty(len(text), len(pieces), dtype=torch.int32)
+    # Tokens of a length beside each other, so that each is walked through to its own end and no further.
+    order = sorted(range(len(pieces)), key=lambda token: -len(pieces[token]))
+    for start in range(0, len(order), _CHUNK):
+        some = order[start : start + _CHUNK]
+        table[:, some] = _states(text, step, letters, [pieces[token] for token in some])
+    return table
 
-    def columns(parts: list[str]) -> torch.Tensor:
-        """(V, longest part) int64, -1 where a part is over."""
-        width = max(map(len, parts))
-        flat = b"".join(bytes([letters.get(x, _OTHER) for x in part]).ljust(width, b"\xff") for part in parts)
-        made = torch.frombuffer(bytearray(flat), dtype=torch.uint8) if flat else torch.empty(0, dtype=torch.uint8)
-        made = made.view(len(parts), width).long()
-        return made.masked_fill_(made == 255, -1)
 
-    begin = torch.arange(m).unsqueeze(1).expand(-1, len(pieces))  # (m, V)
+def _states(text: str, step: torch.Tensor, letters: dict[str, int], pieces: list[str]) -> torch.Tensor:
+    """`table_of`, for pieces of which none is longer than the one before it."""
+    m = len(text)
+    begin = torch.arange(m).unsqueeze(1).expand(-1, len(pieces))  # (m, N)
     # Without a match, what a token ends with decides: no more of it than the text is long.
-    state = begin
-    for column in columns([piece[-m:] for piece in pieces]).unbind(1):
-        state = torch.where(column >= 0, step[state, column.clamp(min=0)], state)
+    state = begin.clone()
+    for column in _columns([piece[-m:] for piece in pieces], letters):
+        state[:, : len(column)] = step[state[:, : len(column)], column]
     # A match ends in the first m - 1 characters, or all of it is inside the token.
     ends = [place + m if (place := piece.find(text)) >= 0 else -1 for piece in pieces]
     end = torch.tensor(ends).expand(m, -1).clone()
-    now, found = begin, torch.zeros_like(begin, dtype=torch.bool)
-    for i, column in enumerate(columns([piece[: m - 1] for piece in pieces]).unbind(1)):
-        now = torch.where(column >= 0, step[now, column.clamp(min=0)], now)
-        here = (now == m) & ~found & (column >= 0)
-        end[here], found = i + 1, found | here
+    now, found = begin.clone(), torch.zeros_like(begin, dtype=torch.bool)
+    for i, column in enumerate(_columns([piece[: m - 1] for piece in pieces], letters)):
+        here = slice(0, len(column))
+        now[:, here] = step[now[:, here], column]
+        matched = (now[:, here] == m) & ~found[:, here]
+        end[:, here].masked_fill_(matched, i + 1)
+        found[:, here] |= matched
     lengths = torch.tensor([len(piece) for piece in pieces])
     return torch.where(end >= 0, m + lengths - end, state).to(torch.int32)
+
+
+def _columns(parts: list[str], letters: dict[str, int]) -> Iterator[torch.Tensor]:
+    """The i-th characters of those parts that have one, as columns of `transitions`; the longest part comes first."""
+    width, count = len(parts[0]), len(parts)
+    if width == 0:
+        return
+    flat = b"".join(bytes([letters.get(x, _OTHER) for x in part]).ljust(width) for part in parts)
+    made = torch.frombuffer(bytearray(flat), dtype=torch.uint8).view(count, width)
+    for i in range(width):
+        while len(parts[count - 1]) <= i:
+            count -= 1
+        yield made[:count, i].long()
 
 
 class EndMatcher:
@@ -91,6 +110,7 @@ class EndMatcher:
 
     def __init__(self, end: EndOfThinking, vocab_size: int, prefill: str = ""):
         self.ids, self.text = end.ids, end.text
+        self._on: dict[torch.device, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
         if not end.text.isascii():
             raise ValueError(
                 f"`end_of_thinking` is {end.text!r}, which is not ASCII and no added token, and tokens may hold half a character "
@@ -141,6 +161,13 @@ class EndMatcher:
         rests = iter(end.rests([shadow[: n + 1] for shadow in shadows for n in range(len(shadow))]))
         found = [[next(rests) for _ in range(length)] for length in lengths]
         return [next((rest for rest in row if rest is not None), None) for row in found]
+
+    def on(self, device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """`table`, `surplus` and `script` on a device, once for all plans."""
+        device = torch.device(device)
+        if device not in self._on:
+            self._on[device] = (self.table.to(device), self.surplus.to(device), self.script.to(device))
+        return self._on[device]
 
     def find(self, shadow: Sequence[int]) -> int | None:
         """Characters of the rest at the first match in a shadow; `None` where there is no match."""

@@ -87,7 +87,7 @@ class Steps:
         self.end = torch.tensor(end.ids[0] if end.is_token else -1, device=device)
         self.matches = None
         if isinstance(end, EndMatcher):
-            self.matches, self.surplus, self.rows = (x.to(device) for x in (end.table, end.surplus, end.script))
+            self.matches, self.surplus, self.rows = end.on(device)
         self.one_sampler = isinstance(plan.thought, Hard) and plan.thought.same_as(plan.answer)
         self._drawn: Any = None
 

@@ -6,16 +6,23 @@ A server that was lost is told apart from a request that was wrong: the first ca
 """
 
 import json
+import time
 import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import requests
 
+from ...files import parse_json
 from ...settings import ThinkingSettings
 from ..base import Plan, Rollout, assemble
 from .records import rollout_of
+
+
+# Seconds a server has to take a connection, and to answer a request; a rollout's last completion may take an hour.
+CONNECT, TIMEOUT = 10.0, 3600.0
 
 
 class ServerLost(RuntimeError):
@@ -116,14 +123,14 @@ def joined(parts: Sequence[Rollout], plan: Plan) -> Rollout:
 
 
 def complete(
-    urls: Sequence[str], model: str, prompts: Sequence[Sequence[int]], n: int, ask: Ask, timeout: float | None = None
+    urls: Sequence[str], model: str, prompts: Sequence[Sequence[int]], n: int, ask: Ask, timeout: float = TIMEOUT
 ) -> list[Rollout]:
     """
     n completions of each prompt, from stock `vllm serve` processes with the plugin: prompts x n, in their order.
 
     Args:
         urls: of servers with the same weights; prompts are spread over them by turns.
-        timeout (`float`, *optional*): seconds without a byte after which a server counts as lost.
+        timeout (`float`): seconds for each request, after which a server that has not answered counts as lost.
 
     Raises:
         ServerLost: if a server did not answer, or its records do not fit what it answered.
@@ -134,13 +141,20 @@ def complete(
         url = urls[number % len(urls)]
         body = {"model": model, "prompt": list(prompts[number]), "n": n, "return_token_ids": True, **ask.sampling()}
         body["vllm_xargs"] = ask.keys(number, n * number)
-        return [choice["token_ids"] for choice in post(url, "/v1/completions", body, timeout)["choices"]]
+        answer = post(url, "/v1/completions", body, timeout)
+        with _as_agreed(url, answer):
+            texts = [list(choice["token_ids"]) for choice in answer["choices"]]
+            if len(texts) != n:
+                raise LookupError(f"{len(texts)} completions of {n}")
+            return texts
 
     def records(turn: int) -> list[dict]:
         names = [f"{ask.name}-{number}" for number in range(turn, len(prompts), len(urls))]
         body = {"method": "pop_soft_records", "args": [names, True]}
-        results = post(urls[turn], "/collective_rpc", body, timeout)["results"]
-        return next(result for result in results if result is not None)
+        answer = post(urls[turn], "/collective_rpc", body, timeout)
+        with _as_agreed(urls[turn], answer):
+            of_workers = [result for result in answer["results"] if result is not None]
+            return of_workers.pop()
 
     # As many at a time as there are: the server has a queue, and a rollout waits for its last completion anyway.
     with ThreadPoolExecutor(max_workers=max(len(prompts), 1)) as threads:
@@ -149,7 +163,9 @@ def complete(
     for turn in range(min(len(urls), len(prompts))):
         numbers = range(turn, len(prompts), len(urls))
         order = [(f"{ask.name}-{number}", child) for number in numbers for child in range(n)]
-        rollouts = ask.rollouts(records(turn), order)
+        bulks = records(turn)
+        with _as_agreed(urls[turn], bulks):
+            rollouts = ask.rollouts(bulks, order)
         for (number, child), rollout in zip(((i, c) for i in numbers for c in range(n)), rollouts, strict=True):
             if not same_text(texts[number][child], rollout, ask.plan):
                 raise ServerLost(f"The text and the record of completion {child} of prompt {number} differ.")
@@ -157,19 +173,75 @@ def complete(
     return out  # type: ignore[return-value]
 
 
-def post(url: str, path: str, body: dict, timeout: float | None) -> dict:
+@contextmanager
+def _as_agreed(url: str, answer):
+    """A server that answers with something else than it was asked for is lost."""
     try:
-        response = requests.post(url + path, json=body, timeout=timeout)
-        text = response.text
+        yield
+    except (LookupError, TypeError, AttributeError, RuntimeError) as error:
+        if isinstance(error, ServerLost):
+            raise
+        said = repr(answer)[:200]
+        raise ServerLost(f"{url} answered with something else than was asked for ({error!r}): {said}") from error
+
+
+def post(url: str, path: str, body: dict, timeout: float = TIMEOUT) -> dict:
+    """
+    A server's answer to a request, a JSON object.
+
+    Raises:
+        ServerLost: if it did not answer within `timeout` seconds, to the end, or not with a JSON object.
+        ValueError: if it refused the request; the sentence is its own.
+    """
+    try:
+        status, text = _answer(requests.post(url + path, json=body, timeout=(CONNECT, timeout), stream=True), timeout)
     except requests.RequestException as error:
-        raise ServerLost(f"{url}{path} did not answer to the end: {error}") from error
-    if response.status_code >= 500 and "not implemented" in text:
+        raise ServerLost(f"{url}{path} did not answer to the end within {timeout:g} seconds: {error}") from error
+    if status >= 500 and "not implemented" in text:
         raise ValueError(
-            f"{url}{path} answered {response.status_code}: {text[:500]}. Start the server with `--worker-extension-cls "
+            f"{url}{path} answered {status}: {text[:500]}. Start the server with `--worker-extension-cls "
             "trl_soft.rollout.vllm.worker.SoftWorker`."
         )
-    if response.status_code >= 500:
-        raise ServerLost(f"{url}{path} answered {response.status_code}: {text[:500]}")
-    if response.status_code != 200:
-        raise ValueError(f"{url}{path} refused the request ({response.status_code}): {text[:1000]}")
-    return response.json()
+    if status >= 500:
+        raise ServerLost(f"{url}{path} answered {status}: {text[:500]}")
+    if status != 200:
+        raise ValueError(f"{url}{path} refused the request ({status}): {text[:1000]}")
+    try:
+        found = parse_json(text)
+    except ValueError as error:
+        raise ServerLost(f"{url}{path} answered with what is no JSON ({error}): {text[:200]!r}") from error
+    if not isinstance(found, dict):
+        raise ServerLost(f"{url}{path} answered with a {type(found).__name__}, and not with an object: {text[:200]!r}")
+    return found
+
+
+def _answer(response: requests.Response, timeout: float) -> tuple[int, str]:
+    """Status and text of a response, whose bytes all come before `timeout` seconds are over."""
+    with response:
+        end, parts = time.monotonic() + timeout, []
+        for part in response.iter_content(2**20):
+            parts.append(part)
+            if time.monotonic() > end:
+                raise requests.Timeout(f"its answer was still coming after {timeout:g} seconds")
+        return response.status_code, b"".join(parts).decode("utf-8", "replace")
+
+
+def wait_for(url: str, seconds: float, every: float = 1.0) -> None:
+    """
+    Until a server says that it is well.
+
+    Raises:
+        ServerLost: if it has not said so after `seconds`.
+    """
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            response = requests.get(url + "/health", timeout=(CONNECT, CONNECT))
+            problem = f"it answered {response.status_code}"
+            if response.status_code == 200:
+                return
+        except requests.RequestException as error:
+            problem = str(error)
+        if time.monotonic() > end:
+            raise ServerLost(f"{url}/health has not been well for {seconds:g} seconds: {problem}")
+        time.sleep(every)

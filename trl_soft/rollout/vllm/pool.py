@@ -5,6 +5,7 @@ The same columns and the same step as the other engines have (`trl_soft.rollout.
 any order and of several plans, that each has its own seed, and that a slot can be taken away and given back elsewhere.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -21,8 +22,11 @@ from .layout import Layout
 
 # A server that schedules ahead of its results may take back as many steps, less one.
 UNDO = 4
-# Plans kept for requests to come.
-_PLANS = 256
+# Plans kept for requests to come, and characters of their rules, of which the rest of a plan is a small multiple: texts that
+# end thoughts share their tables.
+_PLANS, _PLAN_TEXT = 256, 2**22
+_ALIGN = 8  # bytes: the widest number of a row
+_STEPWISE = ("masks", "values", "ids")
 
 
 @dataclass
@@ -33,23 +37,61 @@ class Ruled:
     layout: Layout
     action: dict[str, torch.Tensor]
     filler: int  # what a completion that is over goes on with
+    schema: "tuple[Row, ...]"
+
+    @property
+    def thought(self) -> str:
+        return self.steps.plan.thought.name
 
     def room(self, name: str, value: torch.Tensor) -> torch.Tensor:
         return self.action[name]
 
 
-@dataclass
+@dataclass(frozen=True)
+class Row:
+    """One of the rows of a slot: `shape` is that of one step, or of all there is where it is not `stepwise`."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    stepwise: bool
+
+    def extent(self, drawn: int) -> tuple[int, ...]:
+        return (drawn, *self.shape) if self.stepwise else self.shape
+
+    def size(self, drawn: int) -> int:
+        """Bytes, up to the next boundary."""
+        return -(-math.prod(self.extent(drawn)) * self.dtype.itemsize // _ALIGN) * _ALIGN
+
+
+@dataclass(slots=True)
 class Parked:
-    """What was taken out of a slot: `drawn` steps at most, its rows, its plan's number and its key."""
+    """
+    What was taken out of a slot: `drawn` steps at most, its rows in one piece of memory, and what its actions are.
+
+    It holds no plan: plans are made again of a request's rules, so that records that wait keep nothing but themselves.
+    """
 
     drawn: int
-    number: int
-    ruled: Ruled
-    rows: dict[str, torch.Tensor]
+    thought: str
+    layout: Layout
+    schema: tuple[Row, ...]  # one for all records of a layout
+    memory: torch.Tensor  # bytes
+
+    @property
+    def rows(self) -> dict[str, torch.Tensor]:
+        """Views of the rows, by name."""
+        views, offset = {}, 0
+        for row in self.schema:
+            extent = row.extent(self.drawn)
+            piece = self.memory[offset : offset + math.prod(extent) * row.dtype.itemsize]
+            views[row.name] = piece.view(row.dtype).view(extent)
+            offset += row.size(self.drawn)
+        return views
 
     def bytes(self) -> int:
         """Memory held."""
-        return sum(row.numel() * row.itemsize for row in self.rows.values())
+        return self.memory.numel()
 
 
 class Pool:
@@ -78,7 +120,8 @@ class Pool:
         self.number, self.drawn = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64)
         self.ruled: dict[int, Ruled] = {}
         self._numbers: dict[str, int] = {}
-        self._made = 0
+        self._schemas: dict[Layout, tuple[Row, ...]] = {}
+        self._made = self._named = 0
 
     def bytes(self) -> int:
         """Memory held."""
@@ -98,22 +141,24 @@ class Pool:
                 f"An action of this thought takes {layout.width} bytes a token, and the record was made for "
                 f"{self.width}. Raise `record_bytes`."
             )
-        self._forget()
+        self._forget(name)
         self._made += 1
         filler = plan.eos_token_ids[0] if plan.eos_token_ids else plan.pad_token_id
         action = layout.views(self.arena)
-        self.ruled[self._made] = Ruled(Steps(plan, self.device), layout, action, filler)
+        self.ruled[self._made] = Ruled(Steps(plan, self.device), layout, action, filler, self._schema(layout))
         self._numbers[name] = self._made
+        self._named += len(name)
         return self._made
 
-    def _forget(self) -> None:
-        """The oldest plans that no slot is under; what is parked holds its own."""
-        if len(self._numbers) < _PLANS:
-            return
+    def _forget(self, coming: str) -> None:
+        """The oldest plans that no slot is under, until one more has room; a request that comes back brings its rules."""
         used = set(self.number.tolist())
-        for name, number in list(self._numbers.items())[: _PLANS // 2]:
+        for name, number in list(self._numbers.items()):
+            if len(self._numbers) < _PLANS and self._named + len(coming) <= _PLAN_TEXT:
+                return
             if number not in used:
                 del self._numbers[name], self.ruled[number]
+                self._named -= len(name)
 
     # Slots
 
@@ -152,28 +197,42 @@ class Pool:
     def park(self, slot: int, to: torch.device | str | None = None) -> Parked:
         """All that is known of a slot's completion, in memory of its own, copied to a device when the stream gets there."""
         drawn = min(int(self.drawn[slot]), self.length)
-        number = int(self.number[slot])
+        ruled = self.ruled[int(self.number[slot])]
+        rows = {name: self.blocks[name][slot, :drawn] for name in _STEPWISE}
+        rows["arena"] = self.arena[slot, :drawn, : ruled.layout.width]
+        rows |= {name: self.blocks[name][slot] for name in ("numbers", "flags")}
+        rows |= {f"undo_{name}": block[slot] for name, block in self.undo.items()}
+        rows["keys"] = self.keys[slot]
+        target = self.device if to is None else torch.device(to)
+        size = sum(row.size(drawn) for row in ruled.schema)
+        pinned = self.device.type == "cuda" and target.type == "cpu"
+        memory = torch.empty(size, dtype=torch.uint8, device=target, pin_memory=pinned)
+        parked = Parked(drawn, ruled.thought, ruled.layout, ruled.schema, memory)
+        for name, place in parked.rows.items():
+            place.copy_(rows[name], non_blocking=True)
+        return parked
 
-        def kept(row: torch.Tensor) -> torch.Tensor:
-            if to is None or torch.device(to) == row.device:
-                return row.clone()
-            target = torch.empty_like(row, device=to, pin_memory=row.is_cuda and torch.device(to).type == "cpu")
-            return target.copy_(row, non_blocking=True)
-
-        rows = {name: kept(self.blocks[name][slot, :drawn]) for name in ("masks", "values", "ids")}
-        rows["arena"] = kept(self.arena[slot, :drawn, : self.ruled[number].layout.width])
-        rows |= {name: kept(self.blocks[name][slot]) for name in ("numbers", "flags")}
-        rows |= {f"undo_{name}": kept(block[slot]) for name, block in self.undo.items()}
-        rows["keys"] = kept(self.keys[slot])
-        return Parked(drawn, number, self.ruled[number], rows)
+    def _schema(self, layout: Layout) -> tuple[Row, ...]:
+        """The rows that `park` takes of a slot whose actions lie so."""
+        if layout not in self._schemas:
+            blocks = {name: (self.blocks[name], True) for name in _STEPWISE}
+            blocks["arena"] = (self.arena[:, :, : layout.width], True)
+            blocks |= {name: (self.blocks[name], False) for name in ("numbers", "flags")}
+            blocks |= {f"undo_{name}": (block, False) for name, block in self.undo.items()}
+            blocks["keys"] = (self.keys, False)
+            self._schemas[layout] = tuple(
+                Row(name, block.dtype, tuple(block.shape[2 if stepwise else 1 :]), stepwise)
+                for name, (block, stepwise) in blocks.items()
+            )
+        return self._schemas[layout]
 
     def clear(self, slot: int) -> None:
         """Nothing of ours is in the slot any more."""
         self.number[slot] = self.drawn[slot] = 0
 
-    def restore(self, slot: int, parked: Parked, drawn: int) -> None:
+    def restore(self, slot: int, number: int, parked: Parked, drawn: int) -> None:
         """
-        Go on with what `park` took out, after its first `drawn` tokens: the steps after those are drawn again, and with
+        Go on under a plan with what `park` took out, after its first `drawn` tokens: the steps after those are drawn again, and with
         keyed noise draw the same.
         """
         if not parked.drawn - UNDO < drawn <= parked.drawn:
@@ -186,14 +245,13 @@ class Pool:
             self.blocks[name][slot, :drawn] = rows[name][:drawn]
         for name in ("masks", "values"):
             self.blocks[name][slot, drawn:] = 0
-        self.arena[slot, :drawn, : parked.ruled.layout.width] = rows["arena"][:drawn]
+        self.arena[slot, :drawn, : parked.layout.width] = rows["arena"][:drawn]
         self.keys[slot] = rows["keys"]
         for name, block in self.undo.items():
             block[slot] = rows[f"undo_{name}"]
             taken_back = drawn < parked.drawn
             self.blocks[name][slot] = rows[f"undo_{name}"][drawn % UNDO] if taken_back else rows[name]
-        self.ruled[parked.number] = parked.ruled
-        self.number[slot], self.drawn[slot] = parked.number, drawn
+        self.number[slot], self.drawn[slot] = number, drawn
 
     # Steps
 

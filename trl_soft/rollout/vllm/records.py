@@ -31,19 +31,18 @@ def bulks(records: Sequence[tuple[str, int, Parked]], as_text: bool = False) -> 
     """Records, with the request and the number of the completion they are of: a bulk for each kind of thought."""
     kinds: dict[tuple[str, Layout], list[tuple[str, int, Parked]]] = {}
     for record in records:
-        ruled = record[2].ruled
-        kinds.setdefault((ruled.steps.plan.thought.name, ruled.layout), []).append(record)
+        kinds.setdefault((record[2].thought, record[2].layout), []).append(record)
     return [_bulk(*kind, some, as_text) for kind, some in kinds.items()]
 
 
 def _bulk(thought: str, layout: Layout, records: list[tuple[str, int, Parked]], as_text: bool) -> dict:
-    numbers = torch.stack([parked.rows["numbers"] for _, _, parked in records])
-    flags = torch.stack([parked.rows["flags"] for _, _, parked in records])
+    rows = [parked.rows for _, _, parked in records]
+    numbers, flags = (torch.stack([row[name] for row in rows]) for name in ("numbers", "flags"))
     number, flag = (dict(zip(n, x.unbind(-1), strict=True)) for n, x in ((NUMBERS, numbers), (FLAGS, flags)))
     lengths = number["t"].tolist()
 
     def joined(name: str, dtype: torch.dtype):
-        parts = [parked.rows[name][:length] for (_, _, parked), length in zip(records, lengths, strict=True)]
+        parts = [row[name][:length] for row, length in zip(rows, lengths, strict=True)]
         shape = sum(lengths), *parts[0].shape[1:]
         # Each number is copied once, to where it leaves from.
         data = bytearray(max(dtype.itemsize * math.prod(shape), 1))

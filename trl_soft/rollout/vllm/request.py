@@ -17,11 +17,13 @@ import difflib
 import functools
 import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from typing import Any
 
-from ...settings import ThinkingSettings, check_number
+from ...files import parse_json
+from ...ranges import LENGTHS, check, shown
+from ...settings import ThinkingSettings
 from ...thoughts import Hard
 from ..base import Plan
 from ..matcher import EndMatcher
@@ -43,6 +45,10 @@ _OWN = (
 )
 _SWITCHES = ("thinking", "evaluation", "detach_soft_inputs", "eval_greedy")
 KEYS = tuple(PREFIX + name for name in (*_SETTINGS, *_OWN))
+# Characters of a key, and of the text under one; of each text where it is a list.
+KEY_LENGTH, TEXT_LENGTH = 64, 256
+TEXT_LENGTHS = {"settings": 2**16, **LENGTHS}
+STOPS = 64  # tokens that end a completion
 # What shapes a token's logits elsewhere and a thought's nowhere, with the value that does nothing.
 _UNHEARD = {
     "presence_penalty": 0.0,
@@ -63,12 +69,29 @@ def switch(name: str, value) -> bool:
         return True
     if value in (False, 0, None, "false", "False", "0"):
         return False
-    raise ValueError(f"`{PREFIX}{name}` is {value!r}. It is true or false.")
+    raise ValueError(f"`{PREFIX}{name}` is {shown(value)}. It is true or false.")
+
+
+def refuse_large(extra: dict) -> None:
+    """What is longer than any use, before anything reads, compares or repeats it."""
+    for key, value in extra.items():
+        if not key.startswith(PREFIX):
+            continue
+        if len(key) > KEY_LENGTH:
+            raise ValueError(f"The request has the key {shown(key)}, and keys have at most {KEY_LENGTH} characters.")
+        most = TEXT_LENGTHS.get(key.removeprefix(PREFIX), TEXT_LENGTH)
+        texts = value if isinstance(value, (list, tuple)) else [value]
+        if len(texts) > 2:
+            raise ValueError(f"`{key}` is {shown(value)}, and no key takes more than two texts.")
+        for text in texts:
+            if isinstance(text, str) and len(text) > most:
+                raise ValueError(f"`{key}` has {len(text)} characters, and at most {most} are read. Shorten it.")
 
 
 def wants(extra: dict | None) -> bool:
     """Whether a request asks for soft thoughts."""
     extra = extra or {}
+    refuse_large(extra)
     if switch("thinking", extra.get("soft_thinking")) or (
         "soft_thinking" not in extra and ("soft_thought" in extra or "soft_settings" in extra)
     ):
@@ -111,15 +134,15 @@ def settings_of(extra: dict, stored: dict | None) -> ThinkingSettings:
 def _object(text) -> dict:
     """The fields in `soft_settings`."""
     try:
-        found = json.loads(text)
+        found = parse_json(text)
     except (TypeError, ValueError):
         found = None
     if not isinstance(found, dict):
         raise ValueError(
-            f"`soft_settings` is {text!r}. It is the text of a JSON object with fields of `ThinkingSettings`."
+            f"`soft_settings` is {shown(text)}. It is the text of a JSON object with fields of `ThinkingSettings`."
         )
     if unknown := sorted(set(found) - set(_SETTINGS)):
-        raise ValueError(f"`soft_settings` holds {unknown}, which nothing reads.")
+        raise ValueError(f"`soft_settings` holds {shown(unknown[0])}, which nothing reads.")
     return found
 
 
@@ -129,7 +152,7 @@ def refuse_params(params) -> None:
         value = getattr(params, name, silent)
         if value and value != silent:
             raise ValueError(
-                f"`{name}` is {value!r}, but it shapes the logits of tokens, and a thought is made of the model's own. Leave "
+                f"`{name}` is {shown(value)}, but it shapes the logits of tokens, and a thought is made of the model's own. Leave "
                 "it out, or set `soft_thinking: false`."
             )
     if getattr(params, "structured_outputs", None) is not None:
@@ -148,6 +171,7 @@ def spec_of(
     vocab_size: int,
     max_length: int,
     prompt: Sequence[int] = (),
+    ends: "EndTexts | None" = None,
 ) -> tuple[dict, Plan]:
     """
     The spec of a soft request: plain values, all that a worker needs, and the plan it makes (at a table's RMS of 1 where
@@ -157,6 +181,7 @@ def spec_of(
         params: sampling parameters as vLLM resolved them, ends of sequence and `max_tokens` among them.
         max_length (`int`): C, most tokens of a completion that a record has room for.
         prompt (`list[int]`): the request's; one that has closed its thought is answered at once.
+        ends (`EndTexts`, *optional*): the texts that may end thoughts on this engine; `None` is any.
 
     Raises:
         ValueError: for a setting that no thought can use, in a sentence.
@@ -174,17 +199,24 @@ def spec_of(
             f'it, or start the engine with `additional_config={{"trl_soft": {{"record_length": {params.max_tokens}}}}}`.'
         )
 
-    def own(name: str, default, high=None, optional=False):
+    def own(name: str, default):
         value = extra.get(PREFIX + name, default)
-        check_number(PREFIX + name, value, 0, high, whole=True, optional=optional)
+        check(name, value, called=PREFIX + name)
         return value
 
-    seed = own("seed", params.seed if params.seed is not None else secrets.randbits(63), 2**63 - 1)
+    seed = own("seed", params.seed if params.seed is not None else secrets.randbits(63))
     evaluation = switch("evaluation", extra.get("soft_evaluation"))
     answer = [params.temperature, max(params.top_k, 0), params.top_p, params.min_p]
+    sampling = dict(zip(("temperature", "top_k", "top_p", "min_p"), answer, strict=True))
+    for name, value in {**sampling, "repetition_penalty": params.repetition_penalty}.items():
+        check(name, value)
     eos = sorted(params.all_stop_token_ids)
     if params.eos_token_id is not None:
         eos = [params.eos_token_id, *(token for token in eos if token != params.eos_token_id)]
+    if len(eos) > STOPS:
+        raise ValueError(
+            f"{len(eos)} tokens end the completion (`stop_token_ids`), and a soft request takes at most {STOPS}. Name fewer."
+        )
     if settings.multiplex_width > vocab_size:
         raise ValueError(
             f"`soft_multiplex_width` is {settings.multiplex_width}, but the model has only {vocab_size} tokens. Lower it."
@@ -194,6 +226,8 @@ def spec_of(
             "`max_answer_length` is set, but no token ends a completion (`ignore_eos`), and vLLM would go on. Leave "
             "one of the two out."
         )
+    if ends is not None and settings.end_of_thinking not in tokenizer.get_added_vocab():
+        ends.admit(settings.end_of_thinking, settings.answer_prefill)
     plan = make_plan(
         settings,
         tokenizer,
@@ -222,7 +256,7 @@ def spec_of(
     named = isinstance(record, str) and record not in ("true", "false", "True", "False", "0", "1")
     spec = {
         "rules": json.dumps(rules, sort_keys=True),
-        "key": [seed, own("generation", 0, 2**32 - 1), own("sample", 0, 2**32 - 1)],
+        "key": [seed, own("generation", 0), own("sample", 0)],
         "limit": params.max_tokens,
         "closed": plan.closed([prompt])[0],
         "name": record if named else request_id,
@@ -240,7 +274,41 @@ class Ends:
         self.ids = [token]
 
 
-@functools.lru_cache(maxsize=8)
+class EndTexts:
+    """
+    The texts that may end thoughts on an engine, with what is forced after them; added tokens may always. A text costs a
+    table over the vocabulary, seconds to make and megabytes of the device, so strangers cannot bring as many as they like.
+
+    Args:
+        declared: pairs of a text and the `answer_prefill` it goes with, which are always welcome.
+    """
+
+    SPARE = 8  # that requests may bring
+    MOST = 16  # that an engine may declare
+
+    def __init__(self, declared: Iterable[tuple[str, Sequence[str] | None]] = ()):
+        self._known = {self._pair(*pair) for pair in declared}
+        self._room = len(self._known) + self.SPARE
+
+    @staticmethod
+    def _pair(text: str, prefill: Sequence[str] | None) -> tuple[str, str]:
+        return text, prefill[0] if prefill else ""
+
+    def admit(self, text: str, prefill: Sequence[str] | None) -> None:
+        """Raise a `ValueError` for a text that the engine has no place for."""
+        pair = self._pair(text, prefill)
+        if pair in self._known:
+            return
+        if len(self._known) >= self._room:
+            raise ValueError(
+                f"`end_of_thinking` is {shown(text)} with the prefill {shown(pair[1])}, and requests have brought {self.SPARE} "
+                "others to this engine already. Use an added token or one of those, or start the engine with "
+                f'`additional_config={{"trl_soft": {{"end_texts": [{json.dumps(list(pair))}]}}}}`.'
+            )
+        self._known.add(pair)
+
+
+@functools.lru_cache(maxsize=EndTexts.SPARE + EndTexts.MOST + 1)
 def matcher(tokenizer, text: str, vocab_size: int, prefill: str) -> EndMatcher:
     """The text that ends thoughts as a table; tokenizers are known by identity."""
     return EndMatcher(EndOfThinking(tokenizer, text), vocab_size, prefill)

@@ -14,6 +14,7 @@ import torch
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 
 from .frontend import options, why_off
+from .kept import Kept
 from .layout import layout_of
 from .pool import Parked, Pool
 from .request import SPEC, plan_of
@@ -45,13 +46,12 @@ class SoftModelState(DefaultModelState):
         )
         self.table = _table(model)
         self._rms: float | None = None
-        self.room = int(sizes["record_gb"] * 1e9)
         self.slot_of: dict[str, int] = {}
         self.spec_of: dict[str, dict] = {}
         self.prompt_length = np.zeros(self.max_num_reqs, dtype=np.int64)
         # Requests that were sent back or are over; vLLM does not say which.
         self.parked: OrderedDict[str, Parked] = OrderedDict()
-        self.kept: OrderedDict[tuple[str, int], Parked] = OrderedDict()
+        self.kept = Kept(int(sizes["record_gb"] * 1e9))
         self._begun: list[tuple] = []
 
     def custom_sampler(self, sampler):
@@ -79,8 +79,8 @@ class SoftModelState(DefaultModelState):
         parked = self.parked.pop(request, None)
         drawn = len(tokens) - prompt_length
         if parked is not None:
-            self.kept.pop(self._name(request), None)
-            self.pool.restore(req_index, parked, drawn)
+            self.kept.pop(self._name(request))
+            self.pool.restore(req_index, self._number(spec["rules"]), parked, drawn)
             self.pool.see(req_index, tokens)
             return
         if drawn > 0:
@@ -114,14 +114,12 @@ class SoftModelState(DefaultModelState):
         self.pool.clear(slot)
         self.parked[req_id] = parked
         if self.spec_of[req_id]["keep"]:
-            self.kept[self._name(req_id)] = parked
+            self.kept.put(self._name(req_id), parked)
         # First come, first served: a request that was sent back is the next to be admitted, so no more than all slots end
         # before it returns, and no more than all slots wait with it.
         while len(self.parked) > 2 * self.max_num_reqs:
             gone, _ = self.parked.popitem(last=False)
             del self.spec_of[gone]
-        while sum(kept.bytes() for kept in self.kept.values()) > self.room and len(self.kept) > 1:
-            self.kept.popitem(last=False)
 
     def _name(self, request: str) -> tuple[str, int]:
         spec = self.spec_of[request]
@@ -133,9 +131,7 @@ class SoftModelState(DefaultModelState):
         until the next step; those that are running there stay.
         """
         wanted = set(names)
-        found = {key: kept for key, kept in self.kept.items() if key[0] in wanted}
-        for key in found:
-            del self.kept[key]
+        found = self.kept.take(wanted)
         for request, slot in self.slot_of.items():
             spec = self.spec_of[request]
             if spec["keep"] and spec["name"] in wanted and not self.pool.columns.active[slot]:

@@ -18,7 +18,7 @@ from transformers import AutoConfig
 from transformers.utils import logging
 
 from ...thoughts import Hard
-from .client import Ask, ServerLost, complete, joined, same_text
+from .client import TIMEOUT, Ask, ServerLost, complete, joined, same_text, wait_for
 from .layout import layout_of
 
 
@@ -37,6 +37,10 @@ def engine_arguments(args) -> Iterator[None]:
             "`use_vllm` is set and vLLM is not installed. Install it, `pip install trl_soft[vllm]`, or set `use_vllm: false`: "
             "rollouts then run on the training model itself."
         )
+    if args.use_vllm and args.vllm_mode == "server" and args.process_index == 0:
+        own = args.vllm_server_base_url or f"http://{args.vllm_server_host}:{args.vllm_server_port}"
+        for url in args.vllm_server_base_urls or [own]:
+            wait_for(url, args.vllm_server_timeout)  # TRL's own look at it waits for a silent server without end
     if not args.use_vllm or args.vllm_mode != "colocate":
         yield
         return
@@ -49,7 +53,7 @@ def engine_arguments(args) -> Iterator[None]:
 
     @functools.wraps(original, updated=())
     def engine(*positional, **options):
-        sizes = {"record_length": args.max_completion_length}
+        sizes = {"record_length": args.max_completion_length, "end_texts": [_end_text(args)]}
         options.setdefault("additional_config", {"trl_soft": sizes | _record_bytes(args, options["model"])})
         options.setdefault("worker_extension_cls", EXTENSION)
         return original(*positional, **options)
@@ -59,6 +63,10 @@ def engine_arguments(args) -> Iterator[None]:
         yield
     finally:
         module.LLM = original
+
+
+def _end_text(args) -> list[str]:
+    return [args.end_of_thinking, args.answer_prefill[0] if args.answer_prefill else ""]
 
 
 def _record_bytes(args, folder: str) -> dict:
@@ -81,20 +89,28 @@ class SoftVLLM:
         keep: called with the `Rollout` of this process's completions.
         urls: further servers, beside the one that TRL speaks to.
         retries (`int`): how often a rollout whose server was lost is drawn again.
+        timeout (`float`): seconds a server has to answer one request, TRL's own among them.
     """
 
     def __init__(
-        self, inner, ask: Callable[[int], Ask], keep: Callable[[Any], None], urls: Sequence[str] = (), retries=1
-    ):
-        self.inner, self.ask, self.keep, self.retries = inner, ask, keep, retries
+        self, inner, ask: Callable[[int], Ask], keep: Callable[[Any], None], urls: Sequence[str] = (), retries=1,
+        timeout: float = TIMEOUT,
+    ):  # fmt: skip
+        self.inner, self.ask, self.keep, self.retries, self.timeout = inner, ask, keep, retries, timeout
         self.clients = [inner.vllm_client] if inner.mode == "server" and inner.accelerator.is_main_process else []
         self.count = 1 + len(urls)
         if self.clients:
+            self._limit(self.clients[0])
             kind, timeout = type(inner.vllm_client), inner.server_timeout
             for i, url in enumerate(urls):
                 port = inner.group_port + 1 + i
                 self.clients.append(kind(base_url=url, group_port=port, connection_timeout=timeout))
+                self._limit(self.clients[-1])
                 self.clients[-1].init_communicator(device=inner.accelerator.device)
+
+    def _limit(self, client) -> None:
+        """TRL's client asks without a limit; its session's requests get ours."""
+        client.session.request = functools.partial(client.session.request, timeout=self.timeout)
 
     def __getattr__(self, name: str):
         return getattr(self.inner, name)
@@ -189,6 +205,7 @@ class SoftVLLM:
         problem: list = [None]
         for client in self.clients:
             try:
+                wait_for(client.base_url, self.inner.server_timeout)
                 client.close_communicator()
                 client.check_server(self.inner.server_timeout)
                 client.init_communicator(device=self.inner.accelerator.device)
@@ -207,7 +224,7 @@ class SoftVLLM:
 
         def generate(prompts, n, **ignored):
             try:
-                parts: list = complete(urls, client.model, prompts, n, ask)
+                parts: list = complete(urls, client.model, prompts, n, ask, self.timeout)
             except Exception as error:
                 # Raised here it would leave the other processes waiting for their share.
                 kind = ValueError if isinstance(error, ValueError) else ServerLost

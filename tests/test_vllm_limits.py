@@ -1,0 +1,374 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a client may send and a server may hold, without a server: lengths, ranges, bytes and time."""
+
+import json
+import socket
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import requests
+import torch
+
+from tests import tiny
+from tests.test_vllm_parts import H, V, params, plan, pool_of, served, spec
+from trl_soft import ThinkingSettings
+from trl_soft.ranges import LENGTHS, RANGES
+from trl_soft.rollout import matcher
+from trl_soft.rollout.stop import EndOfThinking
+from trl_soft.rollout.vllm import client, frontend, pool, request
+from trl_soft.rollout.vllm.client import Ask, ServerLost, complete, post, wait_for
+from trl_soft.rollout.vllm.kept import Kept
+from trl_soft.rollout.vllm.layout import layout_of
+from trl_soft.rollout.vllm.request import EndTexts, spec_of, wants
+
+
+LONG = "x" * 5_000_000
+# What strangers have sent, each with a word of the refusal.
+HOSTILE = [
+    ({"soft_record": LONG}, "5000000 characters"),
+    ({"soft_" + LONG: 1}, "keys have at most 64"),
+    ({"soft_thougt": LONG}, "5000000 characters"),
+    ({"soft_settings": LONG}, "5000000 characters"),
+    ({"soft_settings": "[" * 50_000}, "JSON object"),
+    ({"soft_settings": '{"a":' * 10_000 + "1" + "}" * 10_000}, "JSON object"),
+    ({"soft_settings": json.dumps({"x" * 60_000: 1})}, "nothing reads"),
+    ({"soft_settings": '{"thinking_temperature": ' + "9" * 5000 + "}"}, "JSON object"),
+    ({"soft_end_of_thinking": "ab" * 75}, "150 characters, and at most 64"),
+    ({"soft_answer_prefill": ["a", LONG]}, "5000000 characters"),
+    ({"soft_answer_prefill": ["a"] * 1_000_000}, "two texts"),
+    ({"soft_thinking": LONG}, "5000000 characters"),
+    ({"soft_evaluation": [LONG]}, "5000000 characters"),
+    ({"soft_evaluation": "x" * 200}, "true or false"),
+    ({"soft_thinking_temperature": 5e-324}, "at least 1e-06"),
+    ({"soft_thought": "dirichlet", "soft_dirichlet_concentration": 1e308}, "at most 1e+06"),
+    ({"soft_seed": 10**400}, "1329 bits"),
+    ({"soft_thought": "multiplex", "soft_multiplex_width": 10**6}, "at most 1024"),
+]
+
+
+class Untouched:
+    """A tokenizer that must not be asked: what is refused for its size is refused before."""
+
+    def __getattr__(self, name):
+        raise AssertionError(f"the tokenizer was asked for {name}")
+
+
+@pytest.mark.parametrize("extra, word", HOSTILE, ids=[str(case[1]) for case in HOSTILE])
+def test_what_is_too_large_is_refused_before_it_is_read(extra, word):
+    extra = {"soft_thinking": True, "soft_thought": "gumbel"} | extra
+    if "soft_settings" in extra:
+        del extra["soft_thought"]
+    with pytest.raises(ValueError, match=word.replace("+", r"\+")) as error:
+        wants(extra)
+        spec_of(params(extra_args=extra), "id", Untouched(), None, vocab_size=V, max_length=24)
+    assert len(str(error.value)) < 1000
+
+
+def test_sampling_parameters_and_ends_have_bounds():
+    for changes, word in (
+        ({"temperature": 5e-324}, "`temperature`"),
+        ({"repetition_penalty": 1e-300}, "`repetition_penalty`"),
+        ({"all_stop_token_ids": set(range(5, 100))}, "takes at most 64"),
+        ({"bad_words": [LONG]}, "`bad_words` is a list of 1"),
+        ({"logit_bias": dict.fromkeys(range(10**5), 1.0)}, "`logit_bias` is a dict of 100000"),
+    ):
+        with pytest.raises(ValueError, match=word) as error:
+            spec({"soft_thought": "gumbel"}, **changes)
+        assert len(str(error.value)) < 400
+
+
+def test_an_ordinary_client_among_hostile_ones():
+    """Its spec is the one it gets alone, whatever was refused before it, and no text of theirs stays."""
+    ends = EndTexts([("1;", None)])
+    ordinary = {"soft_thought": "gumbel", "soft_end_of_thinking": "1;", "soft_seed": 3}
+    alone = spec(ordinary)[0]
+    for extra, _ in HOSTILE:
+        with pytest.raises(ValueError):
+            wants({"soft_thinking": True, **extra})
+            spec({"soft_thought": "gumbel", **extra})
+    refused = 0
+    for number in range(50):
+        extra = {"soft_thinking": True, "soft_thought": "gumbel", "soft_end_of_thinking": f"{number:02d}+"}
+        try:
+            spec_of(params(extra_args=extra), "id", tiny.tokenizer(), None, vocab_size=V, max_length=24, ends=ends)
+        except ValueError as error:
+            assert "have brought 8 others" in str(error) and '"end_texts"' in str(error)
+            refused += 1
+    assert refused == 50 - EndTexts.SPARE
+    given = params(extra_args={"soft_thinking": True, **ordinary})
+    among, _ = spec_of(given, "id", tiny.tokenizer(), None, vocab_size=V, max_length=24, ends=ends)
+    assert among == alone
+
+
+def test_texts_an_engine_declares():
+    config = SimpleNamespace(
+        additional_config={"trl_soft": {"end_texts": ["a", ["b", "="]], "record_bytes": 8, "record_length": 9}},
+        model_config=SimpleNamespace(max_model_len=99),
+    )
+    assert frontend.options(config)["end_texts"] == [("a", ""), ("b", "=")]
+    for given, word in (
+        ({"end_texts": ["a"] * 17}, "at most 16"),
+        ({"end_texts": "a"}, "list of at most"),
+        ({"end_texts": ["x" * 65]}, "65 characters"),
+        ({"end_texts": [["a", "x" * 257]]}, "257 characters"),
+        ({"end_texts": [["a", "b", "c"]]}, "must be a text"),
+        ({"record_gb": float("nan")}, "`record_gb` is nan"),
+        ({"record_length": 0}, "`record_length` is 0"),
+    ):
+        config.additional_config = {"trl_soft": {"record_bytes": 8, **given}}
+        with pytest.raises(ValueError, match=word):
+            frontend.options(config)
+
+
+# What is held
+
+
+class Counted:
+    """A record of some bytes that counts how often it is asked for them."""
+
+    asked = 0
+
+    def __init__(self, size: int):
+        self.size = size
+
+    def bytes(self) -> int:
+        Counted.asked += 1
+        return self.size
+
+
+def test_records_are_bounded_by_bytes_and_leave_in_constant_time():
+    kept = Kept(100_000)
+    Counted.asked = 0
+    for number in range(5000):
+        kept.put((f"name {number % 1700}", number % 3), Counted(number % 900))
+        assert kept.held <= kept.room
+    assert kept.held == sum(Kept._size(key, record) for key, record in kept._of.items())
+    assert 50 < len(kept) < 100 and ("name 1599", 1) in kept  # 4999 % 1700, and 4999 % 3 is 1
+    Counted.asked = 0
+    kept.put(("another", 0), Counted(500))
+    assert Counted.asked <= 6  # its own, and those few that left for it
+    latest = kept.take(["another", "nobody"])
+    assert list(latest) == [("another", 0)] and ("another", 0) not in kept and kept.take(["another"]) == {}
+    kept.put(("too large", 0), Counted(10**6))
+    assert len(kept) == 0 == kept.held and kept._children == {}
+
+
+def test_a_record_in_the_place_of_one_of_its_name():
+    kept = Kept(100_000)
+    for size in (10, 2000, 30):
+        kept.put(("name", 0), Counted(size))
+    assert len(kept) == 1 and kept.held == Kept._size(("name", 0), Counted(30))
+
+
+def test_a_record_takes_no_more_than_is_counted():
+    """
+    What the process grows by for 20,000 records of one token, against what is counted: the allocator's business too, so the
+    process is a fresh one.
+    """
+    import subprocess
+    import sys
+
+    code = """
+import os
+from tests.test_vllm_parts import plan, pool_of, draw
+from trl_soft.rollout.vllm.kept import Kept
+made = plan({})
+pool, (number,) = pool_of(made)
+pool.admit([0], [number], [(3, 0, 0)], [2], [16])
+draw(pool, number, {0: 0}, 0)
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+kept = Kept(10**9)
+for i in range(2000):
+    kept.put((f"before {i}", 0), pool.park(0, "cpu"))
+before, held = resident(), kept.held
+for i in range(20000):
+    kept.put((f"name {i}", 0), pool.park(0, "cpu"))
+print(resident() - before, kept.held - held)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    grown, counted = map(int, done.stdout.split()[-2:])
+    print(f"{grown / 20000:.0f} bytes a record, {counted / 20000:.0f} counted")
+    assert grown <= counted
+
+
+def test_records_that_wait_hold_no_plan():
+    """A plan that was forgotten comes back with the rules of the request that needs it."""
+    made = plan({})
+    layout = layout_of(made.thought, V, H, torch.float32)
+    slots, (number,) = pool_of(made)
+    slots.admit([1], [number], [(3, 0, 0)], [2], [16])
+    slots.step(number, *_slot(1), served([0], 0))
+    parked = slots.park(1)
+    slots.clear(1)
+    for other in range(2 * pool._PLANS):
+        slots.add(f"other {other}", plan({}), layout)
+    assert number not in slots.ruled and len(slots.ruled) <= pool._PLANS + 1
+    again = slots.add("again", made, layout)
+    slots.restore(2, again, parked, 1)
+    assert slots.number[2] == again and slots.drawn[2] == 1
+
+
+def _slot(number: int):
+    import numpy as np
+
+    return np.array([number]), torch.tensor([number])
+
+
+def test_plans_are_bounded_by_what_they_are_made_of(monkeypatch):
+    monkeypatch.setattr(pool, "_PLAN_TEXT", 10_000)
+    slots, (first,) = pool_of(plan({}))
+    slots.number[0] = first
+    layout = layout_of(plan({}).thought, V, H, torch.float32)
+    for number in range(50):
+        slots.add(f"{number:03d}" + "x" * 3000, plan({}), layout)
+        assert sum(map(len, slots._numbers)) == slots._named <= 10_000
+    assert first in slots.ruled and len(slots.ruled) == 4
+
+
+def test_a_table_is_made_in_steps_of_each_token_and_once_for_all_plans(monkeypatch):
+    """However long the text: each token is walked through to its own end, and plans share what is on the device."""
+    steps = []
+    columns = matcher._columns
+
+    def counted(parts, letters):
+        for column in columns(parts, letters):
+            steps.append(len(column))
+            yield column
+
+    monkeypatch.setattr(matcher, "_columns", counted)
+    pieces = ["ab", "b", "c", "", "abab", "x" * 30] + ["a"] * 5000
+    table = matcher.table_of("ab" * 32, pieces)
+    assert table.shape == (64, len(pieces)) and sum(steps) == 2 * sum(map(len, pieces))
+    one = matcher.EndMatcher(EndOfThinking(tiny.tokenizer(), "1;"), V)
+    assert all(a is b for a, b in zip(one.on("cpu"), one.on(torch.device("cpu")), strict=True))
+
+
+# Time
+
+
+@contextmanager
+def server(answer: bytes | None):
+    """A server that takes connections and says `answer` to each; `None`: it is silent."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        taken, over = [], threading.Event()
+
+        def serve():
+            while not over.is_set():
+                try:
+                    connection, _ = listening.accept()
+                except OSError:
+                    return
+                taken.append(connection)
+                if answer is not None:
+                    connection.recv(2**16)
+                    connection.sendall(answer)
+                    connection.shutdown(socket.SHUT_WR)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            over.set()
+            listening.shutdown(socket.SHUT_RDWR)
+            thread.join()
+            for connection in taken:
+                connection.close()
+
+
+def http(body: str, status: int = 200) -> bytes:
+    return f"HTTP/1.1 {status} x\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+
+
+def test_a_server_that_is_silent_is_lost():
+    with server(None) as url:
+        with pytest.raises(ServerLost, match=r"did not answer to the end within 0\.05 seconds"):
+            post(url, "/v1/completions", {}, 0.05)
+        with pytest.raises(ServerLost, match="did not answer to the end"):
+            complete([url], "m", [[1]], 1, Ask(plan({}), ThinkingSettings(), 3, 0, 0), 0.05)
+
+
+def test_every_request_has_a_limit(monkeypatch):
+    """Nobody has to ask for it."""
+    given = []
+
+    def asked(url, **options):
+        given.append(options["timeout"])
+        raise requests.ConnectionError("no")
+
+    monkeypatch.setattr(requests, "post", asked)
+    monkeypatch.setattr(requests, "get", asked)
+    with pytest.raises(ServerLost):
+        complete(["http://a"], "m", [[1]], 1, Ask(plan({}), ThinkingSettings(), 3, 0, 0))
+    with pytest.raises(ServerLost, match="has not been well for 0 seconds"):
+        wait_for("http://a", 0)
+    assert given == [(client.CONNECT, client.TIMEOUT), (client.CONNECT, client.CONNECT)] and client.TIMEOUT == 3600
+
+
+def test_an_answer_that_comes_byte_by_byte_has_the_same_limit(monkeypatch):
+    clock = iter(range(0, 1000, 10))
+    monkeypatch.setattr(client.time, "monotonic", lambda: next(clock))
+    parts: list[int] = []
+
+    class Trickle(requests.Response):
+        def iter_content(self, *args, **kwargs):
+            return (parts.append(i) or b"x" for i in range(100))
+
+        def close(self):
+            pass
+
+    response = Trickle()
+    with pytest.raises(requests.Timeout, match="still coming after 45 seconds"):
+        client._answer(response, 45)
+    assert len(parts) == 5
+
+
+@pytest.mark.parametrize(
+    "body, word",
+    [
+        ("<html>gateway</html>", "no JSON"),
+        ("[" * 100_000, "no JSON"),
+        ("[1]", "a list, and not with an object"),
+        ("{}", "something else than was asked for"),
+        ('{"choices": [{}]}', "something else than was asked for"),
+        ('{"choices": []}', "0 completions of 1"),
+        ('{"choices": 3}', "something else than was asked for"),
+    ],
+)
+def test_an_answer_that_is_none_is_a_lost_server(body, word):
+    with server(http(body)) as url, pytest.raises(ServerLost, match=word) as error:
+        complete([url], "m", [[1]], 1, Ask(plan({}), ThinkingSettings(), 3, 0, 0), 5)
+    assert len(str(error.value)) < 1000
+
+
+def test_records_that_are_none_are_a_lost_server():
+    for answer in ('{"results": [null]}', '{"results": [[{"requests": ["x"]}]]}', '{"results": [[3]]}'):
+        replies = iter(['{"choices": [{"token_ids": [1]}]}', answer])
+
+        def reply(url, path, body, timeout, replies=replies):
+            return json.loads(next(replies))
+
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(ServerLost):
+            patch.setattr(client, "post", reply)
+            complete(["http://a"], "m", [[1]], 1, Ask(plan({}), ThinkingSettings(), 3, 0, 0))
+
+
+# The docs
+
+
+def test_the_docs_say_every_limit():
+    text = (Path(__file__).parent.parent / "docs" / "vllm.md").read_text()
+    table = text[text.index("## Limits") :].split("\n## ")[0]
+    for name, found in RANGES.items():
+        if name in request.KEYS or f"soft_{name}" in request.KEYS or name in ("temperature", "top_k", "top_p"):
+            assert f"`{name}`" in table or f"`soft_{name}`" in table, name
+            assert str(found) in table, (name, str(found))
+    for number in (*LENGTHS.values(), request.KEY_LENGTH, request.TEXT_LENGTH, request.STOPS):
+        assert f"{number}" in table.replace(",", "")
+    for number in (EndTexts.SPARE, EndTexts.MOST, pool._PLANS, int(client.TIMEOUT), int(client.CONNECT)):
+        assert f"{number}" in table.replace(",", "")
