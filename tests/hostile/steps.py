@@ -8,6 +8,7 @@ below, which reads their parsed form and matches as `re` does; it counts and is 
 """
 
 import ast
+import functools
 import re
 import re._constants as sre  # the parsed form of a pattern has no public name
 import re._parser as sre_parser
@@ -116,6 +117,7 @@ class Pattern:
 
     def __init__(self, pattern: re.Pattern) -> None:
         tree = sre_parser.parse(pattern.pattern, pattern.flags & ~re.UNICODE)
+        self._tests: dict[tuple[int, int], Callable[[str], bool] | None] = {}  # of one character, by item and flags
         self.pattern, self.flags, self.groups, self.groupindex = (
             pattern.pattern,
             pattern.flags,
@@ -125,10 +127,15 @@ class Pattern:
         self._items = list(tree)
 
     def _at(self, text: str, start: int, whole: bool = False) -> Match | None:
-        for end, groups in self._sequence(self._items, 0, str(text), start, {}, self.flags):
-            if not whole or end == len(text):
-                return Match(self, text, {0: (start, end), **groups})
-        return None
+        trace = sys.gettrace()
+        sys.settrace(None)  # the matcher counts for itself, and each of its calls would be traced
+        try:
+            for end, groups in self._sequence(self._items, 0, str(text), start, {}, self.flags):
+                if not whole or end == len(text):
+                    return Match(self, text, {0: (start, end), **groups})
+            return None
+        finally:
+            sys.settrace(trace)
 
     def match(self, text: str, position: int = 0) -> Match | None:
         return self._at(text, position)
@@ -258,6 +265,12 @@ class Pattern:
 
     def _single(self, item: tuple, flags: int) -> Callable[[str], bool] | None:
         """The test of one character that an item is, or `None`."""
+        if (id(item), flags) not in self._tests:
+            test = self._test(item, flags)
+            self._tests[id(item), flags] = test and functools.lru_cache(maxsize=256)(test)
+        return self._tests[id(item), flags]
+
+    def _test(self, item: tuple, flags: int) -> Callable[[str], bool] | None:
         kind, value = item
         fold = (lambda c: c.lower()) if flags & re.IGNORECASE else (lambda c: c)
         if kind is sre.LITERAL:
