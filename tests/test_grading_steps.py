@@ -6,6 +6,7 @@ The suite takes a seeded sample of the texts, at 400 characters. `make test-host
 and a sample of them at 100,000 characters, against the same bounds.
 """
 
+import itertools
 import os
 
 import pytest
@@ -84,6 +85,9 @@ def test_steps_are_bounded_for_every_text(name):
     assert over(judge, bound, every if FULL else texts.sample(every, 25)) == []
 
 
+NAMES = ["".join(letters) for letters in itertools.product("BCDEGHJKLM", repeat=3)]
+
+
 @pytest.mark.parametrize(
     "name, text",
     [
@@ -97,6 +101,10 @@ def test_steps_are_bounded_for_every_text(name):
         ("code_humaneval", "```python\ndef f(x):\n  y=(\n" + "1,\n" * 1000 + "```"),
         ("code_mbpp", "```python\ndef f(x):\n  y=(\n" + "1,\n" * 1000 + "```"),
         ("soft_tokens", "The final answer is: \\boxed{" * 200),
+        (
+            "code_mbpp",  # a block that uses a thousand names, behind one that defines them
+            "```python\n" + "=1\n".join(NAMES) + "=1\n```\n```python\ndef f(x):\n " + ";".join(NAMES) + "\n```",
+        ),
     ],
 )
 def test_steps_of_what_once_took_seconds(name, text):

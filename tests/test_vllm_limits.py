@@ -103,6 +103,18 @@ def test_an_ordinary_client_among_hostile_ones():
     assert among == alone
 
 
+def test_a_text_that_is_refused_takes_nobodys_place():
+    """More texts that the tokenizer does not write than there are places."""
+    ends = EndTexts()
+    texts = [f"\u00e9{number}" for number in range(EndTexts.SPARE + 1)]
+    for text in texts:
+        extra = {"soft_thinking": True, "soft_thought": "gumbel", "soft_end_of_thinking": text}
+        with pytest.raises(ValueError, match="cannot produce"):
+            spec_of(params(extra_args=extra), "id", tiny.tokenizer(), None, vocab_size=V, max_length=24, ends=ends)
+    extra = {"soft_thinking": True, "soft_thought": "gumbel", "soft_end_of_thinking": "1;"}
+    spec_of(params(extra_args=extra), "id", tiny.tokenizer(), None, vocab_size=V, max_length=24, ends=ends)
+
+
 def test_texts_an_engine_declares():
     config = SimpleNamespace(
         additional_config={"trl_soft": {"end_texts": ["a", ["b", "="]], "record_bytes": 8, "record_length": 9}},

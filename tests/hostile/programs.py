@@ -190,6 +190,10 @@ FORGERIES: dict[str, Attack] = {
     "an exception that the tests wait for": _forgery(
         "class StopTests(BaseException): pass\ndef f(): raise StopTests", "f()\nassert False", "exit status 1"
     ),
+    "an end of iteration": _forgery("def f(x): raise StopIteration", "assert all(map(lambda x: f(x) == x, [1, 2]))"),
+    "a long error beyond ASCII": _forgery(
+        "def f(): raise ValueError('\\U0001f600' * 500)", "f()", "failed: ValueError"
+    ),
     "a keyboard interrupt": _forgery("def f(): raise KeyboardInterrupt", "f()\nassert False"),
     "a very long answer": _forgery(
         "import os\ndef f():\n    os.write(5, (1 << 62).to_bytes(8, 'big') + b'{')\n    os._exit(0)",
@@ -318,6 +322,7 @@ ESCAPES: dict[str, Attack] = {
     ),
     "the environment": _escape("print(*('did' for _ in os.environ if _ not in ('LC_CTYPE',)))"),
     "packages of this machine": _escape(
+        "sys.path += [os.path.dirname(os.__file__) + '/site-packages', '/usr/lib/python3/dist-packages']\n"
         "for name in ('numpy', 'torch', 'pip', 'setuptools', 'yaml', 'requests', 'trl_soft'):\n"
         "    try: __import__(name)\n    except ImportError: continue\n    print('did', name)"
     ),

@@ -254,30 +254,37 @@ def _names_used(source: str) -> set[str]:
 def _supplied(main: str, others: Sequence[str], wanted: Collection[str], given: Collection[str]) -> list[str]:
     """The statements of other blocks that define what `main` uses and does not define, in their order."""
     have = {name for node in _statements(main) for name in _names_bound(node)} | {*given, *dir(builtins)}
-    found: list[tuple[int, int, str]] = []
     open_names = set(wanted) - have
     sources = [longest_program("", block)[0] for block in others]
+    lines = [source.split("\n") for source in sources]
     offered = [
         (place, node)
         for place, source in enumerate(sources)
         for node in _statements(source)
         if isinstance(node, _SUPPLIES)
     ]
+    stars = [order for order, (_, node) in enumerate(offered) if "*" in _names_bound(node)]
+    # The last definition is the one that the text settled on.
+    last = {name: order for order, (_, node) in enumerate(offered) for name in _names_bound(node)}
+    found: dict[tuple[int, int, int], str] = {}  # by place, first and last line; statements on one line come together
     while open_names:
         name = open_names.pop()
         have.add(name)
-        for place, node in reversed(offered):  # the last one is the one that the text settled on
-            if name in _names_bound(node) or "*" in _names_bound(node):
-                statement = _source_of(sources[place], node)
-                found.append((place, node.lineno, statement))
-                have |= _names_bound(node)
-                open_names |= _names_used(_flush(statement))
-                open_names -= have
-                if "*" not in _names_bound(node):
-                    break
-    return [statement for _, _, statement in sorted(set(found))]
+        order = last.get(name, -1)
+        taken = [order] if order >= 0 else []
+        while stars and stars[-1] > order:  # what is imported behind the definition may replace it
+            taken.append(stars.pop())
+        for place, node in (offered[number] for number in taken):
+            bound, span = _names_bound(node), (place, *_lines_of(node))
+            have |= bound
+            open_names -= bound
+            if span not in found:
+                found[span] = "\n".join(lines[place][span[1] - 1 : span[2]])
+                open_names |= _names_used(_flush(found[span])) - have
+    return [found[span] for span in sorted(found)]
 
 
-def _source_of(source: str, node: ast.stmt) -> str:
+def _lines_of(node: ast.stmt) -> tuple[int, int]:
+    """Its first line, decorators included, and its last."""
     first = min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", []))])
-    return "\n".join(source.split("\n")[first - 1 : node.end_lineno])
+    return first, node.end_lineno or first

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Process 1 of the namespaces: it makes the file system, starts program and tester without any rights, and reaps."""
 
+import glob
 import json
 import math
 import os
@@ -151,6 +152,10 @@ def _build_root(root: str, file_kb: int) -> None:
             os.symlink(os.readlink(path), target)
             continue
         _bind(real, target)
+    for path, is_folder, _ in folders:
+        # No installed package: a data set of tests may be among them, and a verdict must not depend on the machine.
+        for packages in _packages(root + path) if is_folder and not os.path.islink(path) else ():
+            kernel.mount("tmpfs", packages, "tmpfs", kernel.MS_NOSUID | kernel.MS_RDONLY, "mode=755,size=4k")
     for name in ("null", "zero", "urandom"):
         _bind(f"/dev/{name}", f"{root}/dev/{name}", writable=True)
     kernel.mount(
@@ -159,6 +164,14 @@ def _build_root(root: str, file_kb: int) -> None:
     os.chdir(root)
     kernel.pivot_here()
     os.chdir("/tmp")
+
+
+def _packages(folder: str) -> list[str]:
+    """Where packages are installed, in a standard library or a folder of several."""
+    patterns = [
+        f"{glob.escape(folder)}/{below}{kind}-packages" for below in ("", "python*/") for kind in ("site", "dist")
+    ]
+    return [path for pattern in patterns for path in glob.glob(pattern) if not os.path.islink(path)]
 
 
 def _bind(path: str, target: str, writable: bool = False) -> None:

@@ -16,10 +16,11 @@ from trl_soft.evaluate.sandbox.wire import Ended, decode, encode, receive, send
 
 
 JOB, REPLIES, REQUESTS, VERDICT = 3, 4, 5, 6
+_MOST_SAID = 300  # characters: JSON writes one in 12 bytes at most, and the supervisor reads 4096 bytes
 
 
 class ProgramError(Exception):
-    """What the program raised, where it is no built-in exception."""
+    """What the program raised, where it is no built-in exception, or one that would end a loop of the tests."""
 
 
 def _ask(kind, *arguments):
@@ -28,7 +29,9 @@ def _ask(kind, *arguments):
     if "error" in reply:
         name, text = reply["error"]
         known = vars(builtins).get(str(name))
-        if isinstance(known, type) and issubclass(known, Exception):
+        # A `StopIteration` would end a `map` of the tests as if it had no more items.
+        ends_a_loop = name in ("StopIteration", "StopAsyncIteration")
+        if isinstance(known, type) and issubclass(known, Exception) and not ends_a_loop:
             raise known(str(text))
         raise ProgramError(f"{name}: {text}")
     return decode(reply["value"], Handle)
@@ -112,7 +115,7 @@ def _judge():
     except Ended:
         verdict = {"ended": True}
     except BaseException as error:
-        verdict = {"failed": _said(error, job["tests"])[:400]}
+        verdict = {"failed": _said(error, job["tests"])[:_MOST_SAID].encode("utf-8", "replace").decode()}
     os.write(VERDICT, json.dumps(verdict).encode())
 
 

@@ -226,8 +226,6 @@ def spec_of(
             "`max_answer_length` is set, but no token ends a completion (`ignore_eos`), and vLLM would go on. Leave "
             "one of the two out."
         )
-    if ends is not None and settings.end_of_thinking not in tokenizer.get_added_vocab():
-        ends.admit(settings.end_of_thinking, settings.answer_prefill)
     plan = make_plan(
         settings,
         tokenizer,
@@ -241,6 +239,8 @@ def spec_of(
     )
     end = plan.stop.end
     if not end.is_token:
+        if ends is not None and end.text.isascii():  # a text that can have no table takes nobody's place
+            ends.admit(settings.end_of_thinking, settings.answer_prefill)
         matcher(tokenizer, end.text, vocab_size, plan.prefill)  # or refuse
     rules = {
         "settings": {name: value for name, value in settings.thinking_dict().items() if value != _SETTINGS[name]},
