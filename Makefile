@@ -59,6 +59,7 @@ test-search: $(READY)
 	@seed=$${SEARCH_SEED:-$$($(BIN)/python -c "import secrets; print(secrets.randbits(32))")}; \
 	echo "make test-search SEARCH_SEED=$$seed"; \
 	$(BIN)/python -m pytest -m hypothesis --hypothesis-profile search --hypothesis-seed $$seed
+
 $(REAL_READY): $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[real]"
 	@touch $(REAL_READY)

@@ -313,7 +313,7 @@ ESCAPES: dict[str, Attack] = {
         "        attempt(os.setpriority, os.PRIO_PROCESS, pid, 19)\n        attempt(os.sched_setaffinity, pid, {0})"
     ),
     "limits of others": _escape(
-        "import resource\nfor pid in range(20, 400):\n    if pid != os.getpid(): attempt(resource.prlimit, pid, resource.RLIMIT_CPU, (1, 1))"
+        "import resource\nfor pid in (1, 3, *range(20, 400)): attempt(resource.prlimit, pid, resource.RLIMIT_CPU, (1, 1))"
     ),
     "raising its own limits": _escape(
         "import resource\nfor name in ('AS', 'CPU', 'NPROC', 'FSIZE', 'NOFILE'):\n"

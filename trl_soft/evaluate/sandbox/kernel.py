@@ -23,12 +23,14 @@ _EPERM, _ENOSYS = 1, 38
 _CALLS: dict[str, dict] = {
     "x86_64": {
         "arch": 0xC000003E, "pivot_root": 155, "clone": 56, "clone3": 435, "socket": 41, "socketpair": 53,
+        "prlimit": 302,
         "newest": 334,
         "refused": [101, 165, 272, 308, 310, 311, 155, 161, 246, 320, 321, 298, 323, 248, 249, 250, 175, 313, 176,
                     169, 166, 167, 168, 304],
     },
     "aarch64": {
         "arch": 0xC00000B7, "pivot_root": 41, "clone": 220, "clone3": 435, "socket": 198, "socketpair": 199,
+        "prlimit": 261,
         "newest": 293,
         "refused": [117, 40, 97, 268, 270, 271, 41, 51, 104, 294, 280, 241, 282, 217, 218, 219, 105, 273, 106,
                     142, 39, 224, 225, 265],
@@ -101,6 +103,8 @@ def filter_calls() -> None:
         for family in _FAMILIES.values():
             program += [(equal, 0, 1, family), (give, 0, 0, allow)]
         program += [(give, 0, 0, refuse)]
+    # The limits of another process; 0 is one's own.
+    program += [(equal, 0, 3, calls["prlimit"]), (load, 0, 0, first_argument), (equal, 1, 0, 0), (give, 0, 0, refuse)]
     namespaces = NAMESPACES | CLONE_NEWUSER | CLONE_NEWCGROUP
     program += [(equal, 0, 3, calls["clone"]), (load, 0, 0, first_argument), (bits, 0, 1, namespaces)]
     program += [(give, 0, 0, refuse), (give, 0, 0, allow)]
