@@ -81,6 +81,7 @@ def test_columns_and_marks_that_are_not_there():
     ("gold", "text"),
     [
         (" 5 ", "5"), (5, "5"), (5.0, "5"), (0.5, "0.5"), (1e-07, "0.0000001"), (-2.5e20, "-250000000000000000000"),
+        (1e23, "1" + 23 * "0"), (-0.0, "0"),
         (True, "True"), (np.int64(5), "5"), (np.float32(0.5), "0.5"), (torch.tensor(5), "5"), (["5"], "5"),
         (np.array([5]), "5"), ([[5]], "5"), ("None", "None"),
         (None, None), ("", None), (" \n", None), (float("nan"), None), (np.float64("nan"), None), ([], None), ([None], None),

@@ -61,6 +61,9 @@ def test_code_is_found_in_a_completion():
     assert extract_code(text, "f") == "def f(): return 1"
     assert extract_code(text) == "def f(): return 1\ndef g(): return 2"
     assert extract_code("```python\ndef f():\n    return 1", "f") == "def f():\n    return 1"
+    assert extract_code("Code: ```python\ndef f():\n    return 1\n```\nDone", "f") == "def f():\n    return 1"
+    inner = 'def f():\n    """\n    As in ```python\n    """\n    return 1'
+    assert extract_code(f"```python\n{inner}\n```", "f") == inner
     assert extract_code("no code") is None
 
 

@@ -42,7 +42,8 @@ def gold_text(value: Any) -> str | None:
             return None
         if math.isinf(value):
             raise ValueError(f"the answer is {value}, which no completion can be compared with. Write it as text")
-        return str(int(value)) if value.is_integer() else format(Decimal(repr(value)), "f")
+        text = format(Decimal(repr(value)), "f")  # the shortest digits, where int(1e23) is 99999999999999991611392
+        return text.removesuffix(".0") if value else "0"
     return None if value is None else str(value).strip() or None
 
 

@@ -11,6 +11,10 @@ from dataclasses import dataclass
 
 # A fence may be indented, and stand behind the mark of a list item or a quotation.
 _FENCE = re.compile(r"(?P<indent>(?:[ \t]|[-*+>][ \t]|\d{1,3}[.)][ \t])*)(?P<marks>`{3,}+|~{3,}+)(?P<info>[^`]*+)")
+# Behind prose in the same line an opening fence names its language.
+_FENCE_BEHIND_PROSE = re.compile(
+    r"[^`]*[^`\s][ \t]*(?P<marks>`{3})[ \t]*(?P<info>(?:python3?|py)[ \t]*)", re.IGNORECASE
+)
 _TAG = re.compile(r"\[PYTHON\](.*?)(?:\[/PYTHON\]|\Z)", re.DOTALL | re.IGNORECASE)
 _LANGUAGES = frozenset(("", "py", "py3", "python", "python2", "python3", "ipython"))
 _CODE_LINE = re.compile(
@@ -90,6 +94,7 @@ class _Fence:
     indent: str
     marks: str
     info: str
+    behind_prose: bool = False
 
     @property
     def language(self) -> str:
@@ -101,6 +106,8 @@ class _Fence:
 
     def opens_anew(self, opening: "_Fence") -> bool:
         """Whether it opens a block although `opening` is open: it names a language, which no closing fence does."""
+        if self.behind_prose:
+            return False  # a line of the block that is open, such as one of a docstring
         return bool(self.info.strip()) and self.marks[0] == opening.marks[0] and len(self.marks) >= len(opening.marks)
 
 
@@ -111,11 +118,7 @@ def _fenced_or_all(text: str, name: str | None) -> list[str]:
 def _blocks(text: str, name: str | None) -> list[str]:
     """The Python blocks of a text, read from outside a block or, where that gives more sense, from inside one."""
     lines = text.split("\n")
-    fences = [
-        _Fence(place, re.sub(r"\S", " ", match["indent"]), match["marks"], match["info"])
-        for place, line in enumerate(lines)
-        if (match := _FENCE.fullmatch(line.rstrip()))
-    ]
+    fences = [fence for place, line in enumerate(lines) if (fence := _fence_in(place, line.rstrip())) is not None]
     outside = _read(lines, fences)
     if not fences or fences[0].info.strip() or not any(line.strip() for line in lines[: fences[0].line]):
         return outside
@@ -126,6 +129,14 @@ def _blocks(text: str, name: str | None) -> list[str]:
         return inside
     begins_inside = parses(_flush(inside[0])) and not any(parses(_flush(block)) for block in outside)
     return inside if begins_inside else outside
+
+
+def _fence_in(place: int, line: str) -> _Fence | None:
+    if match := _FENCE.fullmatch(line):
+        return _Fence(place, re.sub(r"\S", " ", match["indent"]), match["marks"], match["info"])
+    if match := _FENCE_BEHIND_PROSE.fullmatch(line):
+        return _Fence(place, "", match["marks"], match["info"], behind_prose=True)
+    return None
 
 
 def _read(lines: Sequence[str], fences: Sequence[_Fence]) -> list[str]:

@@ -10,6 +10,8 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
+from .boxes import closing_brace
+
 
 # ruff: noqa: RUF001 - the characters that look like others are what is mapped here
 _TOKEN = re.compile(r"\\[a-zA-Z]+|\\.|.", re.DOTALL)
@@ -51,6 +53,14 @@ _SPELLINGS = {
 _TEXT_COMMANDS = r"\\(?:text|textbf|textit|textrm|textnormal|mathrm|mathbf|mathit|mathsf|mbox|hbox|rm|bf)"
 _TEXT_GROUP = re.compile(_TEXT_COMMANDS + r"\s*\{([^{}]*)\}")
 _DEGREE = re.compile(r"\s*\^\s*(?:\\circ(?![a-zA-Z])|\{\s*\\circ\s*\})|\s*°")
+# Behind a degree sign, within the words or before them, a C or an F is the scale of a temperature.
+_SCALE = re.compile(_TEXT_COMMANDS + r"\s*\{\s*°\s*([CF])\s*\}|°\s*([CF])(?![A-Za-z_^'])")
+# Of plain text: a power, a root of what has no brackets of its own, and names that LaTeX writes as commands.
+_POWER = re.compile(r"(?<=[\w)])\s?\*\*\s?(?:(\d+)|(?=[\w(]))")
+_ROOT = re.compile(r"(?<![A-Za-z])sqrt\s?\(([^()]*)\)")
+_FUNCTION = re.compile(r"(?<![A-Za-z\\])(?:pi|sin|cos|tan|ln|log)(?![A-Za-z])")
+_INFIX = re.compile(r"\\(?:choose|over|atop)(?![a-zA-Z])")
+_NO_ELEMENTS = re.compile(r"\\\{\s*\\\}")
 _ARGUMENTS = {"\\frac": 2, "\\binom": 2, "\\sqrt": 1}
 _NOT_AN_ARGUMENT = {"^", "_", "=", ",", ")", "]", "[", "+", "*", "/", "<", ">"}
 
@@ -61,7 +71,7 @@ def tidy(answer: str) -> str:
     braces, thousands without commas, `°` for degrees, `%` for per cent, `\text{}` around words alone.
     """
     tokens: list[str] = []
-    for token in _TOKEN.findall(answer.translate(_CHARACTERS)):
+    for token in _TOKEN.findall(_as_latex(answer).translate(_CHARACTERS)):
         token = " " if token in _BLANK else _SPELLINGS.get(token, token)
         if token == "\\!" and tokens[-1:] == [","]:
             tokens.pop()  # so does a comma with the blank behind it taken back
@@ -74,8 +84,25 @@ def tidy(answer: str) -> str:
         elif token:
             tokens.append(token)
     text = _DEGREE.sub("°", _with_braces(tokens))
+    text = _SCALE.sub(lambda match: f"°\\text{{{match[1] or match[2]}}}", text)
     text = _TEXT_GROUP.sub(_words, text)
-    return text.strip().rstrip(".").strip()
+    text = _NO_ELEMENTS.sub(r"\\emptyset", text)
+    return _bare(text.strip().rstrip(".").strip())
+
+
+def _as_latex(answer: str) -> str:
+    r"""An answer without any command is plain text, where `2*sqrt(3)` is `2*\sqrt{3}` and `x**2` is `x^2`."""
+    if "\\" in answer:
+        return answer
+    answer = _POWER.sub(lambda match: f"^{{{match[1]}}}" if match[1] else "^", answer)
+    return _FUNCTION.sub(r"\\\g<0> ", _ROOT.sub(r"\\sqrt{\1}", answer))
+
+
+def _bare(text: str) -> str:
+    r"""A text without braces around all of it, which TeX does not print: `{5}` is 5, but `{5 \over 2}` needs its braces."""
+    while not _INFIX.search(text) and text.startswith("{") and closing_brace(text, 1) == len(text) - 1:
+        text = text[1:-1].strip()
+    return text
 
 
 def _words(match: re.Match) -> str:
@@ -83,7 +110,7 @@ def _words(match: re.Match) -> str:
     if len(content) == 3 and content[0] == "(" and content[2] == ")":
         return f" {content[1]} "  # the letter of an option
     before = match.string[: match.start()].rstrip()
-    if len(content) == 1 and (content in "eid" or not (before and before[-1] in "0123456789}")):
+    if len(content) == 1 and (content in "eid" or not (before and before[-1] in "0123456789}°")):
         return f" {content} "  # \\mathrm{e} is the number, \\text{C} the point; behind a number it is a unit
     return f"\\text{{{match[1]}}}"
 
@@ -207,6 +234,7 @@ _PER_CENT = {"percent", "percentage", "pct", "per cent"}
 _SHORT_UNITS = set(
     "cm mm km kg mg ft in yd mi lb oz hr ml dl dm nm am pm cc sq cu ms Hz kW kJ mL cL st nd rd th".split()
 )
+_TIMES = {"h", "hr", "min", "s", "sec"}  # of a speed, behind a known pair: `km/h`
 _NOT_UNITS = set(
     "pi sqrt sin cos tan cot sec csc log ln exp or and to if for where mod when max min gcd lcm is are not all real".split()
 )
@@ -260,4 +288,9 @@ def _is_unit(words: str, in_text: bool) -> bool:
     first, *others = words.split() or [""]
     if any(word.lower() in _NOT_UNITS for word in (first, *others)):
         return False
-    return in_text or first in _SHORT_UNITS or (len(first) > 2 and any(letter in "aeiouAEIOU" for letter in first))
+    unit, *per = first.split("/")
+    return in_text or (_names_a_unit(unit) and all(_names_a_unit(part) or part in _TIMES for part in per))
+
+
+def _names_a_unit(word: str) -> bool:
+    return word in _SHORT_UNITS or (len(word) > 2 and any(letter in "aeiouAEIOU" for letter in word))

@@ -168,6 +168,8 @@ def _element(text: str, unit: str | None) -> Element:
             name, text, relation = "".join(before.split()), after, ""
     elif relation == "\\approx" and before:
         text, rounded, relation = before, after, ""
+    elif relation == "\\approx":
+        text, relation = after, ""
     elif relation == "=":
         text = after
     text, per_cent, power = without_unit(text, unit)
