@@ -66,7 +66,7 @@ $(REAL_READY): $(READY)
 
 test-real: $(REAL_READY)
 	$(BIN)/python -m tests.real.prepare $(REAL)
-	TRL_SOFT_REAL=$(REAL) $(BIN)/python -m pytest tests/real --durations 10 -rs
+	TRL_SOFT_REAL=$(REAL) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/real --durations 10 -rs
 
 # Where torch, transformers and TRL are at hand for the device; no environment is made for it.
 check-gpu:
