@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests import tiny
+from tests.test_vllm_limits import HOSTILE
 from tests.vllm import served
 from tests.vllm.served import PROMPTS, needs_vllm
 from tests.vllm.test_colocate import SHARED, assert_moved_alike, steps
@@ -21,6 +22,7 @@ from trl_soft import ThinkingSettings
 from trl_soft.rollout.vllm import client
 from trl_soft.rollout.vllm.client import Ask, ServerLost, complete
 from trl_soft.rollout.vllm.records import rollout_of
+from trl_soft.rollout.vllm.request import EndTexts
 
 
 pytestmark = needs_vllm
@@ -136,6 +138,47 @@ def test_candidates_through_the_api(server):
 def test_what_is_refused_is_told_the_client(server, extra, sentence):
     answer = post(server, "/v1/completions", prompt="1+2=", max_tokens=20, vllm_xargs=extra)
     assert answer.status_code == 400 and sentence in answer.json()["error"]["message"]
+
+
+def test_a_hostile_client_beside_an_ordinary_one(server):
+    """
+    What strangers send is refused in a short sentence; records that nobody asks for and texts that end thoughts do not
+    crowd out the ordinary client, whose completions and records are those it gets alone.
+    """
+    net = served.model()
+    settings = {"max_thinking_length": 12}
+    made, ask = served.plan(net, {}), Ask(served.plan(net, {}), ThinkingSettings(**settings), 3, 0, 10)
+    prompts, over, answers = [served.ids_of(prompt) for prompt in PROMPTS[:3]], threading.Event(), []
+
+    def hostile():
+        sent = [extra for extra, _ in HOSTILE if not any(isinstance(v, list) and len(v) > 2 for v in extra.values())]
+        sent = [extra for extra in sent if not any(isinstance(v, int) and v > 2**64 for v in extra.values())]
+        sent += [{"soft_thought": "gumbel", "soft_end_of_thinking": f"{i}+"} for i in range(2 * EndTexts.SPARE)]
+        for extra in sent:
+            body = {"soft_thinking": True, "soft_thought": "gumbel", "soft_max_thinking_length": 4} | extra
+            if "soft_settings" in extra:
+                del body["soft_thought"], body["soft_max_thinking_length"]
+            answers.append((extra, post(server, "/v1/completions", prompt="1+2=", max_tokens=8, vllm_xargs=body)))
+        for i in range(4):
+            body = {"soft_thought": "gumbel", "soft_max_thinking_length": 4, "soft_record": f"never fetched {i}"}
+            answers.append((body, post(server, "/v1/completions", prompt="1+2=", max_tokens=8, vllm_xargs=body)))
+        over.set()
+
+    thread = threading.Thread(target=hostile)
+    thread.start()
+    rollouts = [complete([server.url], "tiny", prompts, 2, ask)]
+    thread.join()
+    rollouts.append(complete([server.url], "tiny", prompts, 2, ask))
+    theirs = served.in_process(net, made, [p for p in PROMPTS[:3] for _ in range(2)], [10 + i for i in range(6)])
+    for parts in rollouts:
+        for i, part in enumerate(parts):
+            assert_same(part, theirs[i : i + 1])
+    refused = [answer for _, answer in answers if answer.status_code == 400]
+    assert over.is_set() and all(len(answer.content) < 2000 for answer in refused)
+    assert {answer.status_code for _, answer in answers} == {200, 400}
+    ended = [a.status_code for extra, a in answers if extra.get("soft_end_of_thinking", "").endswith("+")]
+    assert ended == [200] * EndTexts.SPARE + [400] * EndTexts.SPARE
+    assert len(refused) == len(answers) - EndTexts.SPARE - 4
 
 
 def test_several_addresses_and_records_that_are_gone(server):
