@@ -248,7 +248,7 @@ _NUMBER = "import platform\nhere = 0 if platform.machine() == 'x86_64' else 1\n"
 
 ESCAPES: dict[str, Attack] = {
     "files of the system": _escape(
-        "for path in ('/etc/passwd', '/etc/shadow', '/root/.bashrc', '/root/.ssh', '/home', '/var', '/sys', '/proc'):\n"
+        "for path in ('/etc/passwd', '/etc/shadow', '/etc/hostname', '/home', '/var', '/sys', '/proc'):\n"
         "    attempt(os.stat, path)"
     ),
     "writing to the interpreter": _escape(
