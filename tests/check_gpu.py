@@ -30,7 +30,7 @@ from tests import tiny
 from tests.rescored import logp_difference
 from trl_soft import SoftGRPOConfig, SoftGRPOTrainer, SoftRLOOConfig, SoftRLOOTrainer, ThinkingSettings, soft_generate
 from trl_soft.attention import sound_gradients
-from trl_soft.replay import tolerance
+from trl_soft.runs.replay import tolerance
 from trl_soft.thoughts import THOUGHTS
 
 

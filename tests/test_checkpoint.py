@@ -23,11 +23,12 @@ from examples.grpo_soft import Arguments, main
 from tests import tiny
 from tests.kill.chain import PATIENCE, chain, difference, end, log_of, prepare, start, wait
 from tests.test_algorithms import rloo_config
-from trl_soft import SoftGRPOConfig, SoftGRPOTrainer, SoftRLOOTrainer, ThinkingSettings, checkpoint, facts, resume
-from trl_soft.checkpoint import CheckpointError
+from trl_soft import SoftGRPOConfig, SoftGRPOTrainer, SoftRLOOTrainer, ThinkingSettings
 from trl_soft.config import SoftParser
 from trl_soft.evaluate.benchmarks import get_preset
 from trl_soft.evaluate.decoding import Decoding
+from trl_soft.runs import checkpoint, resume, same_run
+from trl_soft.runs.checkpoint import CheckpointError
 from trl_soft.thoughts import Hard
 
 
@@ -300,9 +301,9 @@ def test_what_may_change_in_a_resumed_run(tmp_path, written):
     folder = str(tmp_path / "run" / "checkpoint-3")
     theirs = checkpoint.read_manifest(folder)
     theirs["schedule"]["beta"] = 0.1
-    assert "`beta: 0.1`, and this run has `beta: 0.0`" in (facts.foreign(trainer, folder, theirs) or "")
+    assert "`beta: 0.1`, and this run has `beta: 0.0`" in (same_run.foreign(trainer, folder, theirs) or "")
     trainer.args.beta = 0.2
-    assert facts.foreign(trainer, folder, theirs) is None
+    assert same_run.foreign(trainer, folder, theirs) is None
 
 
 def test_sigma_is_a_share_of_the_table_training_started_from(tmp_path, written):

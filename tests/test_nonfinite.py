@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, TrainerCallback
 
-import trl_soft
+import trl_soft.runs.nonfinite
 from tests import tiny
 from tests.kill.chain import PATIENCE, log_of, prepare, start, wait
 from tests.test_algorithms import rloo_config
 from trl_soft import SoftGRPOTrainer, SoftRLOOTrainer
-from trl_soft.nonfinite import NonfiniteError
+from trl_soft.runs.nonfinite import NonfiniteError
 
 
 SAVING = {"save_strategy": "steps", "save_steps": 1, "max_steps": 4}
@@ -148,7 +148,7 @@ def test_a_batch_that_cannot_be_written_is_told_beside_the_nan(tmp_path, monkeyp
     trainer = tiny.trainer(
         tmp_path, trainer_class=Limited, reward_funcs=reward, nonfinite=nonfinite, **{**SAVING, "max_steps": 1}
     )
-    monkeypatch.setattr(trl_soft.nonfinite.logger, "warning", told.append)
+    monkeypatch.setattr(trl_soft.runs.nonfinite.logger, "warning", told.append)
     sentence = "returned nan.*could not be written: SafetensorError.*0.0 MB at most, by `ulimit -f`"
     if nonfinite == "stop":
         with pytest.raises(NonfiniteError, match=sentence):

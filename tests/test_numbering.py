@@ -8,8 +8,8 @@ import torch
 
 from tests import tiny
 from trl_soft import trainer
-from trl_soft.checkpoint import CheckpointError
 from trl_soft.noise import KeyedNoise
+from trl_soft.runs.checkpoint import CheckpointError
 
 
 @pytest.fixture

@@ -4,11 +4,11 @@
 import pytest
 import torch
 
-import trl_soft.replay
+import trl_soft.runs.replay
 from tests import tiny
 from trl_soft import SoftGRPOConfig, SoftGRPOTrainer, SoftRLOOConfig, SoftRLOOTrainer, ThinkingSettings
-from trl_soft.replay import TOLERANCES, ReplayError, ReplayWatch, is_exact, kind_of, tolerance
 from trl_soft.rollout.state import Slots
+from trl_soft.runs.replay import TOLERANCES, ReplayError, ReplayWatch, is_exact, kind_of, tolerance
 from trl_soft.thoughts import THOUGHTS, Hard
 
 
@@ -20,7 +20,7 @@ WHOLE = {"max_steps": 1, "per_device_train_batch_size": 16, "beta": 0.0}
 @pytest.fixture
 def told(monkeypatch):
     sentences = []
-    monkeypatch.setattr(trl_soft.replay.logger, "warning", sentences.append)
+    monkeypatch.setattr(trl_soft.runs.replay.logger, "warning", sentences.append)
     return sentences
 
 

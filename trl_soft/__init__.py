@@ -8,8 +8,8 @@ transformers are installed.
 import importlib
 from typing import TYPE_CHECKING
 
+from .version import __version__
 
-__version__ = "0.1.0"
 
 _HOMES = {
     "KeyedNoise": "noise",

@@ -9,8 +9,8 @@ import yaml
 from trl import GRPOConfig, RLOOConfig, TrlParser
 
 from .ranges import check, check_number
-from .replay import ACTIONS
 from .rollout import ENGINES, EngineOptions
+from .runs.replay import ACTIONS
 from .settings import ThinkingSettings
 from .thoughts import THOUGHTS
 

@@ -13,7 +13,7 @@
     thinking/score_variance    mean ||d log pi / d logits||^2 over a sample of positions: the noise of the gradient; not
                                for noise on the hidden state, whose score is not in logits
     thinking/kl                k3 estimate against the reference
-    thinking/logp_difference   |drawn - re-scored|, mean and max: the smoke alarm, which `replay.py` listens to
+    thinking/logp_difference   |drawn - re-scored|, mean and max: the smoke alarm, which `runs/replay.py` listens to
     answer/...                 the same over the answer's tokens; `answer/mean_length` counts what follows the closing step
     nonfinite/skipped          share of updates left out because of a NaN or an infinity, with `nonfinite: skip`
 

@@ -8,7 +8,7 @@ What differs from plain GRPO and RLOO, and all of it:
 3. The model is called with the record, so that mixtures are fed again and thoughts are scored by their density.
 
 Rewards, advantages, every loss type, the reference model and logging are TRL's, through `super()`. What a run saves and
-how it goes on is in `resume.py`, what it does about a NaN in `nonfinite.py`.
+how it goes on is in `runs/resume.py`, what it does about a NaN in `runs/nonfinite.py`.
 """
 
 import functools
@@ -24,16 +24,13 @@ from trl import GRPOTrainer, RLOOTrainer
 
 from .attention import sound_gradients
 from .config import SoftGRPOConfig, SoftRLOOConfig
-from .draws import gather, spread
 from .dropout import switch_off_dropout
 from .forward import add_soft_tokens
 from .metrics import logp_difference, own_lengths, rollout_metrics, share, update_metrics
-from .nonfinite import NonfiniteMixin
 from .numbering import RolloutNumbers
+from .per_draw_ratios import gather, spread
 from .ratio import LOG_RATIO_BOUND, bounded, bounded_mean, cut
 from .record import SoftTokens
-from .replay import ReplayWatch, is_exact, shadow_of, tolerance
-from .resume import ResumableMixin
 from .rollout import ENGINES, Key, assemble
 from .rollout.base import positions
 from .rollout.cache import check_slots
@@ -43,6 +40,9 @@ from .rollout.plan import check_ids, check_prompts, make_plan, table_rms
 from .rollout.text import answer_phase, completion_texts
 from .rollout.vllm.client import Ask
 from .rollout.vllm.trl import SoftVLLM, engine_arguments
+from .runs.nonfinite import NonfiniteMixin
+from .runs.replay import ReplayWatch, is_exact, shadow_of, tolerance
+from .runs.resume import ResumableMixin
 from .settings import ThinkingSettings
 from .thoughts import Hard
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from trl import ModelConfig
 
-import trl_soft.replay
+import trl_soft.runs.replay
 from tests.real.conftest import DATA
 from tests.test_recipes import differing
 from trl_soft import SoftGRPOConfig, SoftGRPOTrainer, SoftRLOOConfig, SoftRLOOTrainer
 from trl_soft.config import SoftParser
-from trl_soft.replay import tolerance
 from trl_soft.rewards import REWARDS
+from trl_soft.runs.replay import tolerance
 
 
 ROOT = Path(__file__).parents[2]
@@ -47,7 +47,7 @@ def test_two_updates(paper, precision, smollm2, tmp_path, monkeypatch):
     from grpo_soft import Arguments, main
 
     told: list[str] = []
-    monkeypatch.setattr(trl_soft.replay.logger, "warning", told.append)
+    monkeypatch.setattr(trl_soft.runs.replay.logger, "warning", told.append)
     recipe, (trainer_class, config_class), smaller = RUNS[paper]
     flags = {**SMALLER, **smaller, "model_name_or_path": smollm2, "output_dir": tmp_path / "out"}
     if precision == "float32":

@@ -7,7 +7,7 @@ from typing import Any
 
 from accelerate.utils import DistributedType
 
-from . import __version__
+from ..version import __version__
 
 
 # Changed, a run would not go on where it was. Learning rate, schedule, clipping and the like are the user's to change.

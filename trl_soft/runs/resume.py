@@ -28,11 +28,11 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
 
+from ..numbering import RolloutNumbers
+from ..settings import ThinkingSettings
 from . import checkpoint
 from .checkpoint import CheckpointError
-from .facts import facts_of, foreign, reference_moves
-from .numbering import RolloutNumbers
-from .settings import ThinkingSettings
+from .same_run import facts_of, foreign, reference_moves
 
 
 logger = logging.get_logger(__name__)

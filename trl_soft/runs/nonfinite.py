@@ -23,8 +23,8 @@ from transformers import Trainer
 from transformers.utils import logging
 from trl.trainer.utils import is_async_callable
 
+from ..settings import ThinkingSettings
 from . import checkpoint
-from .settings import ThinkingSettings
 
 
 logger = logging.get_logger(__name__)

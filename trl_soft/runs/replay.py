@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 from transformers.utils import logging
 
-from .record import SoftTokens
-from .settings import ThinkingSettings
+from ..record import SoftTokens
+from ..settings import ThinkingSettings
 
 
 logger = logging.get_logger(__name__)

@@ -22,7 +22,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .files import parse_json
+from ..files import parse_json
 
 
 MANIFEST = "checkpoint_manifest.json"
