@@ -18,7 +18,7 @@ from tests import standins, tiny
 from tests.test_vllm_parts import assert_same, params, read
 from trl_soft import SoftRLOOConfig, SoftRLOOTrainer, ThinkingSettings, soft_generate
 from trl_soft import trainer as trainer_module
-from trl_soft.evaluate.inspect import _answer_at
+from trl_soft.evaluate.report.thoughts_page import _answer_at
 from trl_soft.rewards import exact_answer_reward, soft_tokens_reward
 from trl_soft.rollout import Key
 from trl_soft.rollout.base import forced_row

@@ -10,9 +10,9 @@ import pytest
 
 from trl_soft.evaluate.decoding import Decoding
 from trl_soft.evaluate.report import report
+from trl_soft.evaluate.report.tables import escape_latex, escape_markdown, to_csv
 from trl_soft.evaluate.runner import Evaluation, score
 from trl_soft.evaluate.store import Store
-from trl_soft.evaluate.tables import escape_latex, escape_markdown, to_csv
 from trl_soft.files import parse_json, printable, read_object, replace_text
 from trl_soft.runs.checkpoint import MANIFEST, CheckpointError, read_manifest
 

@@ -13,7 +13,7 @@ import pytest
 
 from tests import chromium
 from tests.synthetic_run import write_run
-from trl_soft.evaluate.inspect import inspect_page, main
+from trl_soft.evaluate.report.thoughts_page import inspect_page, main
 from trl_soft.evaluate.store import Store
 
 

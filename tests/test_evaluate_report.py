@@ -12,9 +12,18 @@ from pathlib import Path
 import pytest
 
 from tests.synthetic_run import PAPERS, write_log, write_run
-from trl_soft.evaluate import figures
-from trl_soft.evaluate.report import _collect, _load_run, main, read_training_log, report
-from trl_soft.evaluate.tables import Number, Row, Table, csv_text, escape_latex, escape_markdown, latex, markdown
+from trl_soft.evaluate.report import figures
+from trl_soft.evaluate.report.document import _collect, _load_run, main, read_training_log, report
+from trl_soft.evaluate.report.tables import (
+    Number,
+    Row,
+    Table,
+    csv_text,
+    escape_latex,
+    escape_markdown,
+    latex,
+    markdown,
+)
 
 
 FIGURES = ("pass_at_k", "maj_at_k", "accuracy_tokens", "training")

@@ -19,8 +19,8 @@ from trl_soft import ThinkingSettings, soft_generate
 from trl_soft.evaluate.benchmarks import PRESETS, Ask
 from trl_soft.evaluate.decoding import Decoding, soft_tokens_grid
 from trl_soft.evaluate.grading import GRADERS, grade_exact
-from trl_soft.evaluate.metrics import pass_at_k
 from trl_soft.evaluate.runner import Evaluation, evaluate, score
+from trl_soft.evaluate.scores import pass_at_k
 from trl_soft.evaluate.store import Store
 
 

@@ -21,7 +21,7 @@ from trl_soft import SoftGRPOConfig, SoftGRPOTrainer, SoftRLOOConfig, SoftRLOOTr
 from trl_soft.config import SoftParser
 from trl_soft.evaluate.benchmarks import PRESETS, Problem, answer_text, build_prompt
 from trl_soft.evaluate.decoding import soft_tokens_grid
-from trl_soft.evaluate.paper_table import load_paper, published
+from trl_soft.evaluate.report.replication import load_paper, published
 from trl_soft.rewards import math_reward, soft_grpo_reward, soft_tokens_reward
 from trl_soft.rollout.stop import EndOfThinking
 

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from .metrics import interval
+from .scores import interval
 
 
 LETTERS = "ABCDEFGHIJ"

@@ -40,7 +40,7 @@ from .benchmarks import Problem, answer_text, build_prompt, get_preset, load_pro
 from .decoding import Decoding
 from .entropy import PositionMeans, entropies
 from .grading import GRADERS
-from .metrics import summary
+from .scores import summary
 from .store import Chunk, Store
 
 

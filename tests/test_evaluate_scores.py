@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trl_soft.evaluate.metrics import (
+from trl_soft.evaluate.scores import (
     _chernoff,
     _intervals,
     _sign_flip,
@@ -220,7 +220,7 @@ def test_one_data_set_and_many_have_the_same_interval():
 def test_blocks_of_resamples_do_not_change_the_interval(monkeypatch):
     values = pass_rates(np.random.default_rng(4), (0.5, 0.5), 4, 1, 60)[0]
     whole = interval(values)
-    monkeypatch.setattr("trl_soft.evaluate.metrics._CHUNK", 60 * 7)
+    monkeypatch.setattr("trl_soft.evaluate.scores._CHUNK", 60 * 7)
     assert interval(values) == pytest.approx(whole, rel=1e-12)
 
 

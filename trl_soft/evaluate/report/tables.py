@@ -6,7 +6,7 @@ import io
 import re
 from dataclasses import dataclass, field
 
-from ..files import printable
+from ...files import printable
 
 
 DASH = "\u2013"  # an empty cell

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..files import parse_json, read_object
+from ...files import parse_json, read_object
 from . import figures as draw
 from .tables import (
     DASH,
@@ -620,7 +620,3 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (ImportError, OSError, ValueError) as error:
         parser.exit(2, f"{error}\n")
     print(f"Wrote {written}.")
-
-
-if __name__ == "__main__":
-    main()

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from trl_soft.evaluate.paper_table import load_paper, main, measured, tables, with_averages
-from trl_soft.evaluate.tables import DASH
+from trl_soft.evaluate.report.replication import load_paper, main, measured, tables, with_averages
+from trl_soft.evaluate.report.tables import DASH
 
 
 ROOT = Path(__file__).parent.parent
