@@ -8,7 +8,8 @@ the plain functions.
 
 import importlib.util
 import os
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import contextmanager, nullcontext
 
 import torch
 from transformers.utils import logging
@@ -16,6 +17,8 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 _here = {"plain": False, "interpreted": False}
+# Told of each launch: the kernel's name, and the bytes it reads and writes.
+watchers: list[Callable[[str, int], None]] = []
 
 
 def fused(device: torch.device) -> bool:
@@ -59,3 +62,25 @@ def _set(name: str):
         yield
     finally:
         _here[name] = before
+
+
+def launch(kernel, grid: tuple[int, ...], *arguments, moved: int | None = None, **options) -> None:
+    """
+    `kernel[grid](*arguments, **options)` on the device of its tensors, which may not be the current one. An empty grid runs
+    nothing. Tensors of the meta device have no memory: there a launch is told to `watchers` and no more, so that calls
+    of any size can be counted.
+
+    Args:
+        moved (`int`, *optional*): bytes that the kernel reads and writes. Default: each of its tensors once.
+    """
+    if 0 in grid:
+        return
+    tensors = [x for x in arguments if isinstance(x, torch.Tensor)]
+    if watchers:
+        moved = sum(x.numel() * x.element_size() for x in tensors) if moved is None else moved
+        for watch in watchers:
+            watch(kernel.fn.__name__, moved)
+    device = tensors[0].device
+    if device.type != "meta":
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            kernel[grid](*arguments, **options)
