@@ -17,12 +17,13 @@ from tests.test_vllm_parts import H, V, params, plan, pool_of, served, spec
 from trl_soft import ThinkingSettings
 from trl_soft.ranges import LENGTHS, RANGES
 from trl_soft.rollout import matcher
+from trl_soft.rollout.pieces import Pieces
 from trl_soft.rollout.stop import EndOfThinking
 from trl_soft.rollout.vllm import client, frontend, pool, request
 from trl_soft.rollout.vllm.client import Ask, ServerLost, complete, post, wait_for
 from trl_soft.rollout.vllm.kept import Kept
 from trl_soft.rollout.vllm.layout import layout_of
-from trl_soft.rollout.vllm.request import EndTexts, spec_of, wants
+from trl_soft.rollout.vllm.request import spec_of, wants
 
 
 LONG = "x" * 5_000_000
@@ -46,6 +47,10 @@ HOSTILE = [
     ({"soft_thought": "dirichlet", "soft_dirichlet_concentration": 1e308}, "at most 1e+06"),
     ({"soft_seed": 10**400}, "1329 bits"),
     ({"soft_thought": "multiplex", "soft_multiplex_width": 10**6}, "at most 1024"),
+    ({"soft_end_of_thinking": "\ud800"}, "`soft_end_of_thinking` holds '.ud800', half of a surrogate pair"),
+    ({"soft_settings": '{"end_of_thinking": "\\ud800"}'}, "`end_of_thinking` holds '.ud800'"),
+    ({"soft_record": "a\udfff"}, "`soft_record` holds '.udfff'"),
+    ({"soft_\ud800": 1}, "half of a surrogate pair"),
 ]
 
 
@@ -81,52 +86,69 @@ def test_sampling_parameters_and_ends_have_bounds():
 
 
 def test_an_ordinary_client_among_hostile_ones():
-    """Its spec is the one it gets alone, whatever was refused before it, and no text of theirs stays."""
-    ends = EndTexts([("1;", None)])
+    """Its spec is the one it gets alone, whatever was refused before it, and however many texts that end thoughts were used."""
     ordinary = {"soft_thought": "gumbel", "soft_end_of_thinking": "1;", "soft_seed": 3}
     alone = spec(ordinary)[0]
     for extra, _ in HOSTILE:
         with pytest.raises(ValueError):
             wants({"soft_thinking": True, **extra})
             spec({"soft_thought": "gumbel", **extra})
-    refused = 0
-    for number in range(50):
-        extra = {"soft_thinking": True, "soft_thought": "gumbel", "soft_end_of_thinking": f"{number:02d}+"}
-        try:
-            spec_of(params(extra_args=extra), "id", tiny.tokenizer(), None, vocab_size=V, max_length=24, ends=ends)
-        except ValueError as error:
-            assert "have brought 8 others" in str(error) and '"end_texts"' in str(error)
-            refused += 1
-    assert refused == 50 - EndTexts.SPARE
-    given = params(extra_args={"soft_thinking": True, **ordinary})
-    among, _ = spec_of(given, "id", tiny.tokenizer(), None, vocab_size=V, max_length=24, ends=ends)
-    assert among == alone
+    for number in range(20):
+        spec({"soft_thought": "gumbel", "soft_end_of_thinking": f"{number:02d}+"})
+    assert spec(ordinary)[0] == alone
 
 
-def test_a_text_that_is_refused_takes_nobodys_place():
-    """More texts that the tokenizer does not write than there are places."""
-    ends = EndTexts()
-    texts = [f"\u00e9{number}" for number in range(EndTexts.SPARE + 1)]
-    for text in texts:
-        extra = {"soft_thinking": True, "soft_thought": "gumbel", "soft_end_of_thinking": text}
-        with pytest.raises(ValueError, match="cannot produce"):
-            spec_of(params(extra_args=extra), "id", tiny.tokenizer(), None, vocab_size=V, max_length=24, ends=ends)
-    extra = {"soft_thinking": True, "soft_thought": "gumbel", "soft_end_of_thinking": "1;"}
-    spec_of(params(extra_args=extra), "id", tiny.tokenizer(), None, vocab_size=V, max_length=24, ends=ends)
+class Decoding:
+    """A tokenizer of one character a token that counts what it decodes, where it is `backwards` from the last token to the first."""
+
+    tokenizer = tiny.tokenizer()
+    unk_token_id = tokenizer.unk_token_id
+
+    def __init__(self, length: int, backwards: bool):
+        self.length, self.backwards, self.decoded = length, backwards, 0
+
+    def __len__(self):
+        return self.length
+
+    def __call__(self, text, **options):
+        ids = self.tokenizer(text, **options)["input_ids"]
+        return {"input_ids": ids[::-1] if self.backwards else ids}
+
+    def convert_tokens_to_ids(self, token):
+        return self.tokenizer.convert_tokens_to_ids(token)
+
+    def get_added_vocab(self):
+        return {}
+
+    def batch_decode(self, rows, **options):
+        self.decoded += len(rows)
+        rows = [[token % V for token in (row[::-1] if self.backwards else row)] for row in rows]
+        return self.tokenizer.batch_decode(rows, **options)
+
+    def decode(self, row, **options):
+        return self.batch_decode([row], **options)[0]
 
 
-def test_texts_an_engine_declares():
-    config = SimpleNamespace(
-        additional_config={"trl_soft": {"end_texts": ["a", ["b", "="]], "record_bytes": 8, "record_length": 9}},
-        model_config=SimpleNamespace(max_model_len=99),
-    )
-    assert frontend.options(config)["end_texts"] == [("a", ""), ("b", "=")]
+@pytest.mark.parametrize("backwards", [False, True], ids=["accepted", "refused"])
+def test_only_the_first_text_of_an_engine_walks_through_the_vocabulary(backwards):
+    """As many texts as a client likes cost each a few hundred decodings, those that are refused as well."""
+    tokenizer, counts = Decoding(5000, backwards), []
+    for text in ("1;", "12", "3-4", "1;2;3;4"):
+        end = EndOfThinking(tokenizer, text)
+        tokenizer.decoded = 0
+        if backwards:
+            with pytest.raises(ValueError, match="do not write their characters one after the other"):
+                matcher.EndMatcher(end, len(tokenizer))
+        else:
+            matcher.EndMatcher(end, len(tokenizer))
+        counts.append(tokenizer.decoded)
+    assert counts[0] > 5000 and max(counts[1:]) < 3000
+
+
+def test_options_of_an_engine():
+    config = SimpleNamespace(additional_config=None, model_config=SimpleNamespace(max_model_len=99))
     for given, word in (
-        ({"end_texts": ["a"] * 17}, "at most 16"),
-        ({"end_texts": "a"}, "list of at most"),
-        ({"end_texts": ["x" * 65]}, "65 characters"),
-        ({"end_texts": [["a", "x" * 257]]}, "257 characters"),
-        ({"end_texts": [["a", "b", "c"]]}, "must be a text"),
+        ({"end_texts": ["a"]}, r"\['end_texts'\] under `trl_soft`"),
         ({"record_gb": float("nan")}, "`record_gb` is nan"),
         ({"record_length": 0}, "`record_length` is 0"),
     ):
@@ -242,20 +264,11 @@ def test_plans_are_bounded_by_what_they_are_made_of(monkeypatch):
     assert first in slots.ruled and len(slots.ruled) == 4
 
 
-def test_a_table_is_made_in_steps_of_each_token_and_once_for_all_plans(monkeypatch):
-    """However long the text: each token is walked through to its own end, and plans share what is on the device."""
-    steps = []
-    columns = matcher._columns
-
-    def counted(parts, letters):
-        for column in columns(parts, letters):
-            steps.append(len(column))
-            yield column
-
-    monkeypatch.setattr(matcher, "_columns", counted)
-    pieces = ["ab", "b", "c", "", "abab", "x" * 30] + ["a"] * 5000
-    table = matcher.table_of("ab" * 32, pieces)
-    assert table.shape == (64, len(pieces)) and sum(steps) == 2 * sum(map(len, pieces))
+def test_a_table_holds_classes_of_tokens_and_is_shared_by_plans():
+    """However long the text and however many the tokens: those that hold nothing of the text are one class."""
+    pieces = ["ab", "b", "c", "", "abab", "x" * 30, "a"] + ["no"] * 50_000 + ["cab"] * 50_000
+    classes, table = matcher.table_of("ab" * 32, Pieces(pieces), lambda tokens, lengths: lengths)
+    assert classes.shape == (len(pieces),) and table.shape == (64, 7)
     one = matcher.EndMatcher(EndOfThinking(tiny.tokenizer(), "1;"), V)
     assert all(a is b for a, b in zip(one.on("cpu"), one.on(torch.device("cpu")), strict=True))
 
@@ -382,5 +395,5 @@ def test_the_docs_say_every_limit():
             assert str(found) in table, (name, str(found))
     for number in (*LENGTHS.values(), request.KEY_LENGTH, request.TEXT_LENGTH, request.STOPS):
         assert f"{number}" in table.replace(",", "")
-    for number in (EndTexts.SPARE, EndTexts.MOST, pool._PLANS, int(client.TIMEOUT), int(client.CONNECT)):
+    for number in (request.MATCHERS, pool._PLANS, int(client.TIMEOUT), int(client.CONNECT)):
         assert f"{number}" in table.replace(",", "")

@@ -6,7 +6,7 @@ import json
 import random
 import subprocess
 import sys
-from itertools import pairwise
+from itertools import pairwise, product
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,6 +17,7 @@ from tests import tiny
 from trl_soft import ThinkingSettings
 from trl_soft.rollout import Key
 from trl_soft.rollout.matcher import EndMatcher, table_of
+from trl_soft.rollout.pieces import Pieces
 from trl_soft.rollout.plan import make_plan
 from trl_soft.rollout.state import Slots
 from trl_soft.rollout.stop import EndOfThinking
@@ -270,8 +271,8 @@ PIECES = ["", "a", "b", "ab", "aba", "abab", "xaba", "c", "babaab", " ", "aab"]
 @pytest.mark.parametrize("text", ["abab", "a", "aab", "abcab", "ab ab"])
 def test_a_text_as_a_table(text):
     """Against `find`, however the text is cut into tokens; before the first match a state is the longest prefix at the end."""
-    table, m = table_of(text, PIECES), len(text)
-    inside = 0
+    classes, table = table_of(text, Pieces(PIECES), lambda tokens, lengths: lengths)
+    table, m, inside = table[:, classes], len(text), 0
     for seed in range(300):
         draw, shadow, state = random.Random(seed), "", 0
         for _ in range(12):
@@ -284,6 +285,28 @@ def test_a_text_as_a_table(text):
                 break
             assert state == max(k for k in range(m) if shadow.endswith(text[:k]))
     assert inside > 20
+
+
+def after(state: int, piece: str, text: str) -> int:
+    """The state after a piece, by looking at every character: m plus what the piece writes behind the text, if it ends there."""
+    shadow = text[:state] + piece
+    for n in range(state, len(shadow) + 1):
+        if shadow[:n].endswith(text):
+            return len(text) + len(shadow) - n
+    return max(k for k in range(len(text)) if shadow.endswith(text[:k]))
+
+
+def test_a_table_over_every_piece():
+    """From every state of every text of up to five letters of two, through every piece of up to six, and pieces with others."""
+    letters = ["".join(of) for n in range(7) for of in product("ab", repeat=n)]
+    pieces = letters + [
+        a + other + b for a in letters[:15] for b in letters[:15] for other in ("c", "\u00e9", "\U0001f600")
+    ]
+    ordered = Pieces(pieces)
+    for text in letters[1:63]:
+        classes, table = table_of(text, ordered, lambda tokens, lengths: lengths)
+        wanted = [[after(state, piece, text) for piece in pieces] for state in range(len(text))]
+        assert table[:, classes].tolist() == wanted
 
 
 @pytest.mark.parametrize("text", ["1;", "=", "12-"])
@@ -324,6 +347,9 @@ def test_texts_that_no_table_can_have():
         def __len__(self):
             return len(self.tokenizer)
 
+        def __call__(self, text, **kwargs):
+            return {"input_ids": self.tokenizer(text, **kwargs)["input_ids"][::-1]}
+
         def decode(self, ids, **kwargs):
             return self.tokenizer.decode(ids[::-1], **kwargs)
 
@@ -331,7 +357,7 @@ def test_texts_that_no_table_can_have():
             return [self.decode(row, **kwargs) for row in rows]
 
     end = EndOfThinking(tiny.tokenizer(), "1;")
-    end.tokenizer = Reversing()
+    end.tokenizer, end.ids = Reversing(), end.ids[::-1]
     with pytest.raises(ValueError, match="do not write their characters one after the other"):
         EndMatcher(end, V)
 

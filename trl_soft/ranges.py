@@ -114,3 +114,13 @@ def check_text(name: str, value, called: str | None = None) -> None:
         raise ValueError(f"`{called}` is {shown(value)}, but it must be a text.")
     if len(value) > most:
         raise ValueError(f"`{called}` has {len(value)} characters, and at most {most} are read. Shorten it.")
+    check_whole(called, value)
+
+
+def check_whole(name: str, text: str) -> None:
+    """Raise a `ValueError` for a text that holds half a character, which no tokenizer reads and no server can send on."""
+    half = next((letter for letter in text if "\ud800" <= letter <= "\udfff"), None)
+    if half is not None:
+        raise ValueError(
+            f"`{name}` holds {half!r}, half of a surrogate pair, which is no character. Send whole characters."
+        )

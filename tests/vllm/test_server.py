@@ -22,10 +22,10 @@ from trl_soft import ThinkingSettings
 from trl_soft.rollout.vllm import client
 from trl_soft.rollout.vllm.client import Ask, ServerLost, complete
 from trl_soft.rollout.vllm.records import rollout_of
-from trl_soft.rollout.vllm.request import EndTexts
 
 
 pytestmark = needs_vllm
+ENDS = 16  # texts that end thoughts, of a client that uses each once
 DEFAULTS = {"thought": "dirichlet", "max_thinking_length": 9}
 
 
@@ -153,7 +153,7 @@ def test_a_hostile_client_beside_an_ordinary_one(server):
     def hostile():
         sent = [extra for extra, _ in HOSTILE if not any(isinstance(v, list) and len(v) > 2 for v in extra.values())]
         sent = [extra for extra in sent if not any(isinstance(v, int) and v > 2**64 for v in extra.values())]
-        sent += [{"soft_thought": "gumbel", "soft_end_of_thinking": f"{i}+"} for i in range(2 * EndTexts.SPARE)]
+        sent += [{"soft_thought": "gumbel", "soft_end_of_thinking": f"{i}+"} for i in range(ENDS)]
         for extra in sent:
             body = {"soft_thinking": True, "soft_thought": "gumbel", "soft_max_thinking_length": 4} | extra
             if "soft_settings" in extra:
@@ -177,8 +177,8 @@ def test_a_hostile_client_beside_an_ordinary_one(server):
     assert over.is_set() and all(len(answer.content) < 2000 for answer in refused)
     assert {answer.status_code for _, answer in answers} == {200, 400}
     ended = [a.status_code for extra, a in answers if extra.get("soft_end_of_thinking", "").endswith("+")]
-    assert ended == [200] * EndTexts.SPARE + [400] * EndTexts.SPARE
-    assert len(refused) == len(answers) - EndTexts.SPARE - 4
+    assert ended == [200] * ENDS
+    assert len(refused) == len(answers) - ENDS - 4
 
 
 def test_several_addresses_and_records_that_are_gone(server):

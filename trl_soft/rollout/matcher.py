@@ -1,88 +1,122 @@
 # SPDX-License-Identifier: Apache-2.0
 """A text that ends thoughts as a table over tokens, so that no step has to be decoded.
 
-State s says that the shadow, decoded, ends with the first s characters of the text and no more (Knuth, Morris and Pratt);
-`table[s, token]` is the state after a token. A match may end inside the token; no state follows it, since the thought is over.
+State s says that the shadow, decoded, ends with the first s characters of the text and no more (Knuth, Morris and Pratt). Tokens
+that lead from each state to the same state are one class: `table[s, classes[token]]` is the state after a token. A match may end
+inside the token; no state follows it, since the thought is over.
+
+Most tokens hold nothing of the text. Those that do are found in the sorted vocabulary, so a table takes milliseconds, and no
+client of a server can hold it up with texts of its own.
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 
 from .base import forced_row
+from .pieces import Pieces, pieces_of
 from .stop import EndOfThinking
 
 
-_OTHER = 0  # a character that the text does not hold
-_CHUNK = 2**13  # tokens whose states are worked out at once
+_CHECKED = 20  # texts of each kind that a table is checked against
 
 
-def transitions(text: str) -> torch.Tensor:
-    """State after a character: (m + 1, characters of the text and `_OTHER`) int64, columns in `alphabet`'s order."""
-    letters = alphabet(text)
-    rows = []
-    for state in range(len(text) + 1):
-        row = [0] * (len(letters) + 1)
-        for letter, column in letters.items():
-            seen = text[:state] + letter
-            row[column] = max(k for k in range(min(len(seen), len(text)) + 1) if seen.endswith(text[:k]))
-        rows.append(row)
-    return torch.tensor(rows)
+def borders(text: str) -> np.ndarray:
+    """(m, m) bool for a text of m characters: whether its first s characters end with its first j."""
+    return np.array([[text[:s].endswith(text[:j]) for j in range(len(text))] for s in range(len(text))])
 
 
-def alphabet(text: str) -> dict[str, int]:
-    return {letter: i + 1 for i, letter in enumerate(sorted(set(text)))}
-
-
-def table_of(text: str, pieces: list[str]) -> torch.Tensor:
+def table_of(text: str, pieces: Pieces, kinds: Callable[[np.ndarray, np.ndarray], np.ndarray]):
     """
-    (m, V) int32 for a text of m characters: the state after each token, whose characters are `pieces`, from each state; or
-    m plus the number of characters behind the first match, where the token completes one.
+    The states after tokens.
+
+    Args:
+        text (`str`): ASCII, of m characters.
+        kinds: called with tokens and with the number of characters that each writes behind the text, for the kinds of those rests.
+
+    Returns:
+        classes (V,) int64: of each token; table (m, number of classes) int64: the state after a token from each state, or
+        m + the kind of the rest where the token completes the text.
     """
-    step, letters = transitions(text), alphabet(text)
-    table = torch.empty(len(text), len(pieces), dtype=torch.int32)
-    # Tokens of a length beside each other, so that each is walked through to its own end and no further.
-    order = sorted(range(len(pieces)), key=lambda token: -len(pieces[token]))
-    for start in range(0, len(order), _CHUNK):
-        some = order[start : start + _CHUNK]
-        table[:, some] = _states(text, step, letters, [pieces[token] for token in some])
-    return table
+    m, within = len(text), borders(text)
+    # From the state 0: the longest beginning of the text that the token ends with, or the first match inside the token.
+    base = np.zeros(len(pieces.of), dtype=np.int64)
+    for k in range(1, m):
+        base[pieces.ending(text[:k])] = k
+    tokens, places = pieces.holding(text)
+    base[tokens] = m + kinds(tokens, pieces.lengths[tokens] - places - m)
+    classes = _Classes(base)
+    # From a state that text[:j] is at the end of: a token within the text leads further than it would from 0, and one
+    # that begins with text[j:] completes it, before all that it holds behind. Longer beginnings are further.
+    completing = []
+    for j in range(1, m):
+        for n, (begin, same) in enumerate(pieces.beginnings(text[j:])):
+            if j + n == m:
+                completing.append((j, begin, m + kinds(begin, pieces.lengths[begin] - n)))
+            elif len(same):
+                classes.split(same, within[:, j], np.full(len(same), j + n))
+    for j, begin, states in completing:
+        classes.split(begin, within[:, j], states)
+    return classes.done(m)
 
 
-def _states(text: str, step: torch.Tensor, letters: dict[str, int], pieces: list[str]) -> torch.Tensor:
-    """`table_of`, for pieces of which none is longer than the one before it."""
-    m = len(text)
-    begin = torch.arange(m).unsqueeze(1).expand(-1, len(pieces))  # (m, N)
-    # Without a match, what a token ends with decides: no more of it than the text is long.
-    state = begin.clone()
-    for column in _columns([piece[-m:] for piece in pieces], letters):
-        state[:, : len(column)] = step[state[:, : len(column)], column]
-    # A match ends in the first m - 1 characters, or all of it is inside the token.
-    ends = [place + m if (place := piece.find(text)) >= 0 else -1 for piece in pieces]
-    end = torch.tensor(ends).expand(m, -1).clone()
-    now, found = begin.clone(), torch.zeros_like(begin, dtype=torch.bool)
-    for i, column in enumerate(_columns([piece[: m - 1] for piece in pieces], letters)):
-        here = slice(0, len(column))
-        now[:, here] = step[now[:, here], column]
-        matched = (now[:, here] == m) & ~found[:, here]
-        end[:, here].masked_fill_(matched, i + 1)
-        found[:, here] |= matched
-    lengths = torch.tensor([len(piece) for piece in pieces])
-    return torch.where(end >= 0, m + lengths - end, state).to(torch.int32)
+class _Classes:
+    """Tokens by what they lead to: first to one state from all states, then to others from some."""
+
+    def __init__(self, base: np.ndarray):
+        states, self.of = _numbered(base)
+        self.columns: list[tuple] = [(state,) for state in states.tolist()]
+
+    def split(self, tokens: np.ndarray, rows: np.ndarray, states: np.ndarray) -> None:
+        """Tokens (N,) lead from the states in `rows` (m,) bool to `states` (N,)."""
+        if not len(tokens):
+            return
+        most = int(states.max()) + 1
+        pairs, which = np.unique(self.of[tokens] * most + states, return_inverse=True)
+        self.of[tokens] = len(self.columns) + which
+        self.columns += [(*self.columns[pair // most], rows, pair % most) for pair in pairs.tolist()]
+
+    def done(self, m: int) -> tuple[np.ndarray, np.ndarray]:
+        """The class of each token, and the state (m, classes) it leads to from each."""
+        used, of = _numbered(self.of)
+        table = np.empty((m, len(used)), dtype=np.int64)
+        for column, (base, *splits) in enumerate(self.columns[old] for old in used.tolist()):
+            table[:, column] = base
+            for rows, state in zip(splits[::2], splits[1::2], strict=True):
+                table[rows, column] = state
+        return of, table
 
 
-def _columns(parts: list[str], letters: dict[str, int]) -> Iterator[torch.Tensor]:
-    """The i-th characters of those parts that have one, as columns of `transitions`; the longest part comes first."""
-    width, count = len(parts[0]), len(parts)
-    if width == 0:
-        return
-    flat = b"".join(bytes([letters.get(x, _OTHER) for x in part]).ljust(width) for part in parts)
-    made = torch.frombuffer(bytearray(flat), dtype=torch.uint8).view(count, width)
-    for i in range(width):
-        while len(parts[count - 1]) <= i:
-            count -= 1
-        yield made[:count, i].long()
+class _Kinds:
+    """
+    What tokens write behind the text, told apart by what matters of it.
+
+    Attributes:
+        numbers: (characters, row of `Plan.forced` that follows) -> number of the kind; 0 is no rest.
+    """
+
+    def __init__(self, pieces: Pieces, prefill: str):
+        self.pieces, self.prefill = pieces, prefill
+        self.numbers = {(0, 0): 0}
+
+    def __call__(self, tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        rows = np.zeros_like(lengths)
+        if self.prefill:
+            first, pieces = self.prefill[0], (self.pieces.of[token] for token in tokens.tolist())
+            rests = (piece[len(piece) - n :] for piece, n in zip(pieces, lengths.tolist(), strict=True))
+            rows[:] = [forced_row(rest, self.prefill) if first in rest else 0 for rest in rests]
+        count = len(self.prefill) + 2
+        keys, which = _numbered(lengths * count + rows)
+        pairs = [divmod(key, count) for key in keys.tolist()]
+        return np.array([self.numbers.setdefault(pair, len(self.numbers)) for pair in pairs], dtype=np.int64)[which]
+
+
+def _numbered(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`numpy.unique` of small numbers with its inverse, without sorting a vocabulary."""
+    count = np.bincount(values)
+    return np.flatnonzero(count), (np.cumsum(count > 0) - 1)[values]
 
 
 class EndMatcher:
@@ -95,9 +129,10 @@ class EndMatcher:
         prefill (`str`): text forced after a thought that ended itself, some of which a rest may have written.
 
     Attributes:
-        table (`torch.Tensor` of shape `(m, V)`, int16):
-            Of a text of m characters: the state after each token, or m + i where it completes the text and leaves a rest of
-            kind i.
+        classes (`torch.Tensor` of shape `(V,)`, int16, or int32 if there are many): of each token.
+        table (`torch.Tensor` of shape `(m, number of classes)`, int16):
+            Of a text of m characters: the state after a token of each class, or m + i where it completes the text and leaves a
+            rest of kind i.
         surplus, script (`torch.Tensor` of shape `(kinds of rests,)`, int64):
             Characters of such a rest, and which row of `Plan.forced` follows it. Kind 0 is no rest.
 
@@ -110,41 +145,28 @@ class EndMatcher:
 
     def __init__(self, end: EndOfThinking, vocab_size: int, prefill: str = ""):
         self.ids, self.text = end.ids, end.text
-        self._on: dict[torch.device, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
+        self._on: dict[torch.device, tuple[torch.Tensor, ...]] = {}
         if not end.text.isascii():
             raise ValueError(
                 f"`end_of_thinking` is {end.text!r}, which is not ASCII and no added token, and tokens may hold half a character "
                 "of it. Choose a token or an ASCII text, or the in-process engine."
             )
-        tokenizer, count = end.tokenizer, min(vocab_size, len(end.tokenizer))
-        anchor = end.ids[-1]
-        exact = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
-        alone = tokenizer.decode([anchor], **exact)
-        after = tokenizer.batch_decode([[anchor, token] for token in range(count)], **exact)
-        pieces = [both[len(alone) :] if both.startswith(alone) else "\0" for both in after]
-        self._number(table_of(end.text, pieces + [""] * (vocab_size - count)), pieces, prefill)
-        self._check(end, count)
-
-    def _number(self, table: torch.Tensor, pieces: list[str], prefill: str) -> None:
-        """The kinds of rests, in the place of their lengths."""
-        m, kinds = len(table), {(0, 0): 0}
-        states, tokens = (table > m).nonzero(as_tuple=True)
-        lengths = (table[states, tokens] - m).tolist()
-        found = [
-            kinds.setdefault((length, forced_row(pieces[token][-length:], prefill)), len(kinds))
-            for token, length in zip(tokens.tolist(), lengths, strict=True)
-        ]
-        table[states, tokens] = m + torch.tensor(found, dtype=table.dtype)
-        self.table = table.to(torch.int16)
-        self.surplus, self.script = torch.tensor(list(kinds)).unbind(-1)
+        pieces = pieces_of(end.tokenizer, vocab_size)
+        kinds = _Kinds(pieces, prefill)
+        classes, table = table_of(end.text, pieces, kinds)
+        kind = torch.int16 if table.shape[1] < 2**15 else torch.int32
+        self.classes, self.table = torch.from_numpy(classes).to(kind), torch.from_numpy(table).short()
+        self.surplus, self.script = torch.tensor(list(kinds.numbers)).unbind(-1)
+        self._check(end, min(vocab_size, len(end.tokenizer)))
 
     def _check(self, end: EndOfThinking, count: int) -> None:
         """Decoded texts say the same as the table: the end in several surroundings, and any tokens."""
         draw = random.Random(0)
-        some = [[draw.randrange(count) for _ in range(8)] for _ in range(200)]
+        some = [[draw.randrange(count) for _ in range(8)] for _ in range(_CHECKED)]
         near = [row[:4] + end.ids[draw.randrange(len(end.ids)) :] + row[: draw.randrange(2)] for row in some]
         cut = [row[:4] + end.ids[:-1] + [token] for row in some for token in row[:2]]
-        closing = (self.table >= len(self.table)).any(0).nonzero().squeeze(-1).tolist()
+        closes = (self.table >= len(self.table)).any(0)
+        closing = closes[self.classes.long()].nonzero().squeeze(-1).tolist()
         inside = [row[:4] + end.ids[:-1] + [draw.choice(closing)] for row in some if closing]
         shadows = some + near + cut + inside + [row[:4] + end.ids for row in some]
         theirs = [None if rest is None else len(rest) for rest in self._first(end, shadows)]
@@ -162,18 +184,18 @@ class EndMatcher:
         found = [[next(rests) for _ in range(length)] for length in lengths]
         return [next((rest for rest in row if rest is not None), None) for row in found]
 
-    def on(self, device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """`table`, `surplus` and `script` on a device, once for all plans."""
+    def on(self, device) -> tuple[torch.Tensor, ...]:
+        """`classes`, `table`, `surplus` and `script` on a device, once for all plans."""
         device = torch.device(device)
         if device not in self._on:
-            self._on[device] = (self.table.to(device), self.surplus.to(device), self.script.to(device))
+            self._on[device] = tuple(x.to(device) for x in (self.classes, self.table, self.surplus, self.script))
         return self._on[device]
 
     def find(self, shadow: Sequence[int]) -> int | None:
         """Characters of the rest at the first match in a shadow; `None` where there is no match."""
         state, m = 0, len(self.table)
         for token in shadow:
-            state = int(self.table[state, token])
+            state = int(self.table[state, self.classes[token]])
             if state >= m:
                 return int(self.surplus[state - m])
         return None

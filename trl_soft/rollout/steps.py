@@ -87,7 +87,7 @@ class Steps:
         self.end = torch.tensor(end.ids[0] if end.is_token else -1, device=device)
         self.matches = None
         if isinstance(end, EndMatcher):
-            self.matches, self.surplus, self.rows = end.on(device)
+            self.classes, self.matches, self.surplus, self.rows = end.on(device)
         self.one_sampler = isinstance(plan.thought, Hard) and plan.thought.same_as(plan.answer)
         self._drawn: Any = None
 
@@ -125,7 +125,7 @@ class Steps:
         ended = ((token == self.end) | (rows.of(now.close_at) == rows.of(now.t))) & ~ends_all
         if self.matches is not None:
             last = len(self.matches) - 1
-            matched = self.matches[rows.of(now.matched).clamp(max=last), token].long()
+            matched = self.matches[rows.of(now.matched).clamp(max=last), self.classes[token].long()].long()
             kind = (matched - last - 1).clamp(min=0)
             rows.put(now.matched, matched)
             rows.put(now.surplus, torch.where(ends_all, 0, self.surplus[kind]))

@@ -127,8 +127,9 @@ def encode(tokenizer, text: str, field: str) -> list[int]:
     """Ids that decode to `text` again; a `ValueError` naming the config field if there are none."""
     if not text:
         raise ValueError(f"`{field}` is empty, so nothing can match it. Set it to a token or a text.")
-    vocabulary = tokenizer.get_vocab()
-    ids = [vocabulary[text]] if text in vocabulary else tokenizer(text, add_special_tokens=False)["input_ids"]
+    token = tokenizer.convert_tokens_to_ids(text)
+    known = token is not None and token != tokenizer.unk_token_id
+    ids = [token] if known else tokenizer(text, add_special_tokens=False)["input_ids"]
     if not ids or tokenizer.unk_token_id in ids or tokenizer.decode(ids).strip() != text.strip():
         raise ValueError(
             f"`{field}` is {text!r}, but this tokenizer cannot produce it: it writes "

@@ -10,10 +10,10 @@ import os
 import secrets
 
 from ... import saved_settings
-from ...ranges import check_number, check_text, shown
+from ...ranges import check_number
 from ...settings import ThinkingSettings
 from .models import ARCHITECTURES
-from .request import SPEC, EndTexts, spec_of, wants
+from .request import SPEC, spec_of, wants
 
 
 # Engine-level settings, in `additional_config={"trl_soft": {...}}`.
@@ -28,20 +28,14 @@ def options(vllm_config) -> dict:
         record_length   C, most tokens of a soft completion; 16384, or the model's length if that is less
         record_bytes    W, bytes of a thought's action; 192, or what the thought that was saved with the weights needs if more
         record_gb       most gigabytes of the host's memory for records that nobody has asked for yet; 4
-        end_texts       texts that may end thoughts, or pairs of such a text and the first of its `answer_prefill`, beside added
-                        tokens, what the weights were saved with, and eight that requests bring; 16 at most
     """
     given = vllm_config.additional_config
     given = dict(given.get("trl_soft") or {}) if isinstance(given, dict) else {}
-    unknown = sorted(set(given) - {"record_length", "record_bytes", "record_gb", "end_texts"})
+    unknown = sorted(set(given) - {"record_length", "record_bytes", "record_gb"})
     if unknown:
         raise ValueError(
-            f"`additional_config` has {unknown} under `trl_soft`. Known are record_length, record_bytes, record_gb and end_texts."
+            f"`additional_config` has {unknown} under `trl_soft`. Known are record_length, record_bytes and record_gb."
         )
-    given.setdefault("end_texts", [])
-    if not isinstance(given["end_texts"], list) or len(given["end_texts"]) > EndTexts.MOST:
-        raise ValueError(f"`end_texts` is {shown(given['end_texts'])}. It is a list of at most {EndTexts.MOST} texts.")
-    given["end_texts"] = [_with_prefill(entry) for entry in given["end_texts"]]
     check_number("record_gb", given.setdefault("record_gb", 4.0), 0, 1e6, open_low=True)
     for name in ("record_length", "record_bytes"):
         check_number(name, given.get(name), 1, 2**31 - 1, whole=True, optional=True)
@@ -51,14 +45,6 @@ def options(vllm_config) -> dict:
         given["record_bytes"] = max(RECORD_BYTES, _own_bytes(model_config))
     given["record_bytes"] = -(-given["record_bytes"] // 8) * 8
     return given
-
-
-def _with_prefill(entry) -> tuple[str, str]:
-    """An entry of `end_texts`: a text, or a text and the first of its `answer_prefill`."""
-    text, prefill = entry if isinstance(entry, (list, tuple)) and len(entry) == 2 else (entry, "")
-    check_text("end_of_thinking", text, "end_texts")
-    check_text("answer_prefill", prefill, "end_texts")
-    return text, prefill
 
 
 def _own_bytes(model_config) -> int:
@@ -186,12 +172,8 @@ def _make_soft(processor, request_id: str, request) -> None:
         config = processor.vllm_config
         off = why_off(config) or _not_ours(config.model_config)
         stored, sizes = stored_of(config.model_config), options(config)
-        declared: list = [(text, [prefill, ""]) for text, prefill in sizes["end_texts"]]
-        if stored is not None:
-            saved = ThinkingSettings.of_stored(stored, str(config.model_config.model))
-            declared.append((saved.end_of_thinking, saved.answer_prefill))
-        processor.soft_engine = off, stored, sizes, EndTexts(declared)
-    off, stored, sizes, ends = processor.soft_engine
+        processor.soft_engine = off, stored, sizes
+    off, stored, sizes = processor.soft_engine
     model, params = processor.model_config, request.sampling_params
     if off is not None:
         raise ValueError(f"This engine cannot think softly: {off}.")
@@ -202,7 +184,7 @@ def _make_soft(processor, request_id: str, request) -> None:
         stored = saved_settings.read(request.lora_request.lora_path) or stored
     spec, plan = spec_of(
         params, request_id, processor.tokenizer, stored,
-        vocab_size=model.get_vocab_size(), max_length=sizes["record_length"], prompt=request.prompt_token_ids, ends=ends,
+        vocab_size=model.get_vocab_size(), max_length=sizes["record_length"], prompt=request.prompt_token_ids,
     )  # fmt: skip
     from .layout import layout_of
 

@@ -17,12 +17,12 @@ import difflib
 import functools
 import json
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
 from ...files import parse_json
-from ...ranges import LENGTHS, check, shown
+from ...ranges import LENGTHS, check, check_whole, shown
 from ...settings import ThinkingSettings
 from ...thoughts import Hard
 from ..base import Plan
@@ -49,6 +49,7 @@ KEYS = tuple(PREFIX + name for name in (*_SETTINGS, *_OWN))
 KEY_LENGTH, TEXT_LENGTH = 64, 256
 TEXT_LENGTHS = {"settings": 2**16, **LENGTHS}
 STOPS = 64  # tokens that end a completion
+MATCHERS = 256  # texts that end thoughts, each with its prefill, whose tables are kept for requests to come
 # What shapes a token's logits elsewhere and a thought's nowhere, with the value that does nothing.
 _UNHEARD = {
     "presence_penalty": 0.0,
@@ -72,13 +73,14 @@ def switch(name: str, value) -> bool:
     raise ValueError(f"`{PREFIX}{name}` is {shown(value)}. It is true or false.")
 
 
-def refuse_large(extra: dict) -> None:
-    """What is longer than any use, before anything reads, compares or repeats it."""
+def refuse_unreadable(extra: dict) -> None:
+    """What is longer than any use, or no text at all, before anything reads, compares or repeats it."""
     for key, value in extra.items():
         if not key.startswith(PREFIX):
             continue
         if len(key) > KEY_LENGTH:
             raise ValueError(f"The request has the key {shown(key)}, and keys have at most {KEY_LENGTH} characters.")
+        check_whole(shown(key), key)
         most = TEXT_LENGTHS.get(key.removeprefix(PREFIX), TEXT_LENGTH)
         texts = value if isinstance(value, (list, tuple)) else [value]
         if len(texts) > 2:
@@ -86,12 +88,14 @@ def refuse_large(extra: dict) -> None:
         for text in texts:
             if isinstance(text, str) and len(text) > most:
                 raise ValueError(f"`{key}` has {len(text)} characters, and at most {most} are read. Shorten it.")
+            if isinstance(text, str):
+                check_whole(key, text)
 
 
 def wants(extra: dict | None) -> bool:
     """Whether a request asks for soft thoughts."""
     extra = extra or {}
-    refuse_large(extra)
+    refuse_unreadable(extra)
     if switch("thinking", extra.get("soft_thinking")) or (
         "soft_thinking" not in extra and ("soft_thought" in extra or "soft_settings" in extra)
     ):
@@ -171,7 +175,6 @@ def spec_of(
     vocab_size: int,
     max_length: int,
     prompt: Sequence[int] = (),
-    ends: "EndTexts | None" = None,
 ) -> tuple[dict, Plan]:
     """
     The spec of a soft request: plain values, all that a worker needs, and the plan it makes (at a table's RMS of 1 where
@@ -181,7 +184,6 @@ def spec_of(
         params: sampling parameters as vLLM resolved them, ends of sequence and `max_tokens` among them.
         max_length (`int`): C, most tokens of a completion that a record has room for.
         prompt (`list[int]`): the request's; one that has closed its thought is answered at once.
-        ends (`EndTexts`, *optional*): the texts that may end thoughts on this engine; `None` is any.
 
     Raises:
         ValueError: for a setting that no thought can use, in a sentence.
@@ -239,8 +241,6 @@ def spec_of(
     )
     end = plan.stop.end
     if not end.is_token:
-        if ends is not None and end.text.isascii():  # a text that can have no table takes nobody's place
-            ends.admit(settings.end_of_thinking, settings.answer_prefill)
         matcher(tokenizer, end.text, vocab_size, plan.prefill)  # or refuse
     rules = {
         "settings": {name: value for name, value in settings.thinking_dict().items() if value != _SETTINGS[name]},
@@ -274,41 +274,7 @@ class Ends:
         self.ids = [token]
 
 
-class EndTexts:
-    """
-    The texts that may end thoughts on an engine, with what is forced after them; added tokens may always. A text costs a
-    table over the vocabulary, seconds to make and megabytes of the device, so strangers cannot bring as many as they like.
-
-    Args:
-        declared: pairs of a text and the `answer_prefill` it goes with, which are always welcome.
-    """
-
-    SPARE = 8  # that requests may bring
-    MOST = 16  # that an engine may declare
-
-    def __init__(self, declared: Iterable[tuple[str, Sequence[str] | None]] = ()):
-        self._known = {self._pair(*pair) for pair in declared}
-        self._room = len(self._known) + self.SPARE
-
-    @staticmethod
-    def _pair(text: str, prefill: Sequence[str] | None) -> tuple[str, str]:
-        return text, prefill[0] if prefill else ""
-
-    def admit(self, text: str, prefill: Sequence[str] | None) -> None:
-        """Raise a `ValueError` for a text that the engine has no place for."""
-        pair = self._pair(text, prefill)
-        if pair in self._known:
-            return
-        if len(self._known) >= self._room:
-            raise ValueError(
-                f"`end_of_thinking` is {shown(text)} with the prefill {shown(pair[1])}, and requests have brought {self.SPARE} "
-                "others to this engine already. Use an added token or one of those, or start the engine with "
-                f'`additional_config={{"trl_soft": {{"end_texts": [{json.dumps(list(pair))}]}}}}`.'
-            )
-        self._known.add(pair)
-
-
-@functools.lru_cache(maxsize=EndTexts.SPARE + EndTexts.MOST + 1)
+@functools.lru_cache(maxsize=MATCHERS)
 def matcher(tokenizer, text: str, vocab_size: int, prefill: str) -> EndMatcher:
     """The text that ends thoughts as a table; tokenizers are known by identity."""
     return EndMatcher(EndOfThinking(tokenizer, text), vocab_size, prefill)

@@ -53,7 +53,7 @@ def engine_arguments(args) -> Iterator[None]:
 
     @functools.wraps(original, updated=())
     def engine(*positional, **options):
-        sizes = {"record_length": args.max_completion_length, "end_texts": [_end_text(args)]}
+        sizes = {"record_length": args.max_completion_length}
         options.setdefault("additional_config", {"trl_soft": sizes | _record_bytes(args, options["model"])})
         options.setdefault("worker_extension_cls", EXTENSION)
         return original(*positional, **options)
@@ -63,10 +63,6 @@ def engine_arguments(args) -> Iterator[None]:
         yield
     finally:
         module.LLM = original
-
-
-def _end_text(args) -> list[str]:
-    return [args.end_of_thinking, args.answer_prefill[0] if args.answer_prefill else ""]
 
 
 def _record_bytes(args, folder: str) -> dict:
