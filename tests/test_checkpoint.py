@@ -27,8 +27,9 @@ from trl_soft import SoftGRPOConfig, SoftGRPOTrainer, SoftRLOOTrainer, ThinkingS
 from trl_soft.config import SoftParser
 from trl_soft.evaluate.benchmarks import get_preset
 from trl_soft.evaluate.decoding import Decoding
-from trl_soft.runs import checkpoint, resume, same_run
+from trl_soft.runs import checkpoint, choose, same_run, save
 from trl_soft.runs.checkpoint import CheckpointError
+from trl_soft.runs.progress import save_progress
 from trl_soft.thoughts import Hard
 
 
@@ -85,12 +86,12 @@ def test_a_resumed_run_is_the_same_run(tmp_path, name):
     tiny.model().save_pretrained(tmp_path / "model")
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     build(whole, tmp_path / "model", name).train()
-    first = checkpoint.numbered(str(whole))[-1]
+    first = checkpoint.by_step(str(whole))[-1]
     shutil.copytree(first, resumed / Path(first).name)
     # The resumed run draws from another state of the global RNG until it has loaded its own.
     torch.rand(1)
     build(resumed, tmp_path / "model", name).train("auto")
-    assert len(checkpoint.numbered(str(resumed))) == 2
+    assert len(checkpoint.by_step(str(resumed))) == 2
     if "replay" in name:
         assert list(Path(first).glob("rollout_0.safetensors"))
     assert difference(whole, resumed) == 0.0
@@ -204,7 +205,7 @@ def test_what_was_written_last_is_taken_whatever_its_step(tmp_path, written, mon
     """A run that starts afresh where another one had been is told so, and goes on from its own checkpoint."""
     shutil.copytree(written, tmp_path / "run")
     told = []
-    monkeypatch.setattr(resume.logger, "warning", told.append)
+    monkeypatch.setattr(choose.logger, "warning", told.append)
     run_of(tmp_path / "run", max_steps=1).train()
     assert "holds 3 of another run's checkpoints, up to checkpoint-3." in told[0]
     trainer = run_of(tmp_path / "run", max_steps=2)
@@ -269,7 +270,7 @@ def test_of_other_processes_other_sharding_or_weights_alone(tmp_path, written):
     folder = tmp_path / "run"
     for change, sentence in (
         ({"trainer": "SoftRLOO"}, "written by a SoftRLOO trainer, and this is a SoftGRPO trainer"),
-        ({"processes": 2}, "processes: 2, and this run has 1; RNG and rollouts"),
+        ({"processes": 2}, "processes: 2, and this run has 1; each process has an RNG state"),
         ({"sharding": "DeepSpeed ZeRO-3"}, "sharding: DeepSpeed ZeRO-3, and this run has none"),
         ({"resumable": False}, "`save_only_model`.*start a new run with `model_name_or_path"),
     ):
@@ -301,9 +302,9 @@ def test_what_may_change_in_a_resumed_run(tmp_path, written):
     folder = str(tmp_path / "run" / "checkpoint-3")
     theirs = checkpoint.read_manifest(folder)
     theirs["schedule"]["beta"] = 0.1
-    assert "`beta: 0.1`, and this run has `beta: 0.0`" in (same_run.foreign(trainer, folder, theirs) or "")
+    assert "`beta: 0.1`, and this run has `beta: 0.0`" in (same_run.mismatch(trainer, folder, theirs) or "")
     trainer.args.beta = 0.2
-    assert same_run.foreign(trainer, folder, theirs) is None
+    assert same_run.mismatch(trainer, folder, theirs) is None
 
 
 def test_sigma_is_a_share_of_the_table_training_started_from(tmp_path, written):
@@ -430,7 +431,7 @@ WRITERS = {
     "_save": SoftGRPOTrainer,
     "_save_optimizer_and_scheduler": SoftGRPOTrainer,
     "_save_rng_state": SoftGRPOTrainer,
-    "_save_progress": SoftGRPOTrainer,
+    "save_progress": save,
     "flush": checkpoint,
     "seal": checkpoint,
     "publish": checkpoint,
@@ -520,14 +521,14 @@ def test_sigterm_saves_and_exits(tmp_path):
     assert difference(tmp_path / "whole", tmp_path / "run") == 0.0
 
 
-def test_a_signal_during_a_save_needs_no_other_save(tmp_path):
-    class Interrupted(SoftGRPOTrainer):
-        def _save_progress(self, folder):
-            os.kill(os.getpid(), signal.SIGTERM)
-            super()._save_progress(folder)
+def test_a_signal_during_a_save_needs_no_other_save(tmp_path, monkeypatch):
+    def interrupted(trainer, folder):
+        os.kill(os.getpid(), signal.SIGTERM)
+        save_progress(trainer, folder)
 
+    monkeypatch.setattr(save, "save_progress", interrupted)
     with pytest.raises(SystemExit):
-        tiny.trainer(tmp_path, trainer_class=Interrupted, **{**SAVING, "save_steps": 2}).train()
+        tiny.trainer(tmp_path, **{**SAVING, "save_steps": 2}).train()
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
 
 

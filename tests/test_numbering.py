@@ -10,6 +10,7 @@ from tests import tiny
 from trl_soft import trainer
 from trl_soft.noise import KeyedNoise
 from trl_soft.runs.checkpoint import CheckpointError
+from trl_soft.runs.progress import load_progress
 
 
 @pytest.fixture
@@ -63,7 +64,7 @@ def test_a_checkpoint_without_a_count_is_told(tmp_path):
     assert progress.pop("rollouts") == 1
     (folder / "progress_0.json").write_text(json.dumps(progress))
     with pytest.raises(CheckpointError, match="kept no count of rollouts"):
-        counted._load_progress(str(folder))
+        load_progress(counted, str(folder))
 
 
 def test_evaluation_sets_draw_apart(tmp_path, keys):

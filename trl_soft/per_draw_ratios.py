@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batches whose positions have D ratios each, so that TRL's losses clip every draw of a thought by itself."""
+"""A batch in which each position has D ratios, one for each draw of its thought, so that TRL's losses clip each by itself."""
 
 import torch
 
@@ -8,8 +8,17 @@ from .record import SoftTokens
 
 def spread(inputs: dict, record: SoftTokens) -> dict:
     """
-    The batch with D columns for each of its C positions: log-probabilities (B, C, D) become (B, C*D), ids repeat, and
-    `completion_mask` is True where there was a draw. A token, and a thought that closed, have one: the first.
+    Give each position of a batch D columns, where D is the number of draws in a thought.
+
+    Log-probabilities (B, C, D) become (B, C*D). Ids repeat D times. `completion_mask` is True in a column that has a draw. A
+    token has one draw, in its first column. So has a thought that closed the thinking.
+
+    Args:
+        inputs (`dict`): the batch; it is not changed.
+        record (`SoftTokens`): its thoughts, of shape `(B, C)`.
+
+    Returns:
+        `dict`: the batch with C*D columns.
     """
     D = record.thought.draws
     drawn = torch.zeros(*record.shape, D, dtype=torch.bool, device=record.thinking_mask.device)
@@ -27,6 +36,16 @@ def spread(inputs: dict, record: SoftTokens) -> dict:
 
 
 def gather(tensor: torch.Tensor, length: int, D: int) -> torch.Tensor:
-    """`spread` undone for ids or a mask (B, P + C*D) whose last `length` = C*D columns were spread: (B, P + C)."""
+    """
+    Undo `spread` for ids or a mask.
+
+    Args:
+        tensor (`torch.Tensor` of shape `(B, P + C*D)`): the last `length` columns are spread.
+        length (`int`): C*D.
+        D (`int`): draws in a thought.
+
+    Returns:
+        `torch.Tensor` of shape `(B, P + C)`.
+    """
     prompt = tensor.size(1) - length
     return torch.cat([tensor[:, :prompt], tensor[:, prompt::D]], dim=1)

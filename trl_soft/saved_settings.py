@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a model thinks goes where its trained weights go: thinking settings on configs and in folders, as plain dicts.
+"""Thinking settings that travel with weights: on the config of the model that was trained, and in its folder.
 
-The settings lie on the config of what was trained, because every library that saves those weights saves that config:
+Every library that saves weights also saves their config. So the settings, as a plain dict, lie on the config:
 
-    model.config.soft_thinking                  config.json: a whole model, loaded and saved again as often as one likes
-    peft_config.auto_mapping["soft_thinking"]   adapter_config.json: an adapter; merging hands it to the model's config
-    thinking_config.json                        the same for people and tools, beside either
+    model.config.soft_thinking                  in config.json; it stays however often the model is loaded and saved
+    peft_config.auto_mapping["soft_thinking"]   in adapter_config.json; a merge hands it to the model's config
+    thinking_config.json                        the same settings for people and tools, beside either config
 
-A folder whose files say different things is an error, because nothing tells which of them the weights were trained with.
+If the files of a folder have different settings, reading them is an error, because nothing tells which settings the weights
+were trained with.
 """
 
 import copy
@@ -23,22 +24,23 @@ from .files import parse_json, replace_text
 
 FILE_NAME = "thinking_config.json"
 KEY = "soft_thinking"
-# The configs that libraries save beside weights, with the part of each that keeps what it does not know.
+# The configs that libraries save beside weights, and the part of each config that keeps keys unknown to the library.
 _CONFIGS: dict[str, tuple[str, ...]] = {"config.json": (), "adapter_config.json": ("auto_mapping",)}
-# Far above any settings, and far below what would be a burden to read.
+# Far larger than any settings, and still quick to read.
 _MOST_BYTES = 2**24
 
 
 def attach(model, stored: dict[str, Any]) -> None:
     """
-    Let settings travel with a model, whoever saves it: on the configs of its active adapters, or on its own without any.
+    Put settings on the configs of a model's active adapters, or on the model's own config if it has none.
 
-    An adapter without a `task_type` gets that of a causal language model, since PEFT writes `auto_mapping` anew without one.
+    Whoever saves the model then saves the settings. An adapter without a `task_type` gets `CAUSAL_LM`, because PEFT writes
+    `auto_mapping` anew for an adapter without one.
     """
     follow_merges()
     adapters = _active_adapters(model)
     for name in adapters:
-        # A copy: the user's own config may serve another run.
+        # A copy, because the user's own config may serve another run.
         config = copy.deepcopy(model.peft_config[name])
         config.auto_mapping = {**(config.auto_mapping or {}), KEY: copy.deepcopy(stored)}
         config.task_type = config.task_type or "CAUSAL_LM"
@@ -49,15 +51,17 @@ def attach(model, stored: dict[str, Any]) -> None:
 
 def of_model(model) -> dict[str, Any] | None:
     """
-    The settings that a model has brought along: its active adapters', then its own, then those in the folder that it was
-    loaded from.
+    The settings that lie on a model, or `None`.
+
+    The settings of its active adapters come first, then those of its own config, then those in the folder that it was loaded
+    from.
 
     Raises:
-        ValueError: if active adapters, or the files of the folder, say different things.
+        ValueError: if active adapters, or the files of the folder, have different settings.
     """
     follow_merges()
-    found = {name: (model.peft_config[name].auto_mapping or {}).get(KEY) for name in _active_adapters(model)}
-    of_adapters = {name: stored for name, stored in found.items() if stored is not None}
+    mappings = {name: model.peft_config[name].auto_mapping or {} for name in _active_adapters(model)}
+    of_adapters = {name: mapping[KEY] for name, mapping in mappings.items() if mapping.get(KEY) is not None}
     if of_adapters:
         (first, stored), *others = of_adapters.items()
         for name, other in others:
@@ -69,36 +73,36 @@ def of_model(model) -> dict[str, Any] | None:
     if not folder or not os.path.isdir(folder):
         return own
     if own is not None and _part(_load(os.path.join(folder, "config.json")), ()).get(KEY) != own:
-        return own  # trained since it was loaded
+        return own  # the model was trained after it was loaded
     return read(folder)
 
 
 def read(path: str | os.PathLike, revision: str | None = None) -> dict[str, Any] | None:
     """
-    The settings beside the weights in a folder, or of a model on the hub that is at hand; `None` where there are none.
+    The settings beside the weights in a folder, or of a model on the hub that can be reached. `None` if there are none.
 
     Raises:
-        ValueError: if a file does not hold settings, or the files say different things.
+        ValueError: if a file does not hold settings, or if the files have different settings.
     """
-    found = {}
+    by_file = {}
     if (file := _file(path, FILE_NAME, revision)) is not None:
-        found[file] = _load(file)
+        by_file[file] = _load(file)
     for name, within in _CONFIGS.items():
         if (file := _file(path, name, revision)) is not None:
             stored = _part(_load(file), within).get(KEY)
             if stored is not None:
-                found[file] = stored
-    for file, stored in found.items():
+                by_file[file] = stored
+    for file, stored in by_file.items():
         if not isinstance(stored, dict):
             raise ValueError(f"{file} holds a {type(stored).__name__} where the thinking settings stand as an object.")
-    if not found:
+    if not by_file:
         return None
-    _agree(found)
-    return next(iter(found.values()))
+    _agree(by_file)
+    return next(iter(by_file.values()))
 
 
 def write(folder: str | os.PathLike, stored: dict[str, Any]) -> str:
-    """Write settings into a model's or an adapter's folder, its config among them; returns the path of their own file."""
+    """Write settings into a model's or an adapter's folder and its config. Returns the path of `thinking_config.json`."""
     for name, within in _CONFIGS.items():
         path = os.path.join(folder, name)
         if os.path.isfile(path):
@@ -117,9 +121,10 @@ def write(folder: str | os.PathLike, stored: dict[str, Any]) -> str:
 
 def follow_merges() -> None:
     """
-    Let `merge_and_unload` hand an adapter's settings to the config of the model that it merges into.
+    Make PEFT's `merge_and_unload` copy an adapter's settings to the config of the model that it merges into.
 
-    PEFT forgets an adapter's config in the merge and has no seam for it, so its method is wrapped, once, where PEFT is in use.
+    PEFT drops an adapter's config in the merge and offers no hook for it. So this function wraps PEFT's method, once, if PEFT
+    has been imported.
     """
     tuners = sys.modules.get("peft.tuners.tuners_utils")
     if tuners is None:
@@ -149,9 +154,9 @@ def _active_adapters(model) -> list[str]:
     return list(active() if callable(active) else active)
 
 
-def _agree(found: dict[str, dict]) -> None:
-    """Raise a `ValueError` that names the first field that two places have different values for."""
-    (first, stored), *others = found.items()
+def _agree(by_place: dict[str, dict]) -> None:
+    """Raise a `ValueError` if two places have different values for a field. The message names the field."""
+    (first, stored), *others = by_place.items()
     for place, other in others:
         for name in sorted(set(stored) | set(other)):
             if name not in stored or name not in other or stored[name] != other[name]:
@@ -174,7 +179,7 @@ def _file(path: str | os.PathLike, name: str, revision: str | None) -> str | Non
             _raise_exceptions_for_connection_errors=False, _raise_exceptions_for_gated_repo=False,
         )  # fmt: skip
     except OSError:
-        return None  # no model of that name is to be had; whoever loads its weights says so
+        return None  # the model cannot be reached; the error comes from whoever loads its weights
 
 
 def _load(path: str) -> dict[str, Any]:
@@ -183,12 +188,12 @@ def _load(path: str) -> dict[str, Any]:
     if os.path.getsize(path) > _MOST_BYTES:
         raise ValueError(f"{path} has more than {_MOST_BYTES} bytes, so it is no settings of a model.")
     try:
-        found = parse_json(Path(path).read_text(encoding="utf-8"))
+        content = parse_json(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} cannot be read as JSON ({error}). Write it again, or remove it.") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} holds a {type(found).__name__}, and settings are a JSON object. Write it again.")
-    return found
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, and settings are a JSON object. Write it again.")
+    return content
 
 
 def _part(config: dict, within: tuple[str, ...]) -> dict:

@@ -65,7 +65,7 @@ class Traced(SoftGRPOTrainer):
         return super()._compute_loss(model, inputs)
 
     def _save_rng_state(self, output_dir):
-        with self._guarded():
+        with self._collect_errors():
             if self._meets(self.state.global_step, self.full_at):
                 raise OSError(errno.ENOSPC, "No space left on device")
         super()._save_rng_state(output_dir)

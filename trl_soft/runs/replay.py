@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Replay agreement: whether what a rollout drew is what the update scores.
+"""Replay agreement: the update scores the thoughts that the rollout has drawn.
 
-A rollout notes the log-probability of each thought as it draws it, and the update computes it again from the record. With
-the same weights both differ by rounding alone: |drawn - re-scored| is `thinking/logp_difference`. A rollout that fed anything
-else than its record says (hard tokens where the trainer believes in mixtures, other weights, another temperature) differs
-by more, and what is trained are thoughts that nobody had. Two looks, over the thoughts of all processes:
+A rollout stores the log-probability of each thought when it draws the thought. The update computes it again from the record.
+With the same weights both differ by rounding only. |drawn - re-scored| is the metric `thinking/logp_difference`. It is larger
+if the rollout has fed something else than the record says: hard tokens in place of mixtures, other weights, another
+temperature. Then the update trains thoughts that the model never had. Two checks, over the thoughts of all processes:
 
     range      the mean of |drawn - re-scored| is at most `tolerance`, in nats
-    contrast   at the start of a run: the record replays better with its mixtures fed than with its shadow tokens fed. In
-               low precision this tells soft from hard where mixtures are nearly one token, which the range cannot.
+    contrast   at the start of a run: the update scores the record twice, with its mixtures fed and with its shadow tokens
+               fed, and the mixtures must fit better. (The shadow token of a thought is the token id that stands for it in
+               `completion_ids`.) In low precision this finds hard decoding where a mixture is nearly one token. The range
+               cannot find it there.
 """
 
 from dataclasses import dataclass
@@ -23,13 +25,13 @@ from ..settings import ThinkingSettings
 logger = logging.get_logger(__name__)
 
 ACTIONS = ("warn", "stop", "ignore")
-_FEWEST = 64  # thoughts of a look: a mean over fewer is a matter of luck
-# By how much better the shadow tokens must fit than the mixtures: where both are nearly the same, rounding decides.
+_FEWEST = 64  # thoughts of one check: a mean over fewer depends on chance
+# The shadow tokens must fit better than the mixtures by this factor. If both fit nearly the same, rounding decides.
 _CONTRAST = 1.25
 
 
 class ReplayError(RuntimeError):
-    """A rollout's log-probabilities are not those of the update, and `replay_disagreement` is `stop`."""
+    """The log-probabilities of the rollout and of the update differ, and `replay_disagreement` is `stop`."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +40,11 @@ class Tolerance:
     Largest healthy mean of |drawn - re-scored| in nats, and what it grows with.
 
     Args:
-        exact (`float`): everything in float32. rounded (`float`): see `is_exact`.
-        size (`int`): terms of the density it was measured with: candidates, coordinates or draws. 1: it has no terms.
-        noise (`float`), power (`int`): `noise_scale` it was measured with, and which power of it rounding is divided by.
+        exact (`float`): the tolerance if `is_exact`, measured with the `size` and `noise` below.
+        rounded (`float`): the same if not `is_exact`.
+        size (`int`): how many terms the density had: candidates, coordinates or draws. 1 if it has no terms.
+        noise (`float`): which `noise_scale` the run had.
+        power (`int`): the difference is proportional to `noise_scale ** -power`.
     """
 
     exact: float
@@ -53,8 +57,8 @@ class Tolerance:
         return (self.exact if exact else self.rounded) * size / self.size * (self.noise / noise) ** self.power
 
 
-# Each lies between a healthy run and one that was fed hard tokens, as docs/replay.md has measured them. A gaussian density
-# multiplies what rounding has done to H coordinates by 1/sigma^2; `hidden` compares hidden states themselves.
+# Each tolerance lies between the values of a healthy run and of a run that was fed hard tokens; docs/replay.md has both. A
+# gaussian density multiplies the rounding of H coordinates by 1/sigma^2. `hidden` compares hidden states themselves.
 TOLERANCES = {
     "hard": Tolerance(1e-3, 0.15),
     "gumbel": Tolerance(1e-3, 0.2, size=5, power=1),
@@ -71,7 +75,7 @@ TOLERANCES = {
 
 
 def kind_of(settings: ThinkingSettings) -> str:
-    """The row of `TOLERANCES` that the trained thought belongs to."""
+    """The key of `TOLERANCES` for the thought that training uses."""
     if settings.thought == "gumbel" and settings.gumbel_density != "gumbel":
         return f"gumbel-{settings.gumbel_density}"
     if settings.thought == "gaussian" and settings.noise_placement != "embedding":
@@ -80,7 +84,7 @@ def kind_of(settings: ThinkingSettings) -> str:
 
 
 def tolerance(settings: ThinkingSettings, hidden_size: int, exact: bool) -> float:
-    """Largest healthy mean of `thinking/logp_difference`, in nats, for the trained thought."""
+    """Largest healthy mean of `thinking/logp_difference`, in nats, for the thought that training uses."""
     kind = kind_of(settings)
     row = TOLERANCES[kind]
     terms = {"gaussian": hidden_size, "gaussian-hidden": hidden_size, "multiplex": settings.multiplex_width}
@@ -90,7 +94,7 @@ def tolerance(settings: ThinkingSettings, hidden_size: int, exact: bool) -> floa
 
 
 def is_exact(args, model, accelerator) -> bool:
-    """Whether rollout and update compute in float32 and by the same kernels."""
+    """Whether rollout and update compute in float32 and with the same kernels."""
     if args.use_vllm or args.bf16 or args.fp16 or args.tf32 or accelerator.mixed_precision != "no":
         return False
     if getattr(model, "is_quantized", False):
@@ -99,7 +103,7 @@ def is_exact(args, model, accelerator) -> bool:
 
 
 class ShadowTokens(SoftTokens):
-    """The same thoughts, scored as they are, and fed as their shadow tokens: what a rollout that decodes hard has seen."""
+    """A record that is scored as usual but feeds its shadow tokens, as a rollout that decodes hard would do."""
 
     def feed(self, input_ids, embeddings, embed):
         return embeddings
@@ -111,68 +115,77 @@ def shadow_of(record: SoftTokens) -> ShadowTokens:
 
 class ReplayWatch:
     """
-    Sums what the losses of an update have seen, and judges it before the update is made.
+    Sums |drawn - re-scored| over the losses of an update, and checks it before the optimiser's step.
 
     Args:
         settings (`ThinkingSettings`): how the model thinks in training.
-        action (`str`): one of `ACTIONS`. limit (`float`): largest healthy mean, in nats.
-        exact (`bool`): for the message. accelerator: sums over processes.
+        action (`str`): one of `ACTIONS`.
+        limit (`float`): largest healthy mean, in nats.
+        exact (`bool`): see `is_exact`; only the message uses it.
+        accelerator: sums over processes.
 
     Attributes:
-        wants_contrast (`bool`): whether the next loss is to score the shadow too; the same on all processes.
+        wants_contrast (`bool`): the next loss should also score the shadow tokens. It is the same on all processes.
     """
 
     def __init__(self, settings: ThinkingSettings, action: str, limit: float, exact: bool, accelerator):
         self.kind, self.action, self.limit, self.exact = kind_of(settings), action, limit, exact
         self.accelerator = accelerator
-        self.told = action == "ignore"
-        self._contrasted = settings.thought == "hard"  # its shadow is what it feeds
-        self._noted = False  # whether this update has scored its shadow
-        # Sum of |drawn - re-scored| and number of thoughts; the same of those whose shadow was scored, and its sum.
+        self.off = action == "ignore"  # also after a warning: a run is warned once
+        # A hard thought feeds its shadow token, so there is no contrast.
+        self._contrast_made = settings.thought == "hard"
+        self._shadow_seen = False  # this update has scored its shadow tokens
+        # The sum of |drawn - re-scored| and the number of thoughts. For the losses that also scored the shadow tokens: the
+        # same sum, the same number, and the sum with the shadow tokens fed.
         self._sums = torch.zeros(5)
 
     @property
     def wants_contrast(self) -> bool:
-        return not (self.told or self._contrasted or self._noted)
+        return not (self.off or self._contrast_made or self._shadow_seen)
 
     def note(self, difference: torch.Tensor, thoughts: torch.Tensor, of_shadow: torch.Tensor | None) -> None:
         """
-        What one loss has seen.
+        Add what one loss has computed.
 
         Args:
             difference (`torch.Tensor` of shape `(B, C)`): |drawn - re-scored|.
-            thoughts (`torch.Tensor` of shape `(B, C)`, bool): where to look.
-            of_shadow (`torch.Tensor` of shape `(B, C)`, *optional*): the same with the shadow tokens fed.
+            thoughts (`torch.Tensor` of shape `(B, C)`, bool): True where a position is a thought that counts.
+            of_shadow (`torch.Tensor` of shape `(B, C)`, *optional*): |drawn - re-scored| with the shadow tokens fed.
         """
-        if self.told:
+        if self.off:
             return
         soft, count = difference[thoughts].float().sum(), thoughts.sum().float()
-        seen = [soft, count, *([torch.zeros_like(soft)] * 3)]
+        terms = [soft, count, *([torch.zeros_like(soft)] * 3)]
         if of_shadow is not None:
-            self._noted = True
-            seen[2:] = soft, count, of_shadow[thoughts].float().sum()
-        self._sums = self._sums.to(soft.device) + torch.stack(seen)
+            self._shadow_seen = True
+            terms[2:] = soft, count, of_shadow[thoughts].float().sum()
+        self._sums = self._sums.to(soft.device) + torch.stack(terms)
 
     def judge(self, step: int) -> None:
-        """Before update `step`: warn once or raise a `ReplayError`, on all processes alike."""
-        if self.told:
+        """
+        Check before update `step`. Every process must call this; all of them warn or raise together.
+
+        Raises:
+            ReplayError: if a check fails and `action` is `stop`.
+        """
+        if self.off:
             return
-        self._noted = False
-        total, count, soft, contrasted, shadow = self.accelerator.reduce(self._sums.clone(), reduction="sum").tolist()
-        found = []
-        if contrasted >= _FEWEST and not self._contrasted:
-            self._contrasted = True
+        self._shadow_seen = False
+        total, count, soft, contrasts, shadow = self.accelerator.reduce(self._sums.clone(), reduction="sum").tolist()
+        problems = []
+        if contrasts >= _FEWEST and not self._contrast_made:
+            self._contrast_made = True
             self._sums[2:] = 0
             if soft > _CONTRAST * shadow:
-                found.append(
-                    f"the thoughts' log-probabilities fit their shadow tokens ({shadow / contrasted:.3g} nats off) better "
-                    f"than the mixtures of the record ({soft / contrasted:.3g}): the rollout has fed hard tokens where the "
+                problems.append(
+                    f"the thoughts' log-probabilities fit their shadow tokens ({shadow / contrasts:.3g} nats off) better "
+                    f"than the mixtures of the record ({soft / contrasts:.3g}): the rollout has fed hard tokens where the "
                     "update feeds mixtures"
                 )
         if count >= _FEWEST:
             self._sums[:2] = 0
-            if total / count > self.limit:  # a NaN is the business of `nonfinite`
-                found.append(
+            if total / count > self.limit:  # False for a NaN, which `nonfinite` handles
+                problems.append(
                     f"the mean of `thinking/logp_difference` is {total / count:.3g} nats over {count:.0f} thoughts, and stays "
                     f"below {self.limit:.3g} in a healthy run of {self.kind} thoughts in "
                     f"{'float32' if self.exact else 'rounded precision'}. Likely reasons: the rollout has fed something "
@@ -180,13 +193,13 @@ class ReplayWatch:
                     "trainer's (a push to vLLM that failed, an adapter that was not merged); another temperature, "
                     "truncation or dropout on one of the two sides; quantised weights, keys or values"
                 )
-        if found:
-            self._tell(step, found)
+        if problems:
+            self._act(step, problems)
 
-    def _tell(self, step: int, found: list[str]) -> None:
-        self.told = True
+    def _act(self, step: int, problems: list[str]) -> None:
+        self.off = True
         sentence = (
-            f"Update {step}: {'; and '.join(found)}. What is trained is not what was drawn. docs/replay.md says how to look; "
+            f"Update {step}: {'; and '.join(problems)}. What is trained is not what was drawn. docs/replay.md says how to look; "
             "`replay_tolerance` sets another limit"
         )
         if self.action == "stop":

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a checkpoint is of, and whether a run can continue from it."""
+"""Whether a run can continue from a checkpoint: it can if the checkpoint is of the same run.
+
+`identity` describes a run as a dict of JSON values. A checkpoint's manifest holds the identity of the run that wrote it.
+`mismatch` compares it with the identity of the run that would continue.
+"""
 
 import hashlib
 import json
@@ -10,9 +14,10 @@ from accelerate.utils import DistributedType
 from ..version import __version__
 
 
-# Changed, a run would not go on where it was. Learning rate, schedule, clipping and the like are the user's to change.
+# With another value of one of these settings, a run would not continue the run that wrote the checkpoint. The user may
+# change all other settings, such as the learning rate, its schedule and gradient clipping.
 _SCHEDULE = (
-    # the order of prompts and the replay of a rollout
+    # the order of prompts, and how often a rollout is replayed
     "seed",
     "data_seed",
     "shuffle_dataset",
@@ -21,7 +26,7 @@ _SCHEDULE = (
     "steps_per_generation",
     "num_iterations",
     "num_generations",
-    # what is drawn
+    # what a rollout samples
     "max_completion_length",
     "temperature",
     "top_p",
@@ -30,7 +35,7 @@ _SCHEDULE = (
     "repetition_penalty",
     "generation_kwargs",
     "chat_template_kwargs",
-    # what a rollout in flight was given with its record, and what the loss reads of it
+    # what TRL stores with a rollout, and how the loss uses it
     "beta",
     "loss_type",
     "importance_sampling_level",
@@ -42,18 +47,20 @@ _SCHEDULE = (
     "mask_truncated_completions",
     "use_vllm",
     "vllm_importance_sampling_correction",
-    # what the optimiser's and the scaler's states are of
+    # the states of the optimiser and the gradient scaler
     "optim",
     "bf16",
     "fp16",
 )
 _SAMPLES = 16
 
+Identity = dict[str, Any]
 
-def facts_of(trainer) -> dict[str, Any]:
-    """What a checkpoint is of: a run can only continue from one whose facts are its own."""
+
+def identity(trainer) -> Identity:
+    """What a run is: its trainer, model, data, thinking settings and schedule, and the step it has reached."""
     rows = len(trainer.train_dataset) if hasattr(trainer.train_dataset, "__len__") else None
-    facts = {
+    content = {
         "trl_soft": __version__,
         "step": trainer.state.global_step,
         "trainer": trainer._name,
@@ -63,85 +70,109 @@ def facts_of(trainer) -> dict[str, Any]:
         "thinking": trainer.thinking.thinking_dict(),
         "schedule": {name: getattr(trainer.args, name, None) for name in _SCHEDULE},
         "rows": rows,
-        "prompts": _digest_of(trainer.train_dataset, rows),
+        "prompts": _prompt_digest(trainer.train_dataset, rows),
         "model": trainer._model_shapes,
     }
-    return json.loads(json.dumps(facts))  # as they read in a manifest
+    return json.loads(json.dumps(content))  # the values as a manifest gives them back
 
 
-def _digest_of(dataset, rows: int | None) -> str | None:
-    """
-    A digest of a few prompts, evenly spread, the first and the last among them; `None` of a stream.
-
-    The fingerprint that datasets keeps will not do: it depends on where a file lies and how a function is pickled.
-    """
-    if not rows:
+def mismatch(trainer, folder: str, manifest: Identity) -> str | None:
+    """Why the checkpoint in `folder` is of another run than the trainer's, in a sentence, or `None`."""
+    theirs, ours = manifest, identity(trainer)
+    difference = (
+        _trainer_difference(theirs, ours)
+        or _model_difference(theirs["model"], ours["model"])
+        or _thinking_difference(theirs["thinking"], ours["thinking"], measured=trainer.args.noise_rms is None)
+        or _layout_difference(theirs, ours)
+        or _schedule_difference(theirs["schedule"], ours["schedule"])
+        or _data_difference(theirs, ours)
+    )
+    if difference is None and reference_moves(trainer) and ours["sharding"] != "none":
+        difference = "holds no reference model: `sync_ref_model` moves it, and its shards are not saved."
+    if difference is None:
         return None
-    places = sorted({i * (rows - 1) // (_SAMPLES - 1) for i in range(_SAMPLES)})
-    told = json.dumps([dataset[i]["prompt"] for i in places], sort_keys=True, default=str)
-    return hashlib.sha256(told.encode()).hexdigest()[:16]
-
-
-def foreign(trainer, folder: str, manifest: dict[str, Any]) -> str | None:
-    """What in a whole checkpoint is of another run than this one, in a sentence, or `None`."""
-    theirs, ours = manifest, facts_of(trainer)
-    weights = f"To train on from its weights alone, start a new run with `model_name_or_path: {folder}`."
-    if not theirs["resumable"]:
-        return (
-            f"{folder} was saved with `save_only_model`, so it holds weights and neither optimiser nor RNG to "
-            f"continue with. {weights}"
-        )
-    if theirs["trainer"] != ours["trainer"]:
-        return f"{folder} was written by a {theirs['trainer']} trainer, and this is a {ours['trainer']} trainer. {weights}"
-    if difference := _model_difference(theirs["model"], ours["model"]):
-        return f"{folder} is of another model: {difference}. Start with the model it was trained from."
-    thinking = {**theirs["thinking"], "eval_thought": ours["thinking"]["eval_thought"]}
-    if trainer.args.noise_rms is None:
-        thinking["noise_rms"] = ours["thinking"]["noise_rms"]  # measured when training started, which was then
-    for name, value in ours["thinking"].items():
-        if thinking.get(name) != value:
-            return (
-                f"{folder} was trained with `{name}: {thinking.get(name)}`, and this run has `{name}: {value}`. Set "
-                f"it back to continue. {weights}"
-            )
-    for what, kept in (
-        ("processes", "RNG and rollouts are kept for each"),
-        ("sharding", "optimiser states differ"),
-    ):
-        if theirs[what] != ours[what]:
-            return (
-                f"{folder} was written with {what}: {theirs[what]}, and this run has {ours[what]}; {kept}. Launch it "
-                f"as it was. {weights}"
-            )
-    for name, value in ours["schedule"].items():
-        if name not in theirs["schedule"]:
-            continue  # written by a version, of TRL or of this, that did not know it
-        then = theirs["schedule"][name]
-        if name == "beta" and then and value:
-            continue  # a weight of the loss, for which the reference is there either way
-        if then != value:
-            return (
-                f"{folder} was trained with `{name}: {then}`, and this run has `{name}: "
-                f"{value}`, so it would not go on where it was. Set it back to continue. {weights}"
-            )
-    if theirs["rows"] != ours["rows"]:
-        return (
-            f"{folder} was trained on {theirs['rows']} prompts, and this run has {ours['rows']}, so their order is "
-            f"another. Give it the same data. {weights}"
-        )
-    if theirs.get("prompts") is not None and theirs["prompts"] != ours["prompts"]:
-        return (
-            f"{folder} was trained on other prompts: as many, of which a sample has the digest {theirs['prompts']} there "
-            f"and {ours['prompts']} here. Give it the same data in the same order. {weights}"
-        )
-    if reference_moves(trainer) and ours["sharding"] != "none":
-        return f"{folder} holds no reference model: `sync_ref_model` moves it, and its shards are not saved. {weights}"
-    return None
+    return f"{folder} {difference} To train on from its weights alone, start a new run with `model_name_or_path: {folder}`."
 
 
 def reference_moves(trainer) -> bool:
-    """Whether the reference model is another than at the start."""
+    """Whether training changes the weights of the reference model."""
     return bool(getattr(trainer.args, "sync_ref_model", False)) and trainer.ref_model is not None
+
+
+# The functions below compare one part of two identities. Each returns a sentence without its subject, the folder.
+
+
+def _trainer_difference(theirs: Identity, ours: Identity) -> str | None:
+    if not theirs["resumable"]:
+        return "was saved with `save_only_model`, so it holds weights and neither optimiser nor RNG to continue with."
+    if theirs["trainer"] != ours["trainer"]:
+        return f"was written by a {theirs['trainer']} trainer, and this is a {ours['trainer']} trainer."
+    return None
+
+
+def _model_difference(theirs: dict[str, list[int]], ours: dict[str, list[int]]) -> str | None:
+    for name in sorted({*theirs, *ours}):
+        if theirs.get(name) != ours.get(name):
+            shapes = [f"shape {tuple(side[name])}" if name in side else "no such parameter" for side in (theirs, ours)]
+            return (
+                f"is of another model: `{name}` has {shapes[0]} there and {shapes[1]} here. Start with the model it was "
+                "trained from."
+            )
+    return None
+
+
+def _thinking_difference(theirs: dict[str, Any], ours: dict[str, Any], measured: bool) -> str | None:
+    """`measured`: this run has not set `noise_rms`, so it takes the checkpoint's."""
+    free = ("eval_thought", "noise_rms") if measured else ("eval_thought",)
+    for name, value in ours.items():
+        if name not in free and theirs.get(name) != value:
+            return (
+                f"was trained with `{name}: {theirs.get(name)}`, and this run has `{name}: {value}`. Set it back to "
+                "continue."
+            )
+    return None
+
+
+def _layout_difference(theirs: Identity, ours: Identity) -> str | None:
+    reasons = {
+        "processes": "each process has an RNG state and rollouts of its own",
+        "sharding": "the states of the optimiser differ",
+    }
+    for name, reason in reasons.items():
+        if theirs[name] != ours[name]:
+            return (
+                f"was written with {name}: {theirs[name]}, and this run has {ours[name]}; {reason}. Launch this run as "
+                "that one was launched."
+            )
+    return None
+
+
+def _schedule_difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str | None:
+    for name, value in ours.items():
+        if name not in theirs:
+            continue  # an earlier version of TRL or trl_soft wrote the checkpoint and did not know the setting
+        if name == "beta" and theirs[name] and value:
+            continue  # with both above 0, a reference model is there in both runs; the weight itself may change
+        if theirs[name] != value:
+            return (
+                f"was trained with `{name}: {theirs[name]}`, and this run has `{name}: {value}`, so it would be another "
+                "run from here on. Set it back to continue."
+            )
+    return None
+
+
+def _data_difference(theirs: Identity, ours: Identity) -> str | None:
+    if theirs["rows"] != ours["rows"]:
+        return (
+            f"was trained on {theirs['rows']} prompts, and this run has {ours['rows']}, so their order is another. Give "
+            "it the same data."
+        )
+    if theirs.get("prompts") is not None and theirs["prompts"] != ours["prompts"]:
+        return (
+            f"was trained on other prompts: as many, but a sample of them has the digest {theirs['prompts']} there and "
+            f"{ours['prompts']} here. Give it the same data in the same order."
+        )
+    return None
 
 
 def _sharding(accelerator) -> str:
@@ -150,9 +181,15 @@ def _sharding(accelerator) -> str:
     return "FSDP" if accelerator.distributed_type == DistributedType.FSDP else "none"
 
 
-def _model_difference(theirs: dict[str, list[int]], ours: dict[str, list[int]]) -> str | None:
-    for name in sorted({*theirs, *ours}):
-        if theirs.get(name) != ours.get(name):
-            shapes = [f"shape {tuple(side[name])}" if name in side else "no such parameter" for side in (theirs, ours)]
-            return f"`{name}` has {shapes[0]} there and {shapes[1]} here"
-    return None
+def _prompt_digest(dataset, rows: int | None) -> str | None:
+    """
+    A digest of a few prompts, evenly spread, with the first and the last among them. `None` for a stream.
+
+    The fingerprint of the datasets library does not serve here: it depends on where a file lies and on how a function is
+    pickled.
+    """
+    if not rows:
+        return None
+    places = sorted({i * (rows - 1) // (_SAMPLES - 1) for i in range(_SAMPLES)})
+    text = json.dumps([dataset[i]["prompt"] for i in places], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
