@@ -74,6 +74,7 @@ CASES: dict[str, dict] = {
     "60M, gumbel, checkpointing": {"model": LARGE, "gradient_checkpointing": True, "per_device_train_batch_size": 2},
     "bf16 weights": {"model": SMALL | {"dtype": "bfloat16"}, "bf16": True},
     "bf16 autocast": {"model": SMALL, "bf16": True},
+    "bf16 autocast, rollouts on a copy": {"model": SMALL, "bf16": True, "rollout_dtype": "bfloat16"},
 }
 
 

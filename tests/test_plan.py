@@ -217,6 +217,7 @@ CASES = {
     "LoRA, no checkpointing": {"max_completion_length": 24, "per_device_train_batch_size": 4},
     "beta > 0": {"max_completion_length": 32},
     "bf16 autocast": {"max_completion_length": 24, "per_device_train_batch_size": 8},
+    "bf16 autocast, rollouts on a copy": {"max_completion_length": 24, "per_device_train_batch_size": 8},
 }
 
 
@@ -309,6 +310,29 @@ def test_what_does_not_fit_names_three_settings_and_they_save_so_much(asked):
     after = asked("--gpu_gb", "48", **settings | {"max_completion_length": 2048})
     expected = before["savings_gb"]["max_completion_length: 2048"]
     assert before["peak_gb"] - after["peak_gb"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_rollout_on_a_copy_holds_it_and_narrow_keys():
+    """Autocast's own cast weights are not there besides, and keys are as wide as the copy; of LoRA the adapters are copied."""
+    shape, on_masters = llama(weight=4)
+    on_copy = replace(on_masters, copy=2)
+    assert per_token(shape, on_masters) == 2 * per_token(shape, on_copy) == 2 * 131_072
+    for run in (on_masters, on_copy):
+        assert estimate_bytes(shape, run).phases["rollout"]["gathered and cast weights"] == 2 * shape.parameters
+    lora = replace(shape, adapter=1000)
+    for weight, copied in ((4, shape.parameters + 1000), (2, 1000)):
+        run = replace(on_copy, weight=weight)
+        assert estimate_bytes(lora, run).phases["rollout"]["gathered and cast weights"] == 2 * copied
+
+
+def test_a_recipe_with_a_copy_scores_once_more(asked):
+    """DDP in bf16 with float32 masters, one update a rollout: nothing is scored but what the correction asks for."""
+    settings = {"beta": 0.0, "steps_per_generation": 64}
+    world = {"distributed_type": "MULTI_GPU", "num_processes": 8}
+    found = asked("--dtype", "float32", world=world, **settings)
+    off = asked("--dtype", "float32", "--rollout_dtype", "training", world=world, **settings)
+    assert found["phases_gb"]["scoring"]["logits"] > off["phases_gb"]["scoring"]["logits"] == 0
+    assert found["phases_gb"]["rollout"]["gathered and cast weights"] == pytest.approx(2 * 7.6156, rel=1e-4)
 
 
 def test_a_completion_that_no_cache_holds(asked):

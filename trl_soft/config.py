@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import yaml
 from trl import GRPOConfig, RLOOConfig, TrlParser
 
+from .precision import CHOICES, corrects, no_correction
 from .ranges import check, check_number
 from .rollout import ENGINES, EngineOptions
 from .runs.replay import ACTIONS
@@ -21,7 +22,7 @@ NONFINITE = ("stop", "skip")
 @dataclass
 class RolloutSettings:
     """
-    > Parameters that control how rollouts run; none of them changes a completion
+    > Parameters that control how rollouts run; none of them changes a completion, but for rounding
 
     Args:
         rollout_engine (`str`, *optional*, defaults to `"slots"`):
@@ -33,6 +34,14 @@ class RolloutSettings:
             Most gigabytes of keys and values on each device. `None`: half of the memory that is free.
         rollout_cuda_graphs (`bool`, *optional*, defaults to `True`):
             Replay a captured step on CUDA; False runs every step eagerly.
+        rollout_dtype (`str`, *optional*, defaults to `"auto"`):
+            The weights that a rollout runs on, in training and evaluation. `training`: those that are trained, as training
+            runs them. `bfloat16`, `float16`: a copy in that type, made once a rollout and gone after it, without autocast.
+            `auto`: such a copy in autocast's type, where autocast would cast wider weights again at every token (`bf16` or
+            `fp16` on CUDA, one process or DDP, `rollout_engine: slots`) and the mismatch can be corrected (no gaussian
+            thought); else `training`. The mismatch between the copy and the update is TRL's to correct:
+            `vllm_importance_sampling_correction` and its mode and bounds, as for vLLM (RLOO has none). It takes one more
+            forward for the batch. docs/gpu.md.
         vllm_server_base_urls (`list[str]`, *optional*):
             With `use_vllm` and `vllm_mode: server`: several servers, over which prompts are spread. They take the group
             ports from `vllm_group_port` on. `None`: the one that `vllm_server_base_url` or `vllm_server_host` names.
@@ -50,6 +59,10 @@ class RolloutSettings:
         default=None, metadata={"help": "Gigabytes of keys and values on each device."}
     )
     rollout_cuda_graphs: bool = field(default=True, metadata={"help": "Replay a captured step on CUDA."})
+    rollout_dtype: str = field(
+        default="auto",
+        metadata={"help": "Weights of a rollout: auto, training, or a copy of them in bfloat16 or float16."},
+    )
     vllm_server_base_urls: list[str] | None = field(
         default=None, metadata={"help": "Addresses of several vLLM servers that share a rollout."}
     )
@@ -143,6 +156,18 @@ def refuse(args) -> None:
     check_number("vllm_request_timeout", args.vllm_request_timeout, 0, None, open_low=True)
     if args.rollout_engine not in ENGINES:
         raise ValueError(f"`rollout_engine` is {args.rollout_engine!r}. Choose one of {', '.join(ENGINES)}.")
+    if args.rollout_dtype not in CHOICES:
+        raise ValueError(f"`rollout_dtype` is {args.rollout_dtype!r}. Choose one of {', '.join(CHOICES)}.")
+    if args.rollout_dtype not in ("auto", "training") and args.use_vllm:
+        raise ValueError(
+            f"`rollout_dtype` is {args.rollout_dtype}, but with `use_vllm` rollouts run on vLLM's own weights, whose type is "
+            "vLLM's to choose (`--dtype` of a server). Leave it unset."
+        )
+    if args.rollout_dtype not in ("auto", "training") and (reason := no_correction(args)):
+        raise ValueError(
+            f"`rollout_dtype` is {args.rollout_dtype}, but {reason}. Set that otherwise, "
+            "`vllm_importance_sampling_correction: false`, or `rollout_dtype: training`."
+        )
     if args.temperature <= 0:
         raise ValueError(
             f"`temperature` is {args.temperature}, but answers are sampled and scored at it, so it must be above 0."
@@ -248,8 +273,7 @@ def refuse_vllm(args) -> None:
         raise ValueError(
             "`vllm_structured_outputs_regex` is set, but a grammar allows or forbids tokens and a thought is none. Leave it out."
         )
-    corrects = getattr(args, "vllm_importance_sampling_correction", False)
-    if "multiplex" in (args.thought, args.eval_thought) and args.multiplex_ratio == "draw" and corrects:
+    if "multiplex" in (args.thought, args.eval_thought) and args.multiplex_ratio == "draw" and corrects(args):
         raise ValueError(
             "`multiplex_ratio` is draw, but the correction for vLLM's mismatch has one ratio a position. Set "
             "`multiplex_ratio: step`, or `vllm_importance_sampling_correction: false`."

@@ -80,6 +80,7 @@ class Run:
         rows (`int`): completions of a rollout. micro_batch (`int`): rows of a forward.
         prompt, completion (`int`): tokens at most; thinking (`int`): of the completion, at most.
         weight, compute (`int`): bytes of a loaded weight, and of what a matrix product is made in.
+        copy (`int`): bytes of a weight in the copy that a rollout runs on (`rollout_dtype`); 0: on the training weights.
         action (`int`): bytes of a thought's action at one position.
         candidates (`int`): K; 0 where the thought is scored over the whole vocabulary.
         mixes (`bool`): thoughts mix the whole vocabulary. hard (`bool`): thoughts are tokens.
@@ -100,6 +101,7 @@ class Run:
     thinking: int
     weight: int = FLOAT
     compute: int = FLOAT
+    copy: int = 0
     action: int = 0
     candidates: int = 0
     mixes: bool = False
@@ -385,13 +387,19 @@ def head_backward(shape: Shape, run: Run) -> float:
 
 
 def per_token(shape: Shape, run: Run) -> float:
-    """Keys and values of one token: 2 L KV c; under autocast in float32, as rotated keys come."""
-    return 2 * shape.layers * shape.kv_heads * shape.head_dim * (FLOAT if run.autocast else run.compute)
+    """Keys and values of one token: 2 L KV c; as wide as a copy's weights, or in float32 under autocast, as rotated keys come."""
+    return 2 * shape.layers * shape.kv_heads * shape.head_dim * (run.copy or (FLOAT if run.autocast else run.compute))
 
 
 def whole_weights(shape: Shape, run: Run) -> float:
     """Gathered for the length of a rollout under ZeRO-3 and FSDP2: c P."""
     return run.compute * (shape.parameters + shape.adapter) if run.sharded else 0.0
+
+
+def copied_weights(shape: Shape, run: Run) -> float:
+    """What a rollout's copy takes: of each weight that is wider than it, adapters among them."""
+    wide = (shape.parameters if run.weight > run.copy else 0) + shape.adapter
+    return run.copy * wide
 
 
 def cache(shape: Shape, run: Run, free: float | None) -> float:
@@ -410,15 +418,16 @@ def slots_memory(run: Run) -> float:
 def decode(shape: Shape, run: Run) -> float:
     """One step: logits of all slots in float32, and what sampling makes of them."""
     slots = run.slots or run.rows
-    logits = slots * shape.vocab * (FLOAT * 5 + (run.compute if run.compute < FLOAT else 0))
-    table = FLOAT * shape.table if run.mixes and run.weight < FLOAT else 0.0
+    compute = run.copy or run.compute
+    logits = slots * shape.vocab * (FLOAT * 5 + (compute if compute < FLOAT else 0))
+    table = FLOAT * shape.table if run.mixes and (run.copy or run.weight) < FLOAT else 0.0
     return logits + table
 
 
 def prefill(shape: Shape, run: Run) -> float:
     """A piece of the prompts: its MLP, its queries, keys and values, and a mask."""
     tokens = min(_PREFILL, run.rows * run.prompt)
-    return tokens * run.compute * (3 * shape.intermediate + 4 * shape.hidden)
+    return tokens * (run.copy or run.compute) * (3 * shape.intermediate + 4 * shape.hidden)
 
 
 # Phases
@@ -544,11 +553,12 @@ def estimate_bytes(shape: Shape, run: Run, reserve: float = 0.0) -> Estimate:
     held = sum(base.values())
     whole = whole_weights(shape, run)
     free = None if run.memory is None else run.memory - reserve - held - whole
-    keys = cache(shape, run, free)
-    # For the length of a forward autocast keeps what it cast.
-    cast = cast_weights(shape.parameters, shape, run)
+    # Autocast keeps what it cast for the length of a forward, and a copy is there before the cache is measured out.
+    copied = copied_weights(shape, run)
+    cast = 0.0 if run.copy else cast_weights(shape.parameters, shape, run)
+    keys = cache(shape, run, None if free is None else free - copied)
     rollout = {
-        "gathered and cast weights": whole + cast,
+        "gathered and cast weights": whole + cast + copied,
         "keys and values": keys,
         "record of the slots": slots_memory(run),
         "logits and prompts": max(decode(shape, run), prefill(shape, run)),

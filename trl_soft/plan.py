@@ -27,6 +27,7 @@ from trl import ModelConfig, get_peft_config
 from .config import SoftGRPOConfig, SoftParser, SoftRLOOConfig
 from .memory import FLOAT, Estimate, Run, Shape, estimate_bytes, per_token
 from .noise import KeyedNoise
+from .precision import Surroundings, corrects, rollout_dtype
 from .rollout.base import packed
 from .scoring import DenseLogits
 from .thoughts import Hard
@@ -237,7 +238,10 @@ def run_of(
         )
     thought = training.make_thought(Hard(training.temperature), table_rms=1.0)
     everywhere = thought.mixes_vocabulary or thought.needs_hidden or training.thought == "multiplex"
-    fed = torch.float32 if weight == 4 and world.backend in ("single", "ddp") else torch.bfloat16
+    wide = torch.float32 if weight == FLOAT or shape.adapter else torch.bfloat16
+    mixed = "fp16" if training.fp16 else "bf16" if half else "no"
+    copy, _ = rollout_dtype(training, Surroundings(cuda, mixed, world.backend, wide))
+    fed = torch.float32 if weight == FLOAT and world.backend in ("single", "ddp") and copy is None else torch.bfloat16
     rows = training.generation_batch_size // world.gpus
     every = training.steps_per_generation * training.num_iterations
     rloo = isinstance(training, SoftRLOOConfig)
@@ -249,6 +253,7 @@ def run_of(
         thinking=training.max_thinking_length or training.max_completion_length - 1,
         weight=weight,
         compute=compute,
+        copy=0 if copy is None else copy.itemsize,
         action=action_bytes(training, shape.hidden, fed),
         candidates=0 if everywhere else getattr(thought, "top_k", 0) or 1,
         mixes=thought.mixes_vocabulary,
@@ -259,7 +264,9 @@ def run_of(
         # 8-bit states are bytes whatever the weight; others are as precise as it.
         moments=state / FLOAT if state >= FLOAT else state / in_weights,
         foreach=cuda and name == "adamw_torch",
-        old_logps=rloo or training.gradient_accumulation_steps % every != 0,
+        old_logps=rloo
+        or training.gradient_accumulation_steps % every != 0
+        or (copy is not None and corrects(training)),
         reference=training.beta != 0.0,
         slots=min(training.rollout_slots or rows, rows),
         cache=None if training.rollout_cache_gb is None else training.rollout_cache_gb * GB,
@@ -331,12 +338,17 @@ def savings(shape: Shape, run: Run, reserve: float = 0.0) -> list[tuple[str, Sha
         (
             run.weight > 2 and not run.deepspeed and run.backend != "fsdp2",
             "dtype: bfloat16",
-            {"weight": 2, "compute": 2},
+            {"weight": 2, "compute": 2, "copy": 0},
             {},
         ),
         (run.moments * FLOAT > 2 and not run.deepspeed, "optim: adamw_8bit", {"moments": 2 / FLOAT}, {}),
-        (run.backend in ("ddp", "zero0", "zero1"), "recipes/accelerate/zero2.yaml", {"backend": "zero2"}, {}),
-        (run.gpus > 1 and not run.sharded, "recipes/accelerate/zero3.yaml", {"backend": "zero3"}, {}),
+        (
+            run.backend in ("ddp", "zero0", "zero1"),
+            "recipes/accelerate/zero2.yaml",
+            {"backend": "zero2", "copy": 0},
+            {},
+        ),
+        (run.gpus > 1 and not run.sharded, "recipes/accelerate/zero3.yaml", {"backend": "zero3", "copy": 0}, {}),
         (
             run.stage > 0 and not run.offload_optimizer,
             "offload_optimizer_device: cpu",

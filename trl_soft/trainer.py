@@ -13,7 +13,7 @@ how it goes on is in `runs/resume.py`, what it does about a NaN in `runs/nonfini
 
 import functools
 import inspect
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -29,6 +29,7 @@ from .forward import add_soft_tokens
 from .metrics import logp_difference, own_lengths, rollout_metrics, share, update_metrics
 from .numbering import RolloutNumbers
 from .per_draw_ratios import gather, spread
+from .precision import RolloutWeights, as_vllm
 from .ratio import LOG_RATIO_BOUND, bounded, bounded_mean, cut
 from .record import SoftTokens
 from .rollout import ENGINES, Key, assemble
@@ -79,6 +80,7 @@ class SoftTokensMixin(_Host):
         self._record: Any = None  # the SoftTokens in flight, inside `_replaying` alone
         self._rollout: Any = None  # the Rollout between `generate` and the return of `_generate`
         self._loss_inputs: Any = None  # the batch as the loss sees it
+        self._scoring: Any = None  # an ExitStack, inside `_generate_and_score_completions` alone
         self._answer_phases: list[str | None] = []  # of the completions that are rewarded next
         self._old_logps: Any = None
         self._numbers = RolloutNumbers(given["args"].seed)
@@ -136,7 +138,8 @@ class SoftTokensMixin(_Host):
         self._vocab_size = base.config.get_text_config().vocab_size
         check_ids("The padding", [self._tokenizer.pad_token_id], self._vocab_size, self._tokenizer)
         self._take_noise_rms(table_rms(base) if self.args.noise_rms is None else self.args.noise_rms)
-        exact = is_exact(self.args, base, self.accelerator)
+        self._weights = RolloutWeights(self.args, self.model, self.accelerator)
+        exact = is_exact(self.args, base, self.accelerator) and self._weights.dtype is None
         limit = self.args.replay_tolerance
         if limit is None:
             limit = tolerance(self.thinking, base.config.get_text_config().hidden_size, exact)
@@ -264,8 +267,9 @@ class SoftTokensMixin(_Host):
         plan = self._plans[self._mode]
         prompts = [row[mask.bool()].tolist() for row, mask in zip(input_ids, attention_mask, strict=True)]
         key, options, model = Key(seed, generation, sample), self.args.engine_options(rows), self._bare(model)
-        with unsharded(model), closing(ENGINES[self.args.rollout_engine](model, prompts, plan, key, options)) as parts:
-            self._rollout = assemble(parts, rows, plan)
+        with unsharded(model), self._weights.of(model):
+            with closing(ENGINES[self.args.rollout_engine](model, prompts, plan, key, options)) as parts:
+                self._rollout = assemble(parts, rows, plan)
         return torch.cat([input_ids, self._rollout.completion_ids], dim=1)
 
     def _next_key(self, rows: int) -> tuple[int, int, int]:
@@ -285,6 +289,9 @@ class SoftTokensMixin(_Host):
         self._answer_phases = [answer_phase(self._tokenizer, *of_row, plan) for of_row in lengths]
         for name, value in rollout_metrics(drawn, self.accelerator).items():
             self._metrics[self._mode][name].append(value)
+        if self._weights.corrects:
+            # From here on TRL scores what was drawn, as it scores what vLLM has drawn.
+            self._scoring.enter_context(as_vllm(self))
         return outputs
 
     def _judged(self, completion_ids: list[list[int]], completions: list) -> list:
@@ -302,7 +309,7 @@ class SoftTokensMixin(_Host):
         return super()._calculate_rewards(inputs, *args, **kwargs)
 
     def _generate_and_score_completions(self, inputs):
-        with self._replaying(None):
+        with self._replaying(None), ExitStack() as self._scoring:
             output = super()._generate_and_score_completions(inputs)
             record = self._record.to_length(output["completion_ids"].size(1))
         return {**output, **record.to_batch()}
@@ -370,7 +377,8 @@ class SoftTokensMixin(_Host):
             inputs = spread(inputs, record)
         given = inputs
         inputs = dict(given)  # the loss's own, in which the policies that it compares with can be moved
-        with self._replaying(record, inputs):
+        corrected = as_vllm(self) if "importance_sampling_ratio" in inputs else nullcontext()
+        with self._replaying(record, inputs), corrected:
             loss = super()._compute_loss(model, inputs)
         if "old_per_token_logps" in given:
             inputs["old_per_token_logps"] = given["old_per_token_logps"]
@@ -439,6 +447,9 @@ class SoftGRPOTrainer(ResumableMixin, NonfiniteMixin, SoftTokensMixin, GRPOTrain
         prompt_ids, images, fields = self._tokenize_prompts(prompts)
         count = self.num_generations if mode == "train" else self.num_generations_eval
         completion_ids, logprobs = self._generate_single_turn(prompt_ids, images, fields, count)
+        if self._weights.dtype is not None:
+            drawn = self._rollout.record.log_probs.tolist()
+            logprobs = [row[: len(ids)] for row, ids in zip(drawn, completion_ids, strict=True)]
         output = {"prompt_ids": prompt_ids, "completion_ids": completion_ids, "logprobs": logprobs}
         if any(self._plans[mode].forced):
             own = (~self._rollout.record.forced_mask).int().tolist()

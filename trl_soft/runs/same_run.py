@@ -68,7 +68,8 @@ def identity(trainer) -> Identity:
         "sharding": _sharding(trainer.accelerator),
         "resumable": not trainer.args.save_only_model,
         "thinking": trainer.thinking.thinking_dict(),
-        "schedule": {name: getattr(trainer.args, name, None) for name in _SCHEDULE},
+        "schedule": {name: getattr(trainer.args, name, None) for name in _SCHEDULE}
+        | {"rollout_dtype": trainer._weights.name},
         "rows": rows,
         "prompts": _prompt_digest(trainer.train_dataset, rows),
         "model": trainer._model_shapes,

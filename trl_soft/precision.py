@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""In which precision a trainer rolls out: on its training weights, or on a copy of them that is made once a rollout.
+
+Under autocast each forward casts the float32 weights again. An update does so twice a micro-batch, a rollout at every token.
+The copy is cast once, is there for the length of the rollout, and is what the model would be if it were loaded in that type:
+no autocast around it, keys and values in it as well.
+
+Its log-probabilities differ from those of the update by more than the same weights' under autocast. That is vLLM's mismatch,
+and TRL corrects it: what its `vllm_importance_sampling_*` fields say of vLLM, they say of the copy.
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from accelerate.utils import DistributedType
+from transformers.utils import logging
+
+from .rollout.weights import weights_in, widest
+
+
+logger = logging.get_logger(__name__)
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+CHOICES = ("auto", "training", *DTYPES)
+_MIXED = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """
+    What the choice depends on besides the config.
+
+    Args:
+        cuda (`bool`). mixed (`str`): accelerate's `mixed_precision`.
+        backend (`str`): `single`, `ddp`, `zero0` to `zero3`, `fsdp1` or `fsdp2`.
+        widest (`torch.dtype`): of the weights, adapters among them.
+    """
+
+    cuda: bool
+    mixed: str
+    backend: str
+    widest: torch.dtype
+
+
+def surroundings(accelerator, model) -> Surroundings:
+    """Those of a trainer that is being built."""
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        backend = f"zero{accelerator.state.deepspeed_plugin.zero_stage}"
+    elif accelerator.distributed_type == DistributedType.FSDP:
+        backend = "fsdp2" if accelerator.is_fsdp2 else "fsdp1"
+    else:
+        backend = "ddp" if accelerator.num_processes > 1 else "single"
+    return Surroundings(accelerator.device.type == "cuda", accelerator.mixed_precision, backend, widest(model))
+
+
+def corrects(args) -> bool:
+    """Whether TRL corrects for a policy that draws and is not the one that is scored. Its RLOO never does."""
+    return bool(getattr(args, "vllm_importance_sampling_correction", False))
+
+
+def no_correction(args) -> str | None:
+    """Why the correction that is asked for could not be made, in a clause, or `None`."""
+    if not corrects(args):
+        return None
+    if "multiplex" in (args.thought, args.eval_thought) and args.multiplex_ratio == "draw":
+        return "`multiplex_ratio` is draw, and the correction for the copy's mismatch has one ratio a position"
+    if args.loss_type == "vespo" and args.vllm_importance_sampling_mode.startswith("sequence"):
+        return (
+            f"`vllm_importance_sampling_mode` is {args.vllm_importance_sampling_mode}, and `loss_type: vespo` takes "
+            "token_truncate or token_mask"
+        )
+    return None
+
+
+def rollout_dtype(args, where: Surroundings) -> tuple[torch.dtype | None, str | None]:
+    """
+    The type of the copy, `None` for no copy, and a sentence for the log where there is something to say.
+
+    Raises:
+        ValueError: if a copy was asked for that cannot be made.
+    """
+    asked, autocast = args.rollout_dtype, _MIXED.get(where.mixed)
+    if args.use_vllm or asked == "training":
+        return None, None
+    if asked == "auto":
+        if autocast is None or not where.cuda or where.backend not in ("single", "ddp"):
+            return None, None
+        if args.rollout_engine != "slots" or where.widest.itemsize <= autocast.itemsize:
+            return None, None
+        reason = no_correction(args)
+        if args.thought == "gaussian":
+            reason = "a gaussian thought's density multiplies the rounding of a copy by 1/sigma^2"
+        if reason is None:
+            return autocast, _told(args, autocast)
+        return None, (
+            f"Rollouts run on the training weights, which autocast casts again at every token, because {reason}. "
+            f"`rollout_dtype: {_name(autocast)}`, with `vllm_importance_sampling_correction: false` where the correction is "
+            "in the way, rolls out on a copy; `rollout_dtype: training` is what is done here."
+        )
+    dtype = DTYPES[asked]
+    if where.backend not in ("single", "ddp", "fsdp1") and autocast == dtype:
+        return (
+            None,
+            f"`rollout_dtype: {asked}` changes nothing: rollouts under {where.backend} have such weights as it is.",
+        )
+    if where.backend in ("zero3", "fsdp1", "fsdp2"):
+        raise ValueError(
+            f"`rollout_dtype` is {asked}, but under {where.backend} a rollout runs on weights that are gathered from shards "
+            "for its length, in the precision they are trained in, and no copy is made of those. Set `mixed_precision: bf16` "
+            "in the accelerate config of ZeRO or FSDP2, which gathers them in bfloat16, or leave `rollout_dtype` unset."
+        )
+    if where.widest.itemsize <= dtype.itemsize:
+        return None, f"`rollout_dtype: {asked}` changes nothing: no weight is wider than that."
+    return dtype, _told(args, dtype)
+
+
+def _told(args, dtype: torch.dtype) -> str:
+    correction = "TRL's RLOO has no correction for the mismatch, as with vLLM"
+    if hasattr(args, "vllm_importance_sampling_correction"):
+        how = args.vllm_importance_sampling_mode if corrects(args) else "not corrected"
+        correction = f"its mismatch is treated as vLLM's (`vllm_importance_sampling_correction`, {how})"
+    return (
+        f"Rollouts run on a {_name(dtype)} copy of the weights that is made once a rollout; {correction}. "
+        "`rollout_dtype: training` rolls out on the training weights."
+    )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+class RolloutWeights:
+    """
+    The weights a trainer rolls out on.
+
+    Args:
+        args: the trainer's config. accelerator.
+        model: the trained model, before accelerate wraps anything around its forward.
+
+    Attributes:
+        dtype (`torch.dtype`, *optional*): of the copy; `None`: rollouts run on the training weights.
+        name (`str`): the same as a value of `rollout_dtype`.
+        corrects (`bool`): whether TRL corrects what the copy has drawn.
+    """
+
+    def __init__(self, args, model, accelerator):
+        self.dtype, told = rollout_dtype(args, surroundings(accelerator, model))
+        self.name = "training" if self.dtype is None else _name(self.dtype)
+        self.corrects = self.dtype is not None and corrects(args)
+        self._forward = model.forward
+        if told and accelerator.is_main_process:
+            logger.warning_once(told)
+
+    def of(self, model) -> AbstractContextManager[None]:
+        """`model`, without wrappers, has these weights inside the block."""
+        return nullcontext() if self.dtype is None else weights_in(model, self.dtype, self._forward)
+
+
+@contextmanager
+def as_vllm(trainer) -> Iterator[None]:
+    """What TRL does after a rollout in vLLM, inside the block: it asks `use_vllm` whether to correct."""
+    before, trainer.use_vllm = trainer.use_vllm, True
+    try:
+        yield
+    finally:
+        trainer.use_vllm = before
