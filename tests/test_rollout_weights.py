@@ -11,9 +11,9 @@ from torch import nn
 import trl_soft.precision
 from tests import tiny
 from trl_soft import SoftGRPOTrainer, SoftRLOOConfig, SoftRLOOTrainer
-from trl_soft.runs.checkpoint import CheckpointError
 from trl_soft.precision import Surroundings, rollout_dtype
 from trl_soft.rollout.weights import weights_in
+from trl_soft.runs.checkpoint import CheckpointError
 
 
 LORA = LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
