@@ -4,7 +4,7 @@
 import pytest
 
 from trl_soft.evaluate.grading import last_boxed
-from trl_soft.evaluate.grading.boxes import find_boxes
+from trl_soft.evaluate.grading.boxes import LONGEST_BOX, box_of, openings
 from trl_soft.rewards import math_reward, soft_grpo_reward, soft_tokens_reward
 
 
@@ -29,6 +29,15 @@ from trl_soft.rewards import math_reward, soft_grpo_reward, soft_tokens_reward
         (r"\boxed{7} no: \boxed{9", None),
         (r"\boxed{7 and \boxed{9}", "9"),
         ("1", None),
+        (r"\\boxed{1}", None),  # a line break of LaTeX and a word
+        (r"\boxed{1} \\\boxed{2}", "2"),
+        (r"\boxed \boxed{5}", "5"),
+        (r"\boxed{1} \boxed", "1"),
+        (r"\boxed{1} a box", "1"),
+        ("\\boxed{1}" + "\\boxed}x" * 2000, "1"),
+        ("\\boxed{1}" + "word " * 20_000, "1"),  # however far behind it the text goes on
+        ("\\boxed{" + "1" * (LONGEST_BOX - 8) + "}", "1" * (LONGEST_BOX - 8)),
+        ("\\boxed{0} \\boxed{" + "1" * (LONGEST_BOX - 7) + "}", None),
     ],
 )
 def test_last_boxed(text, content):
@@ -52,7 +61,8 @@ def test_several_boxes(text, content):
 
 def test_boxes_are_where_they_stand():
     text = r"a \boxed{b \boxed{c}} \fbox 5 \boxed{d"
-    found = [(text[box.start : box.end], box.content and text[box.content]) for box in find_boxes(text)]
+    boxes = [box_of(text, opening) for opening in reversed(list(openings(text)))]
+    found = [(text[box.start : box.end], box.content and text[box.content]) for box in boxes]
     assert found == [
         (r"\boxed{b \boxed{c}}", r"b \boxed{c}"),
         (r"\boxed{c}", "c"),

@@ -5,6 +5,7 @@ import pytest
 
 from tests.benchmark_files import needs_data, rows
 from trl_soft.evaluate.grading import GRADERS, grade_letter, letters, shuffled_options
+from trl_soft.evaluate.grading.verdict import ENDING, lowered
 
 
 @pytest.mark.parametrize(
@@ -73,8 +74,8 @@ def test_a_choice_is_judged_by_a_letter():
 @pytest.mark.parametrize(
     "text",
     [
-        "Answer" + "\n" * 20000 + "x", "\\boxed{" * 5000, "answer " * 5000, "option " * 5000 + "A is", "(" * 20000,
-        "A or " * 5000, "**A" * 5000, "*\n" * 5000,
+        "Answer" + "\n" * 3900 + "x", "\\boxed{" * 570, "answer " * 570, "option " * 570 + "A is", "(" * 4000,
+        "A or " * 800, "**A" * 1300, "*\n" * 2000,
     ],
     ids=lambda text: repr(text[:12]),
 )  # fmt: skip
@@ -89,9 +90,49 @@ def test_the_steps_of_a_long_text(text, monkeypatch):
             return super().__getitem__(place)
 
     tokens = letters._tokens
-    monkeypatch.setattr(letters, "_tokens", lambda text: Counted(tokens(text)))
+    monkeypatch.setattr(letters, "_tokens", lambda text, start: Counted(tokens(text, start)))
     grade_letter(text, "B")
     assert steps < 40 * len(tokens(text)) + 100
+
+
+WORDS = "and so it goes on " * 6_000  # 108,000 characters, without a letter of an option
+
+
+@pytest.mark.parametrize(
+    "text, letter",
+    [
+        # What is boxed or named counts wherever it stands.
+        ("\\boxed{C} " + WORDS, "C"),
+        (WORDS + "\\boxed{C} " + WORDS, "C"),
+        (WORDS + "so \\boxed{C}. Its area is \\boxed{5}. " + WORDS, "C"),
+        (WORDS + "The answer is C. " + WORDS, "C"),
+        ("Answer: C\n" + WORDS, "C"),
+        ("Answer: C\n" + " \n" * 50_000, "C"),
+        ("\u0130" * 3_000 + "\nAnswer: C\n" + WORDS, "C"),
+        # The rules keep their order.
+        ("\\boxed{C} " + WORDS + "Answer: D", "C"),
+        ("Answer: C. " + WORDS + "(D)", "C"),
+        ("Answer: C. " + WORDS + "Answer: D", "D"),
+        # All else counts in the last 4,000 characters.
+        (WORDS + "(C) " + WORDS[:3_980], "C"),
+        ("(C) " + WORDS, None),
+        ("\nC\n" + WORDS, None),
+        ("C is correct. " + WORDS, None),
+        ("A. 5 m\n" + WORDS + "\nC. 5 m\n", "C"),
+        # No word is cut to a letter, and no cut begins a line.
+        ("x" * 10 + "A" + " is correct." + "." * (ENDING - 13), None),
+        ("A" * 10 + ". 5 m" + "." * (ENDING - 6), None),
+        (WORDS + "answer: " + " " * (ENDING // 2 - 9) + "Carbon " + WORDS, None),
+    ],
+    ids=lambda value: repr(value)[:16],
+)
+def test_the_letter_of_a_long_text(text, letter):
+    assert grade_letter(text, "A").answer == letter
+
+
+def test_small_letters_keep_their_places():
+    assert [chr(code) for code in range(0x110000) if len(lowered(chr(code))) != 1] == []
+    assert lowered("\u0130A") == "ia"
 
 
 def test_options_are_shuffled_by_seed():

@@ -4,13 +4,17 @@ The number of steps that a judge takes for a text: what is held instead of the c
 
 A step is a line of the judge's Python, a character that a string method or a slice reads, a character that is parsed as a
 program, or one test of one character by a regular expression. The regular expressions run in the backtracking matcher
-below, which reads their parsed form and matches as `re` does; it counts and is slow, so its texts are short.
+below, which reads their parsed form and matches as `re` does, and counts. What depends on the characters around a place alone
+is found once: the matcher keeps the outcome of each attempt, its steps among it, by the characters that the attempt read.
+
+Not counted are the methods of a text that was joined from pieces; the lines that made and read the pieces are.
 """
 
 import ast
 import functools
 import re
 import re._constants as sre  # the parsed form of a pattern has no public name
+import re._compiler as sre_compiler
 import re._parser as sre_parser
 import sys
 import threading
@@ -55,10 +59,25 @@ def _counted(name: str) -> Callable:
 
 
 for _name in (
-    "strip lstrip rstrip split rsplit splitlines partition rpartition replace translate lower upper casefold find rfind index "
-    "count removeprefix removesuffix"
+    "strip lstrip rstrip split rsplit splitlines partition rpartition replace translate lower upper casefold index "
+    "count removeprefix removesuffix __contains__"
 ).split():
     setattr(CountedText, _name, _counted(_name))
+
+
+def _find(self: CountedText, wanted: str, start: int = 0, end: int | None = None) -> int:
+    found = str.find(self, wanted, start, end)
+    STEPS.count += max((len(self) if end is None else end) if found < 0 else found + len(wanted), start) - start
+    return found
+
+
+def _rfind(self: CountedText, wanted: str, start: int = 0, end: int | None = None) -> int:
+    found = str.rfind(self, wanted, start, end)
+    STEPS.count += max((len(self) if end is None else end) - max(found, start), 0)
+    return found
+
+
+CountedText.find, CountedText.rfind = _find, _rfind  # type: ignore[method-assign]
 
 
 # ------------------------------------------------------------------------------------------------ regular expressions
@@ -112,49 +131,87 @@ _NOT_CATEGORIES = {
 }
 
 
+_BEHIND, _AHEAD = 2, 12  # characters around a place by which the outcome of an attempt there is kept
+
+
 class Pattern:
     """As `re.Pattern`, by backtracking as `re` does it, and counting."""
 
     def __init__(self, pattern: re.Pattern) -> None:
-        tree = sre_parser.parse(pattern.pattern, pattern.flags & ~re.UNICODE)
+        self._tree = sre_parser.parse(pattern.pattern, pattern.flags & ~re.UNICODE)
         self._tests: dict[tuple[int, int], Callable[[str], bool] | None] = {}  # of one character, by item and flags
+        self._runs: dict[tuple[int, int], re.Pattern] = {}  # of such characters, by item and flags
         self.pattern, self.flags, self.groups, self.groupindex = (
             pattern.pattern,
             pattern.flags,
             pattern.groups,
             dict(pattern.groupindex),
         )
-        self._items = list(tree)
+        self._items = list(self._tree)
+        self._outcomes: dict[tuple, tuple[int, dict | None]] = {}  # steps and spans, which count from the place
+        self._low, self._high = 0, 0  # the places that an attempt read, the end of the text among them
 
-    def _at(self, text: str, start: int, whole: bool = False) -> Match | None:
+    def _at(self, text: str, start: int, whole: bool = False) -> dict | None:
+        """The spans of the match that begins at a place, or `None`; `text` has no methods that count."""
+        key = (min(start, _BEHIND), whole, text[max(start - _BEHIND, 0) : start + _AHEAD])
+        outcome = self._outcomes.get(key)
+        if outcome is None:
+            before, self._low, self._high = STEPS.count, start, start - 1
+            spans = self._attempt(text, start, whole)
+            relative = spans and {group: (a - start, b - start) for group, (a, b) in spans.items()}
+            if self._low >= start - _BEHIND and self._high < start + _AHEAD:
+                self._outcomes[key] = STEPS.count - before, relative
+            return spans
+        steps, relative = outcome
+        STEPS.count += steps
+        return relative and {group: (a + start, b + start) for group, (a, b) in relative.items()}
+
+    def _attempt(self, text: str, start: int, whole: bool) -> dict | None:
+        for end, groups in self._sequence(self._items, 0, text, start, {}, self.flags):
+            if whole and end > self._high:
+                self._high = end
+            if not whole or end == len(text):
+                return {0: (start, end), **groups}
+        return None
+
+    def _matches(self, text: str, position: int, end: int | None) -> Iterator[Match]:
+        plain, given = str(text), text
+        if end is not None and end < len(plain):
+            plain = plain[:end]
+        while position <= len(plain):
+            trace = sys.gettrace()
+            sys.settrace(None)  # the matcher counts for itself, and each of its calls would be traced
+            try:
+                while (spans := self._at(plain, position)) is None and position < len(plain):
+                    position += 1
+            finally:
+                sys.settrace(trace)
+            if spans is None:
+                return
+            yield Match(self, given, spans)
+            position = max(spans[0][1], position + (spans[0][1] == spans[0][0]))
+
+    def _once(self, text: str, position: int, end: int | None, whole: bool) -> Match | None:
         trace = sys.gettrace()
-        sys.settrace(None)  # the matcher counts for itself, and each of its calls would be traced
+        sys.settrace(None)
         try:
-            for end, groups in self._sequence(self._items, 0, str(text), start, {}, self.flags):
-                if not whole or end == len(text):
-                    return Match(self, text, {0: (start, end), **groups})
-            return None
+            plain = str(text) if end is None or end >= len(text) else str(text)[:end]
+            spans = self._at(plain, position, whole)
         finally:
             sys.settrace(trace)
+        return None if spans is None else Match(self, text, spans)
 
-    def match(self, text: str, position: int = 0) -> Match | None:
-        return self._at(text, position)
+    def match(self, text: str, position: int = 0, end: int | None = None) -> Match | None:
+        return self._once(text, position, end, whole=False)
 
     def fullmatch(self, text: str) -> Match | None:
-        return self._at(text, 0, whole=True)
+        return self._once(text, 0, None, whole=True)
 
     def finditer(self, text: str, position: int = 0, end: int | None = None) -> Iterator[Match]:
-        text = text if end is None else CountedText(str(text)[:end])
-        while position <= len(text):
-            found = self._at(text, position)
-            if found is None:
-                position += 1
-                continue
-            yield found
-            position = max(found.end(), position + (found.end() == found.start()))
+        return self._matches(text, position, end)
 
     def search(self, text: str, position: int = 0, end: int | None = None) -> Match | None:
-        return next(self.finditer(text, position, end), None)
+        return next(self._matches(text, position, end), None)
 
     def findall(self, text: str) -> list:
         if not self.groups:
@@ -183,6 +240,8 @@ class Pattern:
         # A run of single characters needs no generator each.
         while index < len(items) and (test := self._single(items[index], flags)) is not None:
             STEPS.count += 1
+            if at > self._high:
+                self._high = at
             if at >= len(text) or not test(text[at]):
                 return
             at, index = at + 1, index + 1
@@ -196,18 +255,22 @@ class Pattern:
         kind, value = item
         if kind is sre.SUBPATTERN:
             number, add, remove, inner = value
-            for end, found in self._sequence(list(inner), 0, text, at, groups, (flags | add) & ~remove):
+            if remove:
+                raise NotImplementedError(f"flags taken away in {self.pattern!r}")
+            for end, found in self._sequence(list(inner), 0, text, at, groups, flags | add):
                 yield end, (found if number is None else {**found, number: (at, end)})
         elif kind is sre.BRANCH:
             for branch in value[1]:
                 yield from self._sequence(list(branch), 0, text, at, groups, flags)
         elif kind is sre.AT:
             STEPS.count += 1
+            self._low, self._high = min(self._low, at - 1), max(self._high, at + 1)
             if self._holds(value, text, at, flags):
                 yield at, groups
         elif kind in (sre.ASSERT, sre.ASSERT_NOT):
             direction, inner = value
             start = at if direction > 0 else at - inner.getwidth()[0]
+            self._low = min(self._low, start)
             ends = self._sequence(list(inner), 0, text, start, groups, flags) if start >= 0 else iter(())
             found = next((pair for pair in ends if direction > 0 or pair[0] == at), None)
             if (found is not None) == (kind is sre.ASSERT):
@@ -227,16 +290,17 @@ class Pattern:
         most = len(text) + 1 if most is sre.MAXREPEAT else int(most)
         body = list(inner)
         test = self._single(body[0], flags) if len(body) == 1 else None
+        if test is not None and kind is sre.MIN_REPEAT:
+            yield from self._few(test, least, most, text, at, groups)
+            return
         if test is not None:
-            end = at
-            while end < len(text) and end - at < most:
-                STEPS.count += 1
-                if not test(text[end]):
-                    break
-                end += 1
+            run = self._run(body[0], flags).match(text, at, min(len(text), at + most))
+            assert run is not None
+            end = run.end()
+            STEPS.count += end - at + (end < len(text) and end - at < most)
+            if end > self._high:
+                self._high = end
             ends = range(end, at + least - 1, -1)
-            if kind is sre.MIN_REPEAT:
-                ends = range(at + least, end + 1)
             for place in ends[:1] if kind is sre.POSSESSIVE_REPEAT else ends:
                 STEPS.count += 1
                 yield place, groups
@@ -252,6 +316,16 @@ class Pattern:
                 yield found
             return
         yield from self._group_repeat(kind, least, most, body, text, at, groups, flags, 0)
+
+    def _few(self, test: Callable, least: int, most: int, text: str, at: int, groups: dict) -> Iterator:
+        for end in range(at, min(at + most, len(text)) + 1):
+            STEPS.count += 1
+            if end - at >= least:
+                yield end, groups
+            if end > self._high:
+                self._high = end
+            if end < len(text) and not test(text[end]):
+                return
 
     def _group_repeat(self, kind, least, most, body, text, at, groups, flags, done) -> Iterator:
         if kind is sre.MIN_REPEAT and done >= least:
@@ -269,6 +343,14 @@ class Pattern:
             test = self._test(item, flags)
             self._tests[id(item), flags] = test and functools.lru_cache(maxsize=256)(test)
         return self._tests[id(item), flags]
+
+    def _run(self, item: tuple, flags: int) -> re.Pattern:
+        """As many as there are of the characters that an item is, by `re` itself."""
+        if (id(item), flags) not in self._runs:
+            one = sre_parser.SubPattern(self._tree.state, [item])
+            many = [(sre.POSSESSIVE_REPEAT, (0, sre.MAXREPEAT, one))]
+            self._runs[id(item), flags] = sre_compiler.compile(sre_parser.SubPattern(self._tree.state, many), flags)
+        return self._runs[id(item), flags]
 
     def _test(self, item: tuple, flags: int) -> Callable[[str], bool] | None:
         kind, value = item
@@ -318,19 +400,22 @@ def _is_of(category: Any, character: str) -> bool:
 # ------------------------------------------------------------------------------------------------------------ counting
 
 
+_counting = functools.lru_cache(maxsize=256)(lambda pattern, flags: Pattern(re.compile(pattern, flags)))
+
+
 class _CountedRe:
     """In the place of `re` in a module: its functions compile to counting patterns."""
 
     def __getattr__(self, name: str) -> Any:
         function = getattr(re, name)
         if name not in ("match", "fullmatch", "search", "finditer", "findall", "sub", "split"):
-            return (lambda *arguments: Pattern(re.compile(*arguments))) if name == "compile" else function
+            return (lambda pattern, flags=0: _counting(str(pattern), flags)) if name == "compile" else function
 
         def call(pattern: str, *arguments: Any, flags: int = 0, **options: Any) -> Any:
             given = 2 if name == "sub" else 1  # the replacement and the text; `re` takes flags behind them
             if len(arguments) > given and name not in ("sub", "split"):
                 flags = arguments[given]
-            return getattr(Pattern(re.compile(pattern, flags)), name)(*arguments[:given], **options)
+            return getattr(_counting(str(pattern), flags), name)(*arguments[:given], **options)
 
         return call
 

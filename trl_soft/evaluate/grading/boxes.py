@@ -3,20 +3,27 @@ r"""
 The content of a `\boxed` or `\fbox`, for every judge, reward and reader of golds.
 
 The rule: the last box counts. A box in braces ends at its matching brace; escaped braces do not count. A box without braces
-(`\boxed 2`, `\boxed5`, `\boxed\pi`) holds the number, command or character that follows. A box whose brace never closes
-holds no answer, and no earlier box stands in for it: the text was cut while it gave another answer.
+(`\boxed 2`, `\boxed5`, `\boxed\pi`) holds the number, command or character that follows; another box is no such command. A
+box whose brace does not close within 4,000 characters holds no answer, and no earlier box stands in for it: the text was cut
+while it gave another answer.
 
-Each function reads the text once, whatever it holds.
+Boxes are looked for from the end of the text by its string methods, however long it is. What stands between two of them, and
+4,000 characters behind the last, is all that is read further.
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 
+LONGEST_BOX = 4_000  # characters, from its command to its closing brace
+
 # All quantifiers are possessive: a match is found or missed in one reading.
-_BOX_OR_BRACE = re.compile(r"(?P<box>\\(?:boxed|fbox)(?![a-zA-Z]))\s*+|\\.|[{}]", re.DOTALL)
+_OPENING = re.compile(
+    r"\\(?:boxed|fbox)(?![a-zA-Z])\s*+"
+    r"(?:\{|(?P<bare>[-+]?\d++(?:\.\d++)?+|\\(?!(?:boxed|fbox)(?![a-zA-Z]))[a-zA-Z]++|[^\s{}$\\]))"
+)
 _ESCAPE_OR_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
-_UNBRACED = re.compile(r"[-+]?\d++(?:\.\d++)?+|\\[a-zA-Z]++|[^\s{}$\\]")
 _LONGEST_BETWEEN = 200  # characters between two boxes of one answer
 _PUNCTUATION = str.maketrans("", "", " \t\r\n,;.${}")
 _BETWEEN = re.compile(
@@ -30,8 +37,8 @@ class Box:
     Where a box stands in a text.
 
     Args:
-        start, end (`int`): of the box with its command; a box that never closes ends with the text.
-        content (`slice`, *optional*): of its content; `None` where it never closes.
+        start, end (`int`): of the box with its command; a box that does not close ends with the text.
+        content (`slice`, *optional*): of its content; `None` where it does not close.
     """
 
     start: int
@@ -39,58 +46,78 @@ class Box:
     content: slice | None
 
 
-def closing_brace(text: str, start: int = 0) -> int | None:
-    """Where the brace that opened before `text[start]` closes; escaped braces do not count. `None` where it never does."""
+def closing_brace(text: str, start: int = 0, end: int | None = None) -> int | None:
+    """
+    Where the brace that opened before `text[start]` closes; escaped braces do not count. `None` where it does not, before
+    `end` if that is given.
+    """
     depth = 1
-    for match in _ESCAPE_OR_BRACE.finditer(text, start):
+    for match in _ESCAPE_OR_BRACE.finditer(text, start, len(text) if end is None else end):
         depth += {"{": 1, "}": -1}.get(match.group(), 0)
         if depth == 0:
             return match.start()
     return None
 
 
-def find_boxes(text: str) -> list[Box]:
-    """All boxes of a text, in the order in which they begin; one may stand inside another."""
-    boxes: list[Box] = []
-    opened: list[tuple[int, int] | None] = []  # for each open brace its box and where it opened, or `None`
-    position = 0
-    while (match := _BOX_OR_BRACE.search(text, position)) is not None:
-        position = match.end()
-        if match["box"]:
-            braced = text.startswith("{", position)
-            content = None if braced else _UNBRACED.match(text, position)
-            if braced:
-                position += 1
-                opened.append((len(boxes), position))
-                boxes.append(Box(match.start(), len(text), None))
-            elif content is not None:
-                boxes.append(Box(match.start(), content.end(), slice(*content.span())))
-                position = content.end()
-        elif match.group() == "{":
-            opened.append(None)
-        elif match.group() == "}" and opened:
-            box = opened.pop()
-            if box is not None:
-                boxes[box[0]] = Box(boxes[box[0]].start, position, slice(box[1], match.start()))
-    return boxes
+def openings(text: str) -> Iterator[re.Match]:
+    """How each box begins, the last first; one may stand inside another."""
+    place = len(text)
+    while (place := text.rfind("box", 0, place)) >= 0:
+        opening = _opening_around(text, place)
+        if opening is not None:
+            yield opening
+
+
+def first_opening(text: str) -> re.Match | None:
+    """How the first box of a text begins; `None` where it has none."""
+    place = -1
+    while (place := text.find("box", place + 1)) >= 0:
+        opening = _opening_around(text, place)
+        if opening is not None:
+            return opening
+    return None
+
+
+def _opening_around(text: str, place: int) -> re.Match | None:
+    r"""The beginning of the box whose command, `\boxed` or `\fbox`, has its "box" at `place`; `None` where that is none."""
+    start = place - (1 if text[place - 1 : place] == "\\" else 2)
+    if start < 0:
+        return None
+    before = start
+    while text[before - 1 : before] == "\\":
+        before -= 1
+    # An odd number of backslashes before it: the last of them and that of the command are a line break of LaTeX.
+    return None if (start - before) % 2 else _OPENING.match(text, start, min(start + LONGEST_BOX, len(text)))
+
+
+def box_of(text: str, opening: re.Match, limit: int | None = None) -> Box:
+    """The box that begins so; where it does not close before `limit`, one that does not close."""
+    if opening["bare"] is not None:
+        return Box(opening.start(), opening.end(), slice(*opening.span("bare")))
+    longest = min(opening.start() + LONGEST_BOX, len(text))
+    closing = closing_brace(text, opening.end(), longest if limit is None else min(limit, longest))
+    if closing is None:
+        return Box(opening.start(), len(text), None)
+    return Box(opening.start(), closing + 1, slice(opening.end(), closing))
 
 
 def last_boxed(text: str, several: bool = False) -> str | None:
     r"""
-    The content of the last box, blanks at its ends aside; `None` where there is no box or where the last never closes.
+    The content of the last box, blanks at its ends aside; `None` where there is no box or where the last does not close.
 
     Args:
         several (`bool`): take boxes with nothing but punctuation, "and", "or" and a name (`$x=\boxed{1}$ or
             $x=\boxed{2}$`) between them as one answer `1,2`.
     """
-    boxes = find_boxes(text)
-    last = boxes[-1] if boxes else None
+    begun = openings(text)
+    opening = next(begun, None)
+    last = opening and box_of(text, opening)
     if last is None or last.content is None:
         return None
     contents = [text[last.content].strip()]
-    for earlier in reversed(boxes[:-1] if several else []):
-        gap = last.start - earlier.end
-        if earlier.content is None or not 0 <= gap <= _LONGEST_BETWEEN:
+    for opening in begun if several else ():
+        earlier = box_of(text, opening, limit=last.start)
+        if earlier.content is None or last.start - earlier.end > _LONGEST_BETWEEN:
             break
         if not _BETWEEN.fullmatch(text[earlier.end : last.start].translate(_PUNCTUATION)):
             break

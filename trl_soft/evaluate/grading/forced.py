@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The box that answers under Soft Tokens, Hard Truths (arXiv 2509.19170), for its reward and its evaluation."""
 
+import itertools
 import re
 
-from .boxes import find_boxes
+from .boxes import Box, box_of, first_opening, openings
 
 
 # What begins the answer, in the paper's prompt and in its prefill (appendix C).
@@ -27,15 +28,27 @@ def final_box(text: str, answer_phase: str | None = None, announced: str = ANNOU
             `announced` opens answers, and where it opens none the last box.
         announced (`str`): the words before a box, and the box as far as its brace.
     """
-    read = text if answer_phase is None else answer_phase
-    boxes = find_boxes(read)
     if answer_phase is None:
-        # Answered in free hand it is often `The final answer is: $\boxed{5}$`.
-        words = announced.removesuffix("\\boxed{").rstrip()
-        before = re.compile(re.escape(words) + r"[\s$*(\[\\]*\Z")
-        longest = len(words) + 20
-        announced_boxes = [b for b in boxes if before.search(read, max(b.start - longest, 0), b.start)]
-        # Of those announced the last that closes: which were forced is not known, and the cap cuts only what was not.
-        boxes = [b for b in announced_boxes if b.content][-1:] if announced_boxes else boxes[-1:]
-    content = boxes[0].content if boxes else None
-    return None if content is None else read[content].strip() or None
+        box = _announced_box(text, announced.removesuffix("\\boxed{").rstrip())
+    else:
+        text, opening = answer_phase, first_opening(answer_phase)
+        box = None if opening is None else box_of(answer_phase, opening)
+    return None if box is None or box.content is None else text[box.content].strip() or None
+
+
+def _announced_box(text: str, words: str) -> Box | None:
+    """The last box behind `words` that closes, or the last box where none stands behind them."""
+    # Answered in free hand it is often `The final answer is: $\boxed{5}$`.
+    before = re.compile(re.escape(words) + r"[\s$*(\[\\]*\Z")
+    longest = len(words) + 20
+    last, unclosed = None, None
+    for opening in openings(text) if words in text else itertools.islice(openings(text), 1):
+        last = last or opening
+        if before.search(text, max(opening.start() - longest, 0), opening.start()):
+            # Which were forced is not known, and the cap cuts only what was not. A box around one that does not close does
+            # not close itself.
+            box = box_of(text, opening, limit=unclosed)
+            if box.content is not None:
+                return box
+            unclosed = opening.start()
+    return None if last is None or unclosed is not None else box_of(text, last)

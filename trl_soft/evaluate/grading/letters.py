@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from ...golds import gold_text
-from .verdict import Verdict, after_thinking
+from .verdict import ENDING, Verdict, after_thinking, lowered
 
 
 _LETTERS = "ABCDEFGHIJ"
@@ -46,15 +46,29 @@ def grade_letter(text: str, gold: Any) -> Verdict:
 
     A letter that belongs to a formula, a word or a row of letters is none: `E = mc^2`, `Boron`, `A or B`.
 
+    The last 4,000 characters are read, blanks at the end aside. Where they hold no \boxed, the first rule reads the 4,000
+    around the last \boxed of the text; where they hold no word such as "answer", the second reads those around the last.
+
     Args:
         gold (`str`): the letter.
     """
     wanted = gold_text(gold)
     if wanted is None or len(wanted) != 1 or wanted not in _LETTERS:
         raise ValueError(f"The gold answer is {gold!r}, but the letters of options are {_LETTERS}. Correct the row.")
-    tokens = _tokens(after_thinking(text))
-    for rule in (_in_a_box, _named, _said_to_be_right, _on_its_own_line, _as_an_option, _in_parentheses):
-        letter = rule(tokens)
+    text = after_thinking(text).rstrip()
+    end = _start(text, -1)
+    box = _start(text, max(text.rfind("\\boxed"), text.rfind("\\fbox")))
+    word = _start(text, max(map(lowered(text).rfind, _CHOICES)))
+    tokens = {start: _tokens(text, start) for start in {end, box, word}}
+    for rule, start in (
+        (_in_a_box, box),
+        (_named, word),
+        (_said_to_be_right, end),
+        (_on_its_own_line, end),
+        (_as_an_option, end),
+        (_in_parentheses, end),
+    ):
+        letter = rule(tokens[start])
         if letter is not None:
             return Verdict(letter == wanted, letter, letter)
     return Verdict(False, None, None)
@@ -82,12 +96,29 @@ class _Token(NamedTuple):
         return self.kind == "word" and self.text.lower() in words
 
 
-def _tokens(text: str) -> list[_Token]:
-    """A text's tokens, a line break before and two after them, so that no rule looks beyond the ends."""
+_CUT = _Token("word", "")
+
+
+def _start(text: str, place: int) -> int:
+    """Where the passage that is read begins: the last of the text, or, where `place` stands before it, the one around that."""
+    end = max(len(text) - ENDING, 0)
+    return end if place < 0 or place > end else max(place - ENDING // 2, 0)
+
+
+def _tokens(text: str, start: int = 0) -> list[_Token]:
+    """
+    The tokens of a passage of a text, a line break before and two after them, so that no rule looks beyond the ends.
+
+    Where the text was cut, a word that says nothing takes the place of the token there, which may be part of another.
+    """
     tokens = [_Token("break", "")]
-    for match in _TOKEN.finditer(text):
+    for match in _TOKEN.finditer(text, start, min(start + ENDING, len(text))):
         kind = match.lastgroup or ""
         tokens.append(_Token("sign" if kind == "escape" else kind, match[kind]))
+    if start > 0:
+        tokens[0:2] = [_CUT]
+    if start + ENDING < len(text):
+        tokens[-1] = _CUT
     return [*tokens, _Token("break", ""), _Token("break", "")]
 
 

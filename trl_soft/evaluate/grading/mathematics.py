@@ -6,15 +6,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
 from ...golds import gold_text
-from .boxes import find_boxes, last_boxed
+from .boxes import last_boxed, openings
 from .notation import fraction_key
 from .prose import final_expression
 from .reading import Reading, read
-from .verdict import Verdict, after_thinking
+from .verdict import Verdict, after_thinking, ending
 from .worker import JOB_SECONDS, WORKER, WorkerLost
 
 
-_TAIL = 4000  # characters: where an answer without a box is looked for
 LONGEST_ANSWER = 500  # characters that are read as mathematics
 
 
@@ -67,8 +66,8 @@ def grade_math(text: str, gold: str | MathGold | Mapping) -> Verdict:
     Right where the answer is equal to the gold answer, by the rules of [`~trl_soft.evaluate.grading.comparison`].
 
     The answer is the content of the last \boxed after the last `</think>` ([`~trl_soft.evaluate.grading.boxes`]; several
-    boxes side by side where the gold answer is several), else the formula or number that the last 4,000 characters give
-    as the answer. Rational numbers are compared here, everything else in a process of its own that is killed after 20 s;
+    boxes side by side where the gold answer is several), wherever it stands, else the formula or number that the last 4,000
+    characters, blanks at the end aside, give as the answer. Rational numbers are compared here, everything else in a process of its own that is killed after 20 s;
     works in any thread. An answer that cannot be judged in that time is wrong, and `reason` says so. An answer of more
     than 500 characters is right only where it is the gold answer to the letter.
 
@@ -82,8 +81,8 @@ def grade_math(text: str, gold: str | MathGold | Mapping) -> Verdict:
         return _to_the_letter(last_boxed(tail), gold)
     target = _read(gold.answer, gold.unit, gold.several)
     answer = last_boxed(tail, gold.several or (not target.brackets and target.single is None))
-    if answer is None and not find_boxes(tail):
-        answer = final_expression(tail[-_TAIL:])
+    if answer is None and next(openings(tail), None) is None:
+        answer = final_expression(ending(tail))
     if not answer or not answer.strip():
         return Verdict(False, answer, None)
     if len(answer) > LONGEST_ANSWER:

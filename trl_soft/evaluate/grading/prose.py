@@ -3,6 +3,8 @@
 
 import re
 
+from .verdict import lowered
+
 
 # All quantifiers are possessive: each pattern reads the text once.
 _NUMBER = re.compile(r"(?<![\w\\.,])[-+]?+\$?+(?:\d++(?:,\d{3})*+(?:\.\d++)?+|\.\d++)(?:/\d++)?+(?:\s?+\\?%)?+")
@@ -23,7 +25,7 @@ def final_expression(text: str) -> str | None:
         outside[start:end] = " " * (end - start)
     found += [(*match.span(), match.group()) for match in _NUMBER.finditer("".join(outside))]
     found.sort()
-    word = text.lower().rfind("answer")
+    word = lowered(text).rfind("answer")
     behind = [item for item in found if word >= 0 and word <= item[0] <= word + _BEHIND_ANSWER]
     if behind:
         return behind[0][2]

@@ -7,6 +7,9 @@ from typing import Any
 from ...golds import gold_text
 
 
+ENDING = 4_000  # characters of a text in which an answer that is not boxed is looked for
+
+
 @dataclass(frozen=True)
 class Verdict:
     """
@@ -29,6 +32,16 @@ class Verdict:
 def after_thinking(text: str) -> str:
     """What follows the last `</think>`, or all of it."""
     return text.rpartition("</think>")[2]
+
+
+def ending(text: str) -> str:
+    """The last 4,000 characters of a text, blanks behind them aside."""
+    return text.rstrip()[-ENDING:]
+
+
+def lowered(text: str) -> str:
+    """A text in small letters, each in its place: the small form of one capital letter, U+0130, has two characters."""
+    return text.replace("\u0130", "i").lower()
 
 
 def grade_exact(text: str, gold: Any) -> Verdict:
