@@ -13,8 +13,8 @@ Not counted are the methods of a text that was joined from pieces; the lines tha
 import ast
 import functools
 import re
-import re._constants as sre  # the parsed form of a pattern has no public name
 import re._compiler as sre_compiler
+import re._constants as sre  # the parsed form of a pattern has no public name
 import re._parser as sre_parser
 import sys
 import threading

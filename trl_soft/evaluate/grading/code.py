@@ -9,8 +9,10 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 
+LONGEST_PROGRAM = 65_536  # characters that are parsed, and run
+
 # A fence may be indented, and stand behind the mark of a list item or a quotation.
-_FENCE = re.compile(r"(?P<indent>(?:[ \t]|[-*+>][ \t]|\d{1,3}[.)][ \t])*)(?P<marks>`{3,}+|~{3,}+)(?P<info>[^`]*+)")
+_FENCE = re.compile(r"(?P<indent>(?:[ \t]|[-*+>][ \t]|\d{1,3}[.)][ \t])*+)(?P<marks>`{3,}+|~{3,}+)(?P<info>[^`]*+)")
 # Behind prose in the same line an opening fence names its language.
 _FENCE_BEHIND_PROSE = re.compile(
     r"[^`]*[^`\s][ \t]*(?P<marks>`{3})[ \t]*(?P<info>(?:python3?|py)[ \t]*)", re.IGNORECASE
@@ -19,7 +21,7 @@ _TAG = re.compile(r"\[PYTHON\](.*?)(?:\[/PYTHON\]|\Z)", re.DOTALL | re.IGNORECAS
 _LANGUAGES = frozenset(("", "py", "py3", "python", "python2", "python3", "ipython"))
 _CODE_LINE = re.compile(
     r"from[ \t]+[\w.]+[ \t]+import\b|import[ \t]+[\w.]+|(?:async[ \t]+)?def[ \t]+\w+[ \t]*\(|class[ \t]+\w+[ \t]*[:(]|@\w|"
-    r"\w+[ \t]*=[^=]"
+    r"\w++[ \t]*+=[^=]"
 )
 _PLAIN_CUTS = (
     10  # cuts at the line of an error before cuts grow, so that no text is parsed more than some fifteen times
@@ -43,7 +45,7 @@ def extract_code(
         needed (iterable of `str`): further names that the program has to define.
         given (collection of `str`): names that are defined elsewhere, which no block has to supply.
     """
-    tagged = _TAG.findall(text)
+    tagged = _TAG.findall(text) if "[python]" in text.lower() else []
     if tagged:
         blocks = [block for part in tagged for block in _fenced_or_all(part, name)]
     else:
@@ -132,6 +134,8 @@ def _blocks(text: str, name: str | None) -> list[str]:
 
 
 def _fence_in(place: int, line: str) -> _Fence | None:
+    if "```" not in line and "~~~" not in line:
+        return None
     if match := _FENCE.fullmatch(line):
         return _Fence(place, re.sub(r"\S", " ", match["indent"]), match["marks"], match["info"])
     if match := _FENCE_BEHIND_PROSE.fullmatch(line):
@@ -182,7 +186,7 @@ def _flush(block: str) -> str:
 
 def defines(source: str, name: str) -> bool:
     """Whether a function, a class or a value is called so, at the beginning of a line."""
-    return (
+    return name in source and (
         re.search(
             rf"(?m)^(?:async[ \t]+def|def|class)[ \t]+{re.escape(name)}\b|^{re.escape(name)}[ \t]*=(?!=)", source
         )
@@ -191,12 +195,14 @@ def defines(source: str, name: str) -> bool:
 
 
 def parses(source: str) -> bool:
-    """Whether a text is a program."""
+    """Whether a text is a program, of at most `LONGEST_PROGRAM` characters."""
     return _error_line(source) is None
 
 
 def _error_line(source: str) -> int | None:
     """The line, from 1, in or before which a text stops being a program; 0 where that is unknown, `None` for a program."""
+    if len(source) > LONGEST_PROGRAM:
+        return 0
     try:
         ast.parse(source)
     except SyntaxError as error:
@@ -211,16 +217,21 @@ def _error_line(source: str) -> int | None:
 def longest_program(head: str, body: str) -> tuple[str, int]:
     """
     `head` and as many lines of `body` as make a program, because base models write on after the answer; and how many lines
-    of `body` these are. `head + body` and 0 where no line makes one.
+    of `body` these are. `head + body` and 0 where no line makes one, and where the program is longer than `LONGEST_PROGRAM`: of
+    a longer text the lines within that length are read, and one more line would have to be.
 
     A text that has an error in a line has it with any lines behind that one too, so it is cut before the line and parsed
     again.
     """
-    lines = body.split("\n")
+    within = max(LONGEST_PROGRAM - len(head), 0)
+    longer = len(body) > within
+    lines = (body[:within].rpartition("\n")[0] if longer else body).split("\n")
     count, above, cuts = len(lines), head.count("\n"), 0
     while count > 0:
         source = head + "\n".join(lines[:count])
         line = _error_line(source)
+        if line is None and longer and count == len(lines):
+            break
         if line is None:
             return source, count
         cuts += 1

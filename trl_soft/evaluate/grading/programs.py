@@ -5,18 +5,22 @@ import re
 from collections.abc import Mapping, Sequence
 
 from ..sandbox import run_program
-from .code import defines, extract_code, longest_program, names_defined, parses, unfenced_program
+from .code import LONGEST_PROGRAM, defines, extract_code, longest_program, names_defined, parses, unfenced_program
 from .verdict import Verdict, after_thinking
 
 
-_SOURCE_CHARACTERS = 65536
+LONGEST_TEXT = 500_000  # characters behind the last `</think>` in which a program is looked for
 
 
 def _run(source: str, setup: str, tests: str, tested: Sequence[str], limits: Mapping) -> Verdict:
-    if len(source) > _SOURCE_CHARACTERS:
-        return Verdict(False, source[:_SOURCE_CHARACTERS], None, f"longer than {_SOURCE_CHARACTERS} characters")
+    if len(source) > LONGEST_PROGRAM:
+        return _refused(source, LONGEST_PROGRAM)
     result = run_program(source, setup=setup, tests=tests, tested=tested, **limits)
     return Verdict(result.passed, source, None, "" if result.passed else result.reason)
+
+
+def _refused(text: str, longest: int) -> Verdict:
+    return Verdict(False, text[:LONGEST_PROGRAM], None, f"longer than {longest} characters")
 
 
 def grade_humaneval(text: str, gold: Mapping, **limits) -> Verdict:
@@ -24,13 +28,16 @@ def grade_humaneval(text: str, gold: Mapping, **limits) -> Verdict:
     Right where the program passes the row's tests in the sandbox.
 
     A completion that defines the function, in a fenced block or without one, comes behind the prompt, whose imports and
-    helpers it may use; any other completion continues the prompt, as far as the two make a program.
+    helpers it may use; any other completion continues the prompt, as far as the two make a program. A program of more than 65,536 characters and a
+    text of more than 500,000 are wrong, and `reason` says so.
 
     Args:
         gold: the HumanEval row (`prompt`, `test`, `entry_point`).
         limits: for [`~trl_soft.evaluate.sandbox.run_program`].
     """
     text, name, prompt = after_thinking(text), gold["entry_point"], gold["prompt"]
+    if len(text) > LONGEST_TEXT:
+        return _refused(text, LONGEST_TEXT)
     head = prompt if parses(prompt) else prompt.rstrip() + "\n    pass\n"  # a signature alone is no program
     given = names_defined(head) - {name}
     block = extract_code(text, name, given=given)
@@ -52,14 +59,18 @@ def _continued(prompt: str, body: str) -> str:
 
 def grade_mbpp(text: str, gold: Mapping, **limits) -> Verdict:
     """
-    Right where the program passes the row's `test_list` in the sandbox.
+    Right where the program passes the row's `test_list` in the sandbox. A program of more than 65,536 characters and a text of
+    more than 500,000 are wrong, and `reason` says so.
 
     Args:
         gold: the MBPP row, full or sanitized (`test_list`, `code`, and `test_setup_code` or `test_imports`).
         limits: for [`~trl_soft.evaluate.sandbox.run_program`].
     """
+    text = after_thinking(text)
+    if len(text) > LONGEST_TEXT:
+        return _refused(text, LONGEST_TEXT)
     # The few-shot prompt of Austin et al. puts programs between these two.
-    before, _, after = after_thinking(text).partition("[DONE]")[0].partition("[BEGIN]")
+    before, _, after = text.partition("[DONE]")[0].partition("[BEGIN]")
     body = after or before
     # What the reference solution defines: a task may ask for a function called `sum`.
     names = names_defined(gold["code"].replace("\r\n", "\n"))
