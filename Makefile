@@ -80,7 +80,7 @@ test-kill: $(READY)
 
 test-hostile: $(READY)
 	$(BIN)/python -m tests.hostile
-	TRL_SOFT_FULL=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/test_grading_steps.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.hostile.judges
 
 test-distributed: $(READY)
 	$(BIN)/python -m pytest --durations 10 tests/test_accelerate_recipes.py tests/test_distributed.py tests/test_multi_node.py tests/test_slurm.py

@@ -115,6 +115,9 @@ def test_a_damaged_manifest_is_one_sentence_and_stays_as_it_is(tmp_path, content
         {"seal": ["b", "d", 0], "tokens": 3, "seconds": 1.0},
         {"seal": ["b", "d", 0], "samples": 1, "tokens": 3, "seconds": -1.67},
         {"seal": ["b", "d", 0], "samples": 1, "tokens": "3", "seconds": 1.0},
+        {"seal": ["b", "d", 0], "samples": 1, "tokens": 10**400, "seconds": 1.0},  # no float holds it
+        {"seal": ["b", "d", 0], "samples": 1, "tokens": 3, "seconds": 10**400},
+        {"seal": ["b", "d", 10**400], "samples": 1, "tokens": 3, "seconds": 1.0},
     ],
 )
 def test_a_chunk_whose_seal_no_run_writes_is_computed_again(tmp_path, seal):
@@ -130,13 +133,31 @@ def test_a_chunk_whose_seal_no_run_writes_is_computed_again(tmp_path, seal):
 
 def test_a_sample_that_cannot_be_read_takes_its_chunk_with_it(tmp_path):
     (tmp_path / "samples").mkdir()
-    for text in ("[" * 100_000, '{"a": ' + "7" * 5000 + "}", "{"):
+    for text in ("[" * 100_000, json.dumps({**SAMPLE, "length": 10**400}), '{"a": ' + "7" * 5000 + "}", "{"):
         Store(tmp_path).append(("b", "d", 0), [SAMPLE], tokens=3, seconds=1.0)
         path = Store(tmp_path).path
         begin, _, seal = path.read_text().splitlines()
         path.write_text("\n".join([begin, text, seal]) + "\n")
         assert list(Store(tmp_path).chunks()) == []
         path.unlink()
+
+
+@pytest.mark.parametrize("name", ["samples/0.jsonl", "samples/0.lock", "manifest.json"])
+def test_a_folder_in_the_place_of_a_file_is_said(tmp_path, name):
+    (tmp_path / name).mkdir(parents=True)
+    with pytest.raises(ValueError, match=rf"{name} is a folder.* Move it away"):
+        Store(tmp_path).lock()
+        Store(tmp_path).open(ASKED, ("model",))
+    if name == "samples/0.jsonl":
+        with pytest.raises(ValueError, match=rf"{name} is a folder.* Move it away"):
+            score(Store(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["run", "run/samples"])
+def test_a_file_in_the_place_of_a_folder_is_said(tmp_path, name):
+    damage(tmp_path / name, "text")
+    with pytest.raises(ValueError, match="samples has to be a folder, and a file stands in its place"):
+        Store(tmp_path / "run").lock()
 
 
 def test_a_sample_without_a_field_is_said(tmp_path):

@@ -12,7 +12,7 @@ import pytest
 
 from tests.benchmark_files import FULL, needs_data, rows
 from trl_soft.evaluate.grading import code, extract_code, grade_humaneval, grade_mbpp, programs
-from trl_soft.evaluate.grading.code import longest_program
+from trl_soft.evaluate.grading.code import LONGEST_PROGRAM, longest_program
 from trl_soft.evaluate.sandbox import Result
 
 
@@ -175,3 +175,28 @@ def test_how_often_a_text_is_parsed(text, here, monkeypatch):
     monkeypatch.setattr(code.ast, "parse", lambda source: (parsed.append(source), parse(source))[1])
     grade_humaneval(text, ROW)
     assert len(parsed) < 100
+
+
+WORDS = "and so it goes on\n" * 18_000  # 324,000 characters
+
+
+@pytest.mark.parametrize(
+    "text, reason",
+    [
+        (f"{WORDS}```python\n{ROW['prompt']}{ROW['canonical_solution']}```", "passed"),
+        (f"```python\n{ROW['prompt']}{ROW['canonical_solution']}```\n{WORDS}", "passed"),
+        (ROW["canonical_solution"] + WORDS, "passed"),
+        (ROW["canonical_solution"] + "(" * 100_000, "passed"),
+        (ROW["canonical_solution"] + "# more\n" * 9_500, "passed"),
+        (f"```python\n{ROW['prompt']}{ROW['canonical_solution']}" + "# more\n" * 9_500, "passed"),
+        ("    # more\n" * 9_500 + ROW["canonical_solution"], "AssertionError()"),  # what follows is not read
+        ("    # " + "more " * 20_000 + "\n" + ROW["canonical_solution"], "AssertionError()"),
+        (ROW["canonical_solution"] + WORDS * 2, "longer than 500000 characters"),
+        (WORDS * 2 + "</think>" + ROW["canonical_solution"], "passed"),
+    ],
+    ids=lambda value: repr(value[:12] + value[-12:]),
+)
+def test_the_program_of_a_long_text(text, reason, here):
+    verdict = grade_humaneval(text, ROW)
+    assert (verdict.reason or "passed") == reason and verdict.correct == (reason == "passed")
+    assert len(verdict.answer) <= LONGEST_PROGRAM

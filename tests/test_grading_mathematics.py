@@ -356,3 +356,26 @@ def test_a_worker_that_is_killed_is_replaced():
     worker.WORKER._process.kill()
     worker.WORKER._process.wait()
     assert grade_math("\\boxed{\\frac24}", "\\frac12").correct
+
+
+WORDS = "and so it goes on " * 6_000  # 108,000 characters
+
+
+@pytest.mark.parametrize(
+    "text, answer",
+    [
+        (r"\boxed{5} " + WORDS, "5"),
+        (WORDS + r"\boxed{5}. Page 7. " + WORDS, "5"),
+        (WORDS + "The answer is 5", "5"),
+        ("The answer is 5" + " \n" * 50_000, "5"),  # blanks at the end aside
+        (WORDS + "The answer is 5. " + WORDS[:3_960], "5"),
+        # What is not boxed counts in the last 4,000 characters.
+        ("The answer is 5. " + WORDS, None),
+        ("The answer is 5. " + WORDS + "7", "7"),
+        ("\u0130" * 300 + "The answer is 5. Page 7", "5"),  # small letters in their places
+    ],
+    ids=lambda value: repr(value)[:24],
+)
+def test_the_answer_of_a_long_text(text, answer):
+    assert grade_math(text, "5").answer == answer
+    assert grade_math(text, "5").correct == (answer == "5")

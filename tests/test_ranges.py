@@ -102,6 +102,13 @@ def test_texts_have_a_length(settings):
     assert LENGTHS["end_of_thinking"] == 64 and LENGTHS["answer_prefill"] == 256
 
 
+@pytest.mark.parametrize("settings", [{"end_of_thinking": "\ud800"}, {"answer_prefill": ["a", "b\udfff"]}])
+def test_half_a_surrogate_pair_is_no_text(settings):
+    with pytest.raises(ValueError, match="half of a surrogate pair, which is no character") as error:
+        ThinkingSettings(**settings)
+    str(error.value).encode()
+
+
 def test_values_are_shown_short():
     assert shown("short") == "'short'" and shown("x" * 100).endswith("and 20 characters more")
     assert shown(10**400) == "a whole number of 1329 bits" and shown([1] * 10**6) == "a list of 1000000"

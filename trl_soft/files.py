@@ -9,16 +9,28 @@ from pathlib import Path
 from typing import Any
 
 
+_MOST_DIGITS = 300  # of a whole number: a float holds it
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > _MOST_DIGITS:
+        raise ValueError(f"it holds a whole number of {len(digits)} digits")
+    return int(digits)
+
+
+_DECODER = json.JSONDecoder(parse_int=_whole)
+
+
 def parse_json(text: str) -> Any:
     """
     The value that a JSON text holds.
 
     Raises:
-        ValueError: if the text is no JSON, or JSON that Python cannot hold: nested too deep, or a whole number of
-            thousands of digits.
+        ValueError: if the text is no JSON, or JSON that nothing here can work with: nested too deep, or a whole number of
+            more than 300 digits, which no float holds.
     """
     try:
-        return json.loads(text)
+        return _DECODER.decode(text)
     except RecursionError as error:
         raise ValueError("it is nested too deep") from error
 
@@ -35,6 +47,8 @@ def read_object(path: Path, purpose: str) -> dict[str, Any]:
         FileNotFoundError: if there is no such file.
         ValueError: if it holds no JSON object. Both are one sentence that names the file.
     """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder and no file, so {purpose}. Move it away, or give another folder.")
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} does not exist, and without it {purpose}. Give the folder of a run that got that far."

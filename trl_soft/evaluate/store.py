@@ -62,20 +62,31 @@ class Store:
                 f"{self.folder}/samples holds samples and no manifest says of what. Put the manifest beside them, or set "
                 "another output folder."
             )
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._make_folder()
         replace_text(file, json.dumps(manifest, indent=2) + "\n")
 
     def lock(self) -> None:
         """Be the only process that writes this file, until this process ends, however it ends."""
         import fcntl
 
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._make_folder()
+        for path in (self.path, self.path.with_suffix(".lock")):
+            _refuse_folder(path)
         self._lock = open(self.path.with_suffix(".lock"), "w")  # held for as long as the store lives
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise RuntimeError(
                 f"Another process is writing {self.path}. Wait for it, stop it, or set another output folder."
+            ) from error
+
+    def _make_folder(self) -> None:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise ValueError(
+                f"{self.path.parent} has to be a folder, and a file stands in its place ({error}). Move the file away, or set "
+                "another output folder."
             ) from error
 
     def append(self, chunk: Chunk, samples: list[dict], **measured) -> None:
@@ -94,9 +105,13 @@ class Store:
         Every sealed chunk of every process, once: its name, its samples and what its seal says.
 
         A line that is damaged, a seal among them, is as if it had never been written, and its chunk with it.
+
+        Raises:
+            ValueError: if a folder stands where samples should.
         """
         seen: set[Chunk] = set()
         for path in sorted((self.folder / "samples").glob("*.jsonl")):
+            _refuse_folder(path)
             current: list[dict] | None = None
             with open(path, encoding="utf-8", errors="replace") as file:
                 for text in file:
@@ -117,6 +132,13 @@ class Store:
     def write(self, name: str, content: Any) -> None:
         """A JSON file of the run, whole or not at all."""
         replace_text(self.folder / name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def _refuse_folder(path: Path) -> None:
+    if path.is_dir():
+        raise ValueError(
+            f"{path} is a folder, and a run keeps a file there. Move it away, or set another output folder."
+        )
 
 
 def _ends_a_line(path: Path) -> bool:

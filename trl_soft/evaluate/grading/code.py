@@ -17,6 +17,7 @@ _FENCE = re.compile(r"(?P<indent>(?:[ \t]|[-*+>][ \t]|\d{1,3}[.)][ \t])*+)(?P<ma
 _FENCE_BEHIND_PROSE = re.compile(
     r"[^`]*[^`\s][ \t]*(?P<marks>`{3})[ \t]*(?P<info>(?:python3?|py)[ \t]*)", re.IGNORECASE
 )
+_MARKS = ("```", "~~~")
 _TAG = re.compile(r"\[PYTHON\](.*?)(?:\[/PYTHON\]|\Z)", re.DOTALL | re.IGNORECASE)
 _LANGUAGES = frozenset(("", "py", "py3", "python", "python2", "python3", "ipython"))
 _CODE_LINE = re.compile(
@@ -119,6 +120,8 @@ def _fenced_or_all(text: str, name: str | None) -> list[str]:
 
 def _blocks(text: str, name: str | None) -> list[str]:
     """The Python blocks of a text, read from outside a block or, where that gives more sense, from inside one."""
+    if not any(marks in text for marks in _MARKS):
+        return []
     lines = text.split("\n")
     fences = [fence for place, line in enumerate(lines) if (fence := _fence_in(place, line.rstrip())) is not None]
     outside = _read(lines, fences)
@@ -134,7 +137,7 @@ def _blocks(text: str, name: str | None) -> list[str]:
 
 
 def _fence_in(place: int, line: str) -> _Fence | None:
-    if "```" not in line and "~~~" not in line:
+    if not any(marks in line for marks in _MARKS):
         return None
     if match := _FENCE.fullmatch(line):
         return _Fence(place, re.sub(r"\S", " ", match["indent"]), match["marks"], match["info"])
@@ -214,24 +217,25 @@ def _error_line(source: str) -> int | None:
     return None
 
 
+def _whole_lines(text: str, size: int) -> str:
+    """The first lines of a text, as many as `size` characters hold."""
+    return text if len(text) <= size else text[: max(size, 0)].rpartition("\n")[0]
+
+
 def longest_program(head: str, body: str) -> tuple[str, int]:
     """
     `head` and as many lines of `body` as make a program, because base models write on after the answer; and how many lines
-    of `body` these are. `head + body` and 0 where no line makes one, and where the program is longer than `LONGEST_PROGRAM`: of
-    a longer text the lines within that length are read, and one more line would have to be.
+    of `body` these are. `head + body` and 0 where no line makes one. Lines behind the first `LONGEST_PROGRAM` characters are
+    not read.
 
     A text that has an error in a line has it with any lines behind that one too, so it is cut before the line and parsed
     again.
     """
-    within = max(LONGEST_PROGRAM - len(head), 0)
-    longer = len(body) > within
-    lines = (body[:within].rpartition("\n")[0] if longer else body).split("\n")
+    lines = _whole_lines(body, LONGEST_PROGRAM - len(head)).split("\n")
     count, above, cuts = len(lines), head.count("\n"), 0
     while count > 0:
         source = head + "\n".join(lines[:count])
         line = _error_line(source)
-        if line is None and longer and count == len(lines):
-            break
         if line is None:
             return source, count
         cuts += 1

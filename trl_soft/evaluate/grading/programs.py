@@ -28,8 +28,8 @@ def grade_humaneval(text: str, gold: Mapping, **limits) -> Verdict:
     Right where the program passes the row's tests in the sandbox.
 
     A completion that defines the function, in a fenced block or without one, comes behind the prompt, whose imports and
-    helpers it may use; any other completion continues the prompt, as far as the two make a program. A program of more than 65,536 characters and a
-    text of more than 500,000 are wrong, and `reason` says so.
+    helpers it may use; any other completion continues the prompt, as far as the two make a program. Of a program the lines within 65,536 characters
+    are read. A text of more than 500,000 characters behind the last `</think>` is wrong, and `reason` says so.
 
     Args:
         gold: the HumanEval row (`prompt`, `test`, `entry_point`).
@@ -59,8 +59,8 @@ def _continued(prompt: str, body: str) -> str:
 
 def grade_mbpp(text: str, gold: Mapping, **limits) -> Verdict:
     """
-    Right where the program passes the row's `test_list` in the sandbox. A program of more than 65,536 characters and a text of
-    more than 500,000 are wrong, and `reason` says so.
+    Right where the program passes the row's `test_list` in the sandbox. Of a program the lines within 65,536 characters are read. A
+    text of more than 500,000 characters behind the last `</think>` is wrong, and `reason` says so.
 
     Args:
         gold: the MBPP row, full or sanitized (`test_list`, `code`, and `test_setup_code` or `test_imports`).
