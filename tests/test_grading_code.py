@@ -190,7 +190,7 @@ WORDS = "and so it goes on\n" * 18_000  # 324,000 characters
         (ROW["canonical_solution"] + "# more\n" * 9_500, "passed"),
         (f"```python\n{ROW['prompt']}{ROW['canonical_solution']}" + "# more\n" * 9_500, "passed"),
         ("    # more\n" * 9_500 + ROW["canonical_solution"], "AssertionError()"),  # what follows is not read
-        ("    # " + "more " * 20_000 + "\n" + ROW["canonical_solution"], "AssertionError()"),
+        ("    # " + "more " * 20_000 + "\n" + ROW["canonical_solution"], "longer than 65536 characters"),
         (ROW["canonical_solution"] + WORDS * 2, "longer than 500000 characters"),
         (WORDS * 2 + "</think>" + ROW["canonical_solution"], "passed"),
     ],

@@ -217,9 +217,9 @@ def _error_line(source: str) -> int | None:
     return None
 
 
-def _whole_lines(text: str, size: int) -> str:
+def _lines_within(text: str, size: int) -> list[str]:
     """The first lines of a text, as many as `size` characters hold."""
-    return text if len(text) <= size else text[: max(size, 0)].rpartition("\n")[0]
+    return text.split("\n") if len(text) <= size else text[: max(size, 0)].split("\n")[:-1]
 
 
 def longest_program(head: str, body: str) -> tuple[str, int]:
@@ -231,7 +231,7 @@ def longest_program(head: str, body: str) -> tuple[str, int]:
     A text that has an error in a line has it with any lines behind that one too, so it is cut before the line and parsed
     again.
     """
-    lines = _whole_lines(body, LONGEST_PROGRAM - len(head)).split("\n")
+    lines = _lines_within(body, LONGEST_PROGRAM - len(head))
     count, above, cuts = len(lines), head.count("\n"), 0
     while count > 0:
         source = head + "\n".join(lines[:count])
