@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from .scores import interval
+from .intervals import interval
 
 
 LETTERS = "ABCDEFGHIJ"
