@@ -19,7 +19,7 @@ from trl import ModelConfig, ScriptArguments, get_peft_config, get_quantization_
 from trl_soft import SoftGRPOConfig, SoftGRPOTrainer
 from trl_soft.config import SoftParser
 from trl_soft.data import drop_long_prompts, load_rows, overlap, to_prompts
-from trl_soft.evaluate.benchmarks import BENCHMARKS, load_problems
+from trl_soft.evaluate import BENCHMARKS, load_problems
 from trl_soft.rewards import REWARDS
 
 

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from tests import tiny
 from trl_soft.contamination import fingerprint, overlap
 from trl_soft.data import drop_long_prompts, load_rows, to_prompts
-from trl_soft.evaluate.benchmarks import answer_text, load_problems
+from trl_soft.evaluate import answer_text, load_problems
 from trl_soft.evaluate.grading import grade_math
 from trl_soft.golds import gold_text, without_thousands
 from trl_soft.rewards import exact_answer_reward, math_reward, soft_grpo_reward, soft_tokens_reward

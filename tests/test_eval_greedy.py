@@ -8,8 +8,8 @@ import torch
 
 from tests import tiny
 from trl_soft import SoftRLOOConfig, SoftRLOOTrainer, ThinkingSettings
-from trl_soft.evaluate.benchmarks import PRESETS
 from trl_soft.evaluate.decoding import Decoding
+from trl_soft.evaluate.presets import PRESETS
 from trl_soft.scoring import HeadLogits
 
 

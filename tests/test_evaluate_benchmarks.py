@@ -15,19 +15,10 @@ from transformers import PreTrainedTokenizerFast
 
 from tests import tiny
 from trl_soft import ThinkingSettings
-from trl_soft.evaluate import benchmarks
-from trl_soft.evaluate.benchmarks import (
-    BENCHMARKS,
-    KINDS,
-    PRESETS,
-    Problem,
-    answer_text,
-    build_prompt,
-    get_preset,
-    load_problems,
-    training_rows,
-)
+from trl_soft.evaluate.benchmarks import BENCHMARKS, KINDS
 from trl_soft.evaluate.grading import GRADERS, last_boxed, programs
+from trl_soft.evaluate.presets import PRESETS, answer_text, build_prompt, get_preset, question_text
+from trl_soft.evaluate.problems import Problem, load_problems
 from trl_soft.evaluate.sandbox import Result
 
 
@@ -246,12 +237,10 @@ def test_the_hub_is_asked_for_what_the_papers_use(hub, name):
 
 def test_other_hub_ids_and_splits(hub):
     assert load_problems("someone/some.set", split="validation")[0].gold == "1"
-    training_rows("someone/some.set", "plain", tiny.tokenizer())
     load_problems("someone/some.set")
     load_problems("mbpp", split="all")
     assert hub == [
         ("someone/some.set", None, "validation"),
-        ("someone/some.set", None, "train"),
         ("someone/some.set", None, "test"),
         ("google-research-datasets/mbpp", "full", "prompt+test+validation+train"),
     ]
@@ -322,7 +311,7 @@ def test_names_columns_and_splits_that_are_not_there(tmp_path):
         ("math_train", {"solution": r"\boxed{1"}, "no complete"),
         ("math_train", {"solution": r"\boxed{}"}, "has no answer"),
         ("math500", {"answer": " "}, "has no answer"),
-        ("math500", {"problem": ""}, "asks nothing"),
+        ("math500", {"problem": ""}, "has no question"),
         ("olympiadbench", {"final_answer": ["1", "2"]}, "a list of one text"),
         ("mbpp", {"test_list": []}, "no program could be wrong"),
     ],
@@ -342,7 +331,7 @@ def test_files_that_are_broken(tmp_path):
     with pytest.raises(ValueError, match="does not hold objects"):
         load_problems(str(tmp_path / "b.json"))
     (tmp_path / "c.txt").write_text("1")
-    with pytest.raises(ValueError, match="how to read it is unknown"):
+    with pytest.raises(ValueError, match="its format is unknown"):
         load_problems(str(tmp_path / "c.txt"))
     write(tmp_path / "HumanEval.jsonl", [{k: v for k, v in HUB_ROWS["humaneval"].items() if k != "test"}])
     with pytest.raises(ValueError, match="Row 0 of humaneval has no column 'test'"):
@@ -381,7 +370,7 @@ def test_the_papers_words(hub):
 
 def test_a_question_with_braces_is_left_alone():
     problem = Problem(0, "{tests} {question} \\frac{1}{2} \\1", "1", {"kind": "math"})
-    assert benchmarks.ask(problem, "plain").startswith("{tests} {question} \\frac{1}{2} \\1\n")
+    assert question_text(problem, "plain").startswith("{tests} {question} \\frac{1}{2} \\1\n")
 
 
 def test_the_beginning_of_sequence_is_not_doubled():
@@ -404,7 +393,7 @@ def test_the_beginning_of_sequence_is_not_doubled():
 
 @pytest.mark.parametrize("preset", PRESETS.values(), ids=lambda p: p.name)
 def test_presets_are_settings_the_engine_takes(preset):
-    assert set(preset.asks) == set(KINDS) and set(preset.training) <= set(BENCHMARKS)
+    assert set(preset.formats) == set(KINDS)
     for kind in KINDS:
         settings = preset.thinking_settings(kind)
         assert set(settings) <= {f.name for f in fields(ThinkingSettings)}
@@ -478,34 +467,21 @@ def test_the_form_that_a_preset_demands_is_read_as_the_answer(preset, kind, monk
         return Result(True, "passed", "", "", "none")
 
     monkeypatch.setattr(programs, "run_program", run_program)
-    ask = PRESETS[preset].asks[kind]
+    prompt = PRESETS[preset].formats[kind]
     grader = {"choice": "letters", "humaneval": "code_humaneval", "mbpp": "code_mbpp"}.get(kind, "math")
     thought = "I think B is 5, \\boxed{x = 1}. " if kind == "choice" else "I think. "
     for answer in GOLDS[kind]:
-        said = demanded(ask.user, answer)
+        said = demanded(prompt.user, answer)
         gold = ROWS_OF_CODE.get(kind, GOLDS[kind][0])
         texts = {(f"{thought}{PRESETS[preset].end_of_thinking}\n{said}\n", None)}
-        for forced in ask.answer_prefill or ():
+        for forced in prompt.answer_prefill or ():
             # What is forced begins the form, and the model writes the rest of it.
             phase = (
                 forced
                 + said[len(said) - len(said.removeprefix(forced.removeprefix("The final answer is: ").strip("\n"))) :]
             )
-            texts |= {(thought + phase, phase), (thought + ask.answer_after + said, said)}
+            texts |= {(thought + phase, phase), (thought + prompt.answer_after + said, said)}
         for text, phase in texts:
             verdict = GRADERS[grader](answer_text(text, preset, kind, phase), gold)
             assert verdict.correct is (answer == GOLDS[kind][0]), (text, phase, verdict)
             assert verdict.answer is not None
-
-
-def test_training_rows_are_what_the_trainer_takes(hub):
-    text = training_rows("gsm8k_train", "soft_tokens", with_chat())
-    assert text.column_names == ["prompt", "answer"] and text[0]["answer"] == "1080"
-    assert text[0]["prompt"].endswith("User: 1000+80? Assistant:")
-    chat = training_rows("math_train", "soft_grpo", with_chat())[0]
-    assert chat["prompt"] == [
-        {"role": "user", "content": r"x? Let's think step by step and output the final answer within \boxed{}."}
-    ]
-    assert isinstance(training_rows("math_train", "soft_grpo", tiny.tokenizer())[0]["prompt"], str)
-    with pytest.raises(ValueError, match="graded by the code_mbpp grader"):
-        training_rows("mbpp", "plain", tiny.tokenizer())

@@ -16,9 +16,9 @@ import pytest
 
 from tests import tiny
 from trl_soft import ThinkingSettings, soft_generate
-from trl_soft.evaluate.benchmarks import PRESETS, Ask
 from trl_soft.evaluate.decoding import Decoding, soft_tokens_grid
 from trl_soft.evaluate.grading import GRADERS, grade_exact
+from trl_soft.evaluate.presets import PRESETS, PromptFormat
 from trl_soft.evaluate.runner import Evaluation, evaluate, score
 from trl_soft.evaluate.scores import pass_at_k
 from trl_soft.evaluate.store import Store
@@ -121,7 +121,7 @@ def test_thoughts_are_written_as_they_were(finished):
 
 def test_a_finished_run_computes_nothing_again(world, finished, monkeypatch):
     folder, metrics = finished
-    monkeypatch.setattr("trl_soft.evaluate.runner._Policy", lambda *args: pytest.fail("something was loaded"))
+    monkeypatch.setattr("trl_soft.evaluate.runner.EvaluatedModel", lambda *args: pytest.fail("something was loaded"))
     assert plain(evaluate(evaluation(world, folder, candidates=3))) == plain(metrics)
     assert len(json.loads((folder / "manifest.json").read_text())["resumed"]) >= 1
 
@@ -161,8 +161,8 @@ def test_answers_are_read_where_they_were_prefilled(world, tmp_path, monkeypatch
     read = []
     monkeypatch.setitem(GRADERS, "exact", lambda text, gold: (read.append(text), grade_exact(text, gold))[1])
     prefill = {"answer_prefill": ["=a", "b=a"], "end_of_thinking": "</think>", "max_thinking_length": 4}
-    ask = Ask("{question}", answer_after="b=a", answer_prefill=("=a", "b=a"), max_answer_length=3)
-    preset = replace(PRESETS["soft_tokens"], asks=dict.fromkeys(PRESETS["soft_tokens"].asks, ask))
+    ask = PromptFormat("{question}", answer_after="b=a", answer_prefill=("=a", "b=a"), max_answer_length=3)
+    preset = replace(PRESETS["soft_tokens"], formats=dict.fromkeys(PRESETS["soft_tokens"].formats, ask))
     monkeypatch.setitem(PRESETS, "soft_tokens", preset)
     run = evaluation(world, tmp_path, preset="soft_tokens", max_completion_length=24)
     run.decodings = [

@@ -12,7 +12,7 @@ from trl import ModelConfig
 from trl_soft import SoftGRPOConfig, SoftGRPOTrainer
 from trl_soft.config import SoftParser
 from trl_soft.data import load_rows, to_prompts
-from trl_soft.evaluate.benchmarks import PRESETS
+from trl_soft.evaluate.presets import PRESETS
 from trl_soft.rewards import REWARDS
 
 

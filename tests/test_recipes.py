@@ -19,7 +19,7 @@ from trl import ModelConfig
 from tests import standins
 from trl_soft import SoftGRPOConfig, SoftGRPOTrainer, SoftRLOOConfig, SoftRLOOTrainer, ThinkingSettings
 from trl_soft.config import SoftParser
-from trl_soft.evaluate.benchmarks import PRESETS, Problem, answer_text, build_prompt
+from trl_soft.evaluate import PRESETS, Problem, answer_text, build_prompt
 from trl_soft.evaluate.decoding import soft_tokens_grid
 from trl_soft.evaluate.report.replication import load_paper, published
 from trl_soft.rewards import math_reward, soft_grpo_reward, soft_tokens_reward
@@ -118,18 +118,22 @@ def test_a_recipe_says_how_it_is_run_and_where_each_setting_is_from(path, script
         assert not setting or "  # " in line or setting.group(1) in PLAIN, f"{line!r} does not say where it is from"
 
 
+# Tokens of a thought while training (2509.19170, section 4).
+TRAINING_CAPS = {"gsm8k_train": 128, "math_train": 512, "deepscaler": 512}
+
+
 @pytest.mark.parametrize("path", PAPERS, ids=name)
 def test_a_recipe_asks_and_stops_as_its_paper_is_evaluated(path, scripts):
     arguments, training, _ = parse(path)
     preset = PRESETS[path.parent.name]
-    assert arguments.prompt_template == preset.asks["math"].user
+    assert arguments.prompt_template == preset.formats["math"].user
     assert arguments.raw_prompt is not preset.chat
     assert (training.thought == "hard" and preset.chat) or training.end_of_thinking == preset.end_of_thinking
     if not preset.chat:
-        assert tuple(training.answer_prefill) == preset.asks["math"].answer_prefill
-        assert training.max_answer_length == preset.asks["math"].max_answer_length
+        assert tuple(training.answer_prefill) == preset.formats["math"].answer_prefill
+        assert training.max_answer_length == preset.formats["math"].max_answer_length
         known = {"math12k": "math_train"}.get(arguments.dataset_name, arguments.dataset_name)
-        assert training.max_thinking_length == preset.training[known]["max_thinking_length"]
+        assert training.max_thinking_length == TRAINING_CAPS[known]
 
 
 def shrunk(path: Path, world, out: Path) -> list[str]:

@@ -7,7 +7,7 @@ from tests import tiny
 from tests.real.conftest import DATA
 from tests.rescored import logp_difference
 from trl_soft import ThinkingSettings, soft_generate
-from trl_soft.evaluate.benchmarks import build_prompt, load_problems
+from trl_soft.evaluate import build_prompt, load_problems
 from trl_soft.runs.replay import kind_of, tolerance
 from trl_soft.thoughts import THOUGHTS
 

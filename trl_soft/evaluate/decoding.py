@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a model is made to think and answer in an evaluation: one entry of a YAML list, or one cell of a grid."""
+"""Decodings: how a model thinks and answers in an evaluation. A YAML list or a grid names them."""
 
 import difflib
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from .. import saved_settings
 from ..ranges import check, check_number
 from ..settings import ThinkingSettings
-from .benchmarks import Preset
+from .presets import Preset
 
 
 _THINKING = {f.name for f in fields(ThinkingSettings)} - {"eval_thought", "eval_greedy"}
@@ -20,10 +21,11 @@ class Decoding:
     """
     Args:
         name (`str`): unique in a run.
-        thinking (`dict`), answer (`dict`): given fields of `ThinkingSettings`, and the answer's sampling.
-        num_samples (`int`, *optional*), max_completion_length (`int`, *optional*): `None` is the preset's.
-        model (`str`, *optional*): path or hub id; `None` is the run's.
-        seed (`int`): of the noise.
+        thinking (`dict`): the fields of `ThinkingSettings` that were given.
+        answer (`dict`): the fields of the answer's sampling that were given.
+        num_samples (`int`, *optional*), max_completion_length (`int`, *optional*): `None` means the value of the preset.
+        model (`str`, *optional*): path or hub id; `None` means the model of the run.
+        seed (`int`): seed of the noise.
     """
 
     name: str
@@ -36,7 +38,7 @@ class Decoding:
 
     @classmethod
     def parse(cls, entry: dict, seed: int = 0) -> "Decoding":
-        """An entry of a YAML list: `name` and any of the fields above, flat. Raises `ValueError` for others."""
+        """A decoding from a flat mapping with `name` and any fields of those three dicts; else a `ValueError`."""
         if not isinstance(entry, dict) or "name" not in entry:
             raise ValueError(f"A decoding is {entry!r}, but it must be a mapping with a `name` and its settings.")
         known = {*_THINKING, *_ANSWER, *_OTHERS}
@@ -58,28 +60,32 @@ class Decoding:
 
     def settings(self, preset: Preset, kind: str, saved: ThinkingSettings | None) -> ThinkingSettings:
         """
-        How to think about one kind of benchmark: this decoding's fields; under them, where it names no thought, those
-        saved beside the model with the preset's cap and prefill where it has them, or the preset's; where it names one,
-        the preset's end of thinking, caps and prefill, and for a gaussian thought the RMS the model was trained with.
+        The thinking settings for one kind of benchmark.
+
+        The fields of this decoding come first. For the other fields:
+
+        - The decoding names no thought: the settings saved beside the model, with the caps and the prefill of the
+          preset where it has them. Without saved settings, those of the preset.
+        - The decoding names a thought: the end of thinking, the caps and the prefill of the preset. A gaussian thought
+          also takes the embedding RMS that the model was trained with.
         """
         of_preset = preset.thinking_settings(kind)
         caps = ("max_thinking_length", "answer_prefill", "max_answer_length")
-        frame = ("end_of_thinking", *caps)
-        base = {name: of_preset[name] for name in frame}
+        base = {name: of_preset[name] for name in ("end_of_thinking", *caps)}
         if "thought" not in self.thinking:
             if saved is not None:
-                kept = {k: v for k, v in asdict(saved).items() if k in _THINKING}
-                # The preset's caps and prefill where it has any: the papers evaluate under others than they train.
-                base = kept | {k: base[k] for k in caps if base[k] is not None}
+                fields_saved = {k: v for k, v in asdict(saved).items() if k in _THINKING}
+                # The papers evaluate with other caps and prefills than they train with.
+                base = fields_saved | {k: base[k] for k in caps if base[k] is not None}
             else:
                 base |= of_preset
         elif self.thinking["thought"] == "gaussian" and saved is not None and saved.noise_rms is not None:
             if self.thinking.get("noise_placement", "embedding") in ("embedding", "hidden"):
-                base["noise_rms"] = saved.noise_rms  # sigma is a share of what the model was trained with
+                base["noise_rms"] = saved.noise_rms  # sigma is relative to the RMS of training
         return ThinkingSettings(**base | self.thinking)
 
     def sampling(self, preset: Preset) -> dict[str, Any]:
-        """The answer's sampling: this decoding's fields over the preset's. Raises `ValueError` for what cannot be drawn."""
+        """The answer's sampling: the preset's, with the fields of this decoding. Raises `ValueError` out of range."""
         sampling = {**preset.sampling, **self.answer}
         try:
             for name in ("temperature", "top_k", "top_p"):
@@ -91,13 +97,19 @@ class Decoding:
         return sampling
 
 
+def saved_beside(path: str) -> ThinkingSettings | None:
+    """The thinking settings in the folder of a model's weights; `None` where there are none."""
+    stored = saved_settings.read(path)
+    return None if stored is None else ThinkingSettings.of_stored(stored, path)
+
+
 def soft_tokens_grid(models: dict[str, str], num_samples: int, seed: int = 0) -> list[Decoding]:
     """
     The grid of 2509.19170 (section 4): each trained model, by label, under six inference settings: hard, soft (T 0.5)
     and fuzzy (T 1e-4), greedy and sampled.
 
-    Greedy is one completion without noise. All six answer greedily (section 4); what a sample draws is its thought, a
-    hard one at temperature 1.
+    A greedy setting is one completion without noise. All six settings answer greedily (section 4): a sample draws only
+    its thought, a hard thought at temperature 1.
     """
     gaussian = {"thought": "gaussian", "noise_scale": 0.33}
     kinds: dict[str, tuple[dict, dict, int]] = {

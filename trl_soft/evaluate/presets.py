@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How each paper evaluates: prompts, caps, sampling, and the part of a completion that holds the answer.
+
+prompt = build_prompt(problem, "soft_grpo", tokenizer)
+"""
+
+import re
+from dataclasses import dataclass, replace
+from typing import Any
+
+from .grading.forced import ANNOUNCED, final_box
+from .problems import Problem
+
+
+@dataclass(frozen=True)
+class PromptFormat:
+    """
+    The prompt of a preset for one kind of benchmark, and where the answer stands.
+
+    Args:
+        user (`str`):
+            The user's message, or the whole prompt where the preset has no chat. It holds `{question}`; for MBPP it
+            may also hold `{tests}`.
+        answer_after (`str`, *optional*):
+            The answer is the text after the first occurrence of this text. `None`: the whole completion.
+        answer_prefill (`tuple[str, str]`, *optional*):
+            Text that is forced after the thought: after a thought that ended itself, and after a thought that was cut.
+        max_answer_length (`int`, *optional*): cap of the answer in tokens. `None`: all tokens that the thought left.
+    """
+
+    user: str
+    answer_after: str | None = None
+    answer_prefill: tuple[str, str] | None = None
+    max_answer_length: int | None = None
+
+
+@dataclass(frozen=True)
+class Preset:
+    """
+    How a paper evaluates.
+
+    Args:
+        name (`str`).
+        formats (`dict[str, PromptFormat]`): one for each of `KINDS`.
+        chat (`bool`): apply the chat template of the tokenizer, if it has one.
+        end_of_thinking (`str`): as in `ThinkingSettings`.
+        max_thinking_length, max_completion_length (`int`, *optional*):
+            Caps at evaluation, in tokens. Where the second is `None`, `completion_length` computes it.
+        thinking (`dict`): the other fields of `ThinkingSettings`.
+        sampling (`dict`): `temperature`, `top_p` and `top_k` of the answer.
+        num_samples (`int`): completions of each problem.
+    """
+
+    name: str
+    formats: dict[str, PromptFormat]
+    chat: bool
+    end_of_thinking: str
+    max_thinking_length: int | None
+    max_completion_length: int | None
+    thinking: dict[str, Any]
+    sampling: dict[str, Any]
+    num_samples: int
+
+    def thinking_settings(self, kind: str) -> dict[str, Any]:
+        """Keyword arguments of `ThinkingSettings` for one kind of benchmark."""
+        prefill = self.formats[kind].answer_prefill
+        return {
+            "end_of_thinking": self.end_of_thinking,
+            "max_thinking_length": self.max_thinking_length,
+            "answer_prefill": None if prefill is None else list(prefill),
+            "max_answer_length": self.formats[kind].max_answer_length,
+            **self.thinking,
+        }
+
+    def completion_length(self, kind: str, tokenizer) -> int:
+        """Cap of thought, prefill and answer together, in tokens. The answer also has a cap of its own."""
+        if self.max_completion_length is not None:
+            return self.max_completion_length
+        prompt = self.formats[kind]
+        prefills = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in prompt.answer_prefill or ()]
+        return (self.max_thinking_length or 0) + max(map(len, prefills), default=0) + (prompt.max_answer_length or 0)
+
+
+# SofT-GRPO's released code (zz1358m/SofT-GRPO-master): `run_sglang_softthinking.py` and `run_sample_gumbel.sh` in
+# `Soft-Thinking+noise+loss-main`. They agree with Tables 6-8 of the paper (arXiv 2511.06411). The four prompts are copied
+# from the script. It reads the answer with math-verify from the whole completion, thought included (`matheval.py`), and
+# code from the last ```python block of the completion (`mbppeval.py`).
+_SOFT_GRPO = Preset(
+    name="soft_grpo",
+    formats={
+        "math": PromptFormat("{question} Let's think step by step and output the final answer within \\boxed{}."),
+        "choice": PromptFormat(
+            "Please solve the following multiple-choice question. Please show your choice in the answer field with only "
+            'the choice letter, e.g.,"answer": "C".\n\n{question}'
+        ),
+        "humaneval": PromptFormat(
+            "Please solve the programming task below in Python. Code should be wrapped in a markdown code block.\n\n"
+            "```python\n{question}\n```"
+        ),
+        "mbpp": PromptFormat(
+            "Please solve the programming task with test cases below in Python. Make sure your code satisfies the "
+            "following requirements:\n"
+            "1. The function name and signature must match exactly as specified in the test cases.\n"
+            "2. Your code should be wrapped in a markdown code block without including any test cases.\n\n"
+            "Task:\n{question}\n\nTest Cases:\n```python\n{tests}\n```"
+        ),
+        # not stated; ours: any other question gets the prompt for mathematics
+        "question": PromptFormat("{question} Let's think step by step and output the final answer within \\boxed{}."),
+    },
+    chat=True,  # run_sglang_softthinking.py: one user message, `add_generation_prompt`, no system message
+    end_of_thinking="</think>",  # run_sglang_softthinking.py: `think_end_str`
+    max_thinking_length=None,  # only the whole completion has a cap
+    max_completion_length=32768,  # run_sample_gumbel.sh: `max_generated_tokens`
+    thinking={  # run_sample_gumbel.sh: `temperature`, `top_k` and `max_topk`, `top_p`, `gumbel_softmax_temperature`
+        "thought": "gumbel",
+        "thinking_temperature": 1.0,
+        "thinking_top_k": 5,
+        "thinking_top_p": 0.95,
+        "gumbel_temperature": 0.1,
+        "noise_scale": 1.0,  # `noise_factor`
+        "gumbel_density": "softgrpo",  # sampler.py: every Gumbel number is clamped to [-1.5, 3], in evaluation too
+    },
+    # run_sample_gumbel.sh: `after_thinking_*`. The released sampler never reads them: it takes the answer token with the
+    # largest clamped number. Here the token is drawn from the same truncated distribution, without the clamp. The clamp
+    # raises the probability of likely tokens: (.9, .1) becomes (.909, .091).
+    sampling={"temperature": 1.0, "top_p": 0.95, "top_k": 5},
+    num_samples=32,  # run_sample_gumbel.sh: `num_samples`
+)
+
+# Soft Tokens, Hard Truths (arXiv 2509.19170), appendix B: one prompt for all models, no chat template mentioned.
+_CONVERSATION = (
+    "A conversation between User and Assistant. The user asks a question, and the Assistant solves it. The assistant "
+    "first shows the complete reasoning process step by step, then provides the final answer in \\boxed{}. The assistant "
+    "must always follow the format: 'User: [question] Assistant: [detailed reasoning] The final answer is: "
+    "\\boxed{[answer]}.' User: {question} Assistant:"
+)
+_BOX = PromptFormat(
+    _CONVERSATION,
+    # A thought stops at the first "The final answer is: "; a thought that is cut has this text forced. The answer follows.
+    answer_after=ANNOUNCED,
+    answer_prefill=("\\boxed{", ANNOUNCED),  # appendix C
+    max_answer_length=32,  # section 4
+)
+# not stated; ours: the paper evaluates no code. This is its prompt with a code block in place of the box.
+_CODE = replace(
+    _BOX,
+    user=_CONVERSATION.replace("the final answer in \\boxed{}", "the final answer in a Python code block").replace(
+        "\\boxed{[answer]}", "```python [code]```"
+    ),
+    answer_after="The final answer is: ",
+    answer_prefill=("\n```python\n", "The final answer is: \n```python\n"),
+    max_answer_length=512,
+)
+_SOFT_TOKENS = Preset(
+    name="soft_tokens",
+    formats={
+        "math": _BOX,
+        "choice": _BOX,  # not stated; ours: the paper scores choices by likelihood only. Here the letter stands in the box
+        "humaneval": _CODE,
+        "mbpp": replace(
+            _CODE, user=_CODE.user.replace("{question}", "{question} Your code should pass these tests:\n{tests}\n")
+        ),
+        "question": _BOX,
+    },
+    chat=False,
+    end_of_thinking="The final answer is: ",  # appendix C: read in the shadow of most likely tokens
+    max_thinking_length=512,  # section 4: at every evaluation
+    max_completion_length=None,  # the sum of thought, prefill and answer
+    # Section 4: "soft sample", one of the paper's six inference settings; the others differ in these three.
+    thinking={"thought": "gaussian", "thinking_temperature": 0.5, "noise_scale": 0.33},
+    sampling={"temperature": 0.0, "top_p": 1.0, "top_k": 0},  # section 4: answers at test time are greedy
+    num_samples=32,  # section 4 reports pass@k up to 32; the number of samples is not stated; ours
+)
+
+# All ours: the question, a short request for an answer that can be graded, and the model's own distribution.
+_PLAIN = Preset(
+    name="plain",
+    formats={
+        "math": PromptFormat("{question}\n\nReason step by step and put the final answer in \\boxed{}.", "</think>"),
+        "choice": PromptFormat(
+            "{question}\n\nReason step by step and put the letter of the right option in \\boxed{}.", "</think>"
+        ),
+        "humaneval": PromptFormat(
+            "Complete this function in a Python code block.\n\n```python\n{question}\n```", "</think>"
+        ),
+        # The tests are part of the prompt, as in Austin et al. 2021, section 4: only they name the function.
+        "mbpp": PromptFormat(
+            "{question}\n\nAnswer in a Python code block. The code should pass these tests:\n\n```python\n{tests}\n```",
+            "</think>",
+        ),
+        "question": PromptFormat("{question}", "</think>"),
+    },
+    chat=True,
+    end_of_thinking="</think>",
+    max_thinking_length=None,
+    max_completion_length=2048,
+    thinking={"thought": "hard"},
+    sampling={"temperature": 1.0, "top_p": 1.0, "top_k": 0},
+    num_samples=32,
+)
+
+PRESETS: dict[str, Preset] = {p.name: p for p in (_SOFT_GRPO, _SOFT_TOKENS, _PLAIN)}
+
+
+def get_preset(preset: str | Preset) -> Preset:
+    """The preset with this name. A `Preset` is returned as it is."""
+    if isinstance(preset, Preset):
+        return preset
+    if preset not in PRESETS:
+        raise ValueError(f"`preset` is {preset!r}, which does not exist. Choose one of {', '.join(PRESETS)}.")
+    return PRESETS[preset]
+
+
+def question_text(problem: Problem, preset: str | Preset) -> str:
+    """The user's message, or the whole prompt where the preset has no chat."""
+    template = get_preset(preset).formats[problem.meta["kind"]].user
+    tests = "\n".join(problem.gold["test_list"]) if isinstance(problem.gold, dict) and "{tests}" in template else ""
+    # Both names are replaced in one pass, because a question may itself hold `{tests}`.
+    return re.sub(r"\{(question|tests)\}", lambda m: problem.question if m[1] == "question" else tests, template)
+
+
+def build_prompt(problem: Problem, preset: str | Preset, tokenizer) -> str:
+    """
+    The prompt of a problem, as `soft_generate` takes it: with the chat template applied, or plain text.
+
+    Some templates write the beginning-of-sequence token, and some tokenizers add it. If both do, it is removed from the
+    text, so that the prompt has it once.
+    """
+    preset, text = get_preset(preset), question_text(problem, preset)
+    if not (preset.chat and tokenizer.chat_template):
+        return text
+    messages = [{"role": "user", "content": text}]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    begin = tokenizer.bos_token
+    if begin and text.startswith(begin) and tokenizer(text)["input_ids"][:2] == [tokenizer.bos_token_id] * 2:
+        text = text.removeprefix(begin)
+    return text
+
+
+def answer_text(completion: str, preset: str | Preset, kind: str, answer_phase: str | None = None) -> str:
+    r"""
+    The part of a completion that the grader reads.
+
+    - A preset that forces a box: that box alone, found by [`~trl_soft.evaluate.grading.forced.final_box`]; empty text
+      where there is no such box.
+    - A preset that forces another text, with `answer_phase` known: the answer phase behind the forced text.
+    - Else: the text after the first `answer_after`, or the whole completion where that does not occur.
+
+    Args:
+        answer_phase (`str`, *optional*):
+            The completion behind its thought, forced text included. `None` where it is not known or nothing is forced.
+            See [`~trl_soft.rollout.text.answer_phase`].
+    """
+    marker = get_preset(preset).formats[kind].answer_after
+    if marker is not None and marker.endswith("\\boxed{"):
+        box = final_box(completion, answer_phase, marker)
+        return "" if box is None else f"\\boxed{{{box}}}"
+    if answer_phase is not None:
+        return answer_phase.removeprefix(marker or "")
+    return completion if marker is None or marker not in completion else completion.partition(marker)[2]
