@@ -10,7 +10,8 @@ import pytest
 
 from trl_soft.evaluate.decoding import Decoding
 from trl_soft.evaluate.report import report
-from trl_soft.evaluate.report.tables import escape_latex, escape_markdown, to_csv
+from trl_soft.evaluate.report.csv_files import to_csv
+from trl_soft.evaluate.report.table_formats import escape_latex, escape_markdown
 from trl_soft.evaluate.runner import Evaluation, score
 from trl_soft.evaluate.store import Store
 from trl_soft.files import parse_json, printable, read_object, replace_text

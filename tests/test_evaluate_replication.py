@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from trl_soft.evaluate.report.replication import load_paper, main, measured, tables, with_averages
-from trl_soft.evaluate.report.tables import DASH
+from trl_soft.evaluate.report.papers import read_papers
+from trl_soft.evaluate.report.replication import main, read_ours, tables, with_averages
+from trl_soft.evaluate.report.results import DASH
 
 
 ROOT = Path(__file__).parent.parent
@@ -76,8 +77,8 @@ def outputs(tmp_path):
 
 
 def test_theirs_and_ours(outputs):
-    found, notes = measured(outputs / "outputs", "paper")
-    text = tables(load_paper(outputs / "paper.yaml"), found)
+    found, notes = read_ours(outputs / "outputs", "paper")
+    text = tables(read_papers(outputs / "paper.yaml"), found)
     assert not notes and found["run", "soft", "gsm8k", "pass@2"] == [90.0, 90.0]
     assert "| run | soft | theirs | 71.4 / 80.0 ± 1.5 | 38.0 |" in text
     assert "|  |  | ours, 2 seeds | 72.0 ± 2.8 / 72.0 ± 2.8 | not run |" in text
@@ -87,8 +88,8 @@ def test_theirs_and_ours(outputs):
 
 
 def test_averages_are_of_runs_that_have_every_set_of_the_table(outputs):
-    entries = load_paper(outputs / "paper.yaml")
-    found = with_averages(entries, measured(outputs / "outputs", "paper")[0])
+    entries = read_papers(outputs / "paper.yaml")
+    found = with_averages(entries, read_ours(outputs / "outputs", "paper")[0])
     text = tables(entries, found)
     assert found["run", "soft", "average", "length"] == [1500.0, 1500.5]
     assert ("run", "soft", "average", "mean@2") not in found  # aime24 was not run
@@ -102,7 +103,7 @@ def test_what_is_no_whole_run_is_left_out_and_named(outputs):
     write(root / "seed0/manifest.json", {"name": "run", "model": "m0", "limit": 10})
     (root / "seed1/metrics.json").unlink()
     write(outputs / "outputs/paper/run/seed0/trainer_state.json", {"log_history": [{"step": 1, "reward": 1.0}]})
-    found, notes = measured(outputs / "outputs", "paper")
+    found, notes = read_ours(outputs / "outputs", "paper")
     assert ("run", "soft", "gsm8k", "mean@2") not in found and found["run", "training", "deepscaler", "reward@20"] == [
         25.0
     ]
@@ -115,7 +116,7 @@ def test_a_run_is_not_counted_twice(outputs):
     write(folder / "copy/manifest.json", {"name": "run", "model": "m0", "limit": None})
     write(folder / "copy/metrics.json", json.loads((folder / "seed0/metrics.json").read_text()))
     with pytest.raises(ValueError, match="a second time"):
-        measured(outputs / "outputs", "paper")
+        read_ours(outputs / "outputs", "paper")
 
 
 def test_other_numbers_of_samples_are_another_cell(outputs):
@@ -124,7 +125,7 @@ def test_other_numbers_of_samples_are_another_cell(outputs):
     scores = json.loads(file.read_text())
     scores["gsm8k"]["soft"]["samples"] = 8
     write(file, scores)
-    found, _ = measured(outputs / "outputs", "paper")
+    found, _ = read_ours(outputs / "outputs", "paper")
     assert found["run", "soft", "gsm8k", "mean@8"] == [70.0] and found["run", "soft", "gsm8k", "mean@2"] == [74.0]
 
 
@@ -139,7 +140,7 @@ def test_the_command_line(outputs, capsys):
         main([str(outputs / "missing.yaml")])
     (outputs / "bad.yaml").write_text("- {name: x}")
     with pytest.raises(ValueError, match="without \\['source', 'decoding', 'values'\\]"):
-        load_paper(outputs / "bad.yaml")
+        read_papers(outputs / "bad.yaml")
 
 
 @pytest.mark.parametrize("paper", ["soft_grpo", "soft_tokens"])
@@ -155,5 +156,5 @@ def test_with_nothing_run(paper, tmp_path):
 def test_out_of_domain_scores_of_some_questions_are_left_out(outputs):
     file = outputs / "outputs/evaluation/paper/run/seed0/ood.json"
     write(file, json.loads(file.read_text()) | {"limit": 12})
-    found, notes = measured(outputs / "outputs", "paper")
+    found, notes = read_ours(outputs / "outputs", "paper")
     assert found["run", "ood", "mmlu", "greedy"] == [61.0] and "first 12 questions of each task" in notes[0]

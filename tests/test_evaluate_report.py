@@ -13,17 +13,13 @@ import pytest
 
 from tests.synthetic_run import PAPERS, write_log, write_run
 from trl_soft.evaluate.report import figures
-from trl_soft.evaluate.report.document import _collect, _load_run, main, read_training_log, report
-from trl_soft.evaluate.report.tables import (
-    Number,
-    Row,
-    Table,
-    csv_text,
-    escape_latex,
-    escape_markdown,
-    latex,
-    markdown,
-)
+from trl_soft.evaluate.report.__main__ import main
+from trl_soft.evaluate.report.document import report
+from trl_soft.evaluate.report.results import Estimate, ResultRow
+from trl_soft.evaluate.report.run_results import load_run, rows_of
+from trl_soft.evaluate.report.table_formats import csv_text, escape_latex, escape_markdown, latex, markdown
+from trl_soft.evaluate.report.tables import ResultTable
+from trl_soft.evaluate.report.training_logs import read_training_log
 
 
 FIGURES = ("pass_at_k", "maj_at_k", "accuracy_tokens", "training")
@@ -145,7 +141,7 @@ def test_text_is_escaped():
         r"\textless{}i\textgreater{}"
     )
     assert escape_markdown("a|b <i> *c* _d_ e_f\ng") == r"a\|b \<i\> \*c\* \_d\_ e_f g"
-    table = Table("t", [("b_1", "mean@n")], [Row("[x]", nasty, cells={("b_1", "mean@n"): Number(1.0)})])
+    table = ResultTable("t", [("b_1", "mean@n")], [ResultRow("[x]", nasty, cells={("b_1", "mean@n"): Estimate(1.0)})])
     assert r"{}[x] & 50\% of\_a" in latex(table) and r"\multicolumn{1}{c}{b\_1}" in latex(table)
     body = [line for line in latex(table).splitlines() if line.endswith(r"\\")]
     assert {line.replace(r"\&", "").count("&") for line in body} == {3}
@@ -170,7 +166,7 @@ def test_what_cannot_be_is_refused(tmp_path, scores, manifest, message):
 @pytest.mark.parametrize(
     "row, message",
     [
-        ("p,run,d,b,accuracy,5", "which column that is, nobody can tell"),
+        ("p,run,d,b,accuracy,5", "which is no known score"),
         ("p,run,d,b,mean@n,105", "not a percentage"),
         (",run,d,b,mean@n,5", "without a name or a source"),
     ],
@@ -266,9 +262,9 @@ def test_bands_and_curves_are_drawn_where_the_numbers_are():
     from matplotlib.figure import Figure
 
     axes = Figure().add_subplot()
-    numbers = {("b", f"pass@{k}"): Number(v, v - 5, v + 5) for k, v in ((1, 0.0), (2, 10.0), (4, 30.0))}
-    numbers["b", "pass@1"] = Number(0.0, 0.0, 0.0)
-    figures._curve_panel(axes, [Row("r", "d", cells=numbers)], [], "b", "pass")
+    numbers = {("b", f"pass@{k}"): Estimate(v, v - 5, v + 5) for k, v in ((1, 0.0), (2, 10.0), (4, 30.0))}
+    numbers["b", "pass@1"] = Estimate(0.0, 0.0, 0.0)
+    figures._curve_panel(axes, [ResultRow("r", "d", cells=numbers)], [], "b", "pass")
     assert axes.lines[0].get_xydata().tolist() == [[1, 0], [2, 10], [4, 30]]
     band = axes.collections[0].get_paths()[0].vertices.tolist()
     assert [2, 5] in band and [2, 15] in band and [4, 35] in band
@@ -278,8 +274,12 @@ def test_bands_and_curves_are_drawn_where_the_numbers_are():
 
 def test_a_long_legend_leaves_the_panels_their_room(tmp_path):
     """The 3 x 6 grid: eighteen long names below one panel; matplotlib warns where a panel is squeezed out."""
-    numbers = {("b", "pass@1"): Number(0.0, 0.0, 0.1), ("b", "mean@n"): Number(0.0), ("b", "length"): Number(9.0)}
-    rows = [Row(f"{n}-trained", f"{d} sample", cells=numbers) for n in ("a", "b", "c") for d in "uvwxyz"]
+    numbers = {
+        ("b", "pass@1"): Estimate(0.0, 0.0, 0.1),
+        ("b", "mean@n"): Estimate(0.0),
+        ("b", "length"): Estimate(9.0),
+    }
+    rows = [ResultRow(f"{n}-trained", f"{d} sample", cells=numbers) for n in ("a", "b", "c") for d in "uvwxyz"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(figures.curves(rows, [], ["b"], "pass", tmp_path / "p")) == 2
@@ -287,11 +287,11 @@ def test_a_long_legend_leaves_the_panels_their_room(tmp_path):
 
 
 def test_rows_are_told_apart_by_colour_and_by_shape():
-    rows = [Row(name, decoding) for name in "ab" for decoding in ("hard", "soft")]
+    rows = [ResultRow(name, decoding) for name in "ab" for decoding in ("hard", "soft")]
     looks = figures._looks(rows)
     assert len({(look["color"], look["marker"]) for look in looks}) == 4
     assert looks[0]["color"] == looks[1]["color"] != looks[2]["color"] and looks[0]["marker"] == looks[2]["marker"]
-    alone = figures._looks([Row("a", d) for d in "xyz"])
+    alone = figures._looks([ResultRow("a", d) for d in "xyz"])
     assert len({look["color"] for look in alone}) == len({look["marker"] for look in alone}) == 3
 
 
@@ -319,7 +319,7 @@ def test_entropy_by_position_is_drawn_where_it_was_measured(tmp_path):
     ]
     text = report(runs, tmp_path / "out").read_text()
     assert "(entropy.png)" in text and (tmp_path / "out/entropy.svg").stat().st_size > 0
-    (row,), _ = _collect([_load_run(run) for run in runs], [])
+    (row,), _ = rows_of([load_run(run) for run in runs], [])
     assert row.positions == {"b": [2.0, 2.0, None, 4.0]}
     without = [folder(tmp_path / "w", {"b": {"d": {"mean@n": share(0.5)}}})]
     assert "(entropy.png)" not in report(without, tmp_path / "none").read_text()

@@ -313,7 +313,7 @@ def test_the_grid_is_three_by_six():
     ("changes", "sentence"),
     [
         ({"benchmarks": []}, "`benchmarks` is empty"),
-        ({"decodings": []}, "each must be there, and once"),
+        ({"decodings": []}, "each decoding needs a name of its own"),
         ({"grader": "judge"}, "`grader` is 'judge'"),
         ({"preset": "paper"}, "`preset` is 'paper'"),
         ({"engine": "vllm"}, "`engine` is 'vllm'"),

@@ -21,7 +21,7 @@ from trl_soft import SoftGRPOConfig, SoftGRPOTrainer, SoftRLOOConfig, SoftRLOOTr
 from trl_soft.config import SoftParser
 from trl_soft.evaluate import PRESETS, Problem, answer_text, build_prompt
 from trl_soft.evaluate.decoding import soft_tokens_grid
-from trl_soft.evaluate.report.replication import load_paper, published
+from trl_soft.evaluate.report.papers import read_papers
 from trl_soft.rewards import math_reward, soft_grpo_reward, soft_tokens_reward
 from trl_soft.rollout.stop import EndOfThinking
 
@@ -258,16 +258,16 @@ def papers() -> list[Path]:
 
 @pytest.mark.parametrize("path", papers(), ids=lambda path: path.stem)
 def test_every_published_row_has_a_recipe_and_an_evaluation(path):
-    entries = load_paper(path)
+    entries = read_papers(path)
     runs = {recipe.stem for recipe in PAPERS if recipe.parent.name == path.stem}
     families = {run.split("_")[0] for run in runs}
-    named = {entry["name"] for entry in entries}
+    named = {entry.name for entry in entries}
     assert named - runs == {f"{family}_none" for family in families}
     assert runs <= named
     evaluations = [yaml.safe_load(p.read_text()) for p in EVALUATION if p.parent.parent.name == path.stem]
     decodings = {decoding["name"] for recipe in evaluations for decoding in recipe["decodings"]}
-    assert {entry["decoding"] for entry in entries} <= decodings | {"training", "ood"}
-    measured = {(b, m) for e in entries if e["decoding"] in decodings for b, ms in e["values"].items() for m in ms}
+    assert {entry.decoding for entry in entries} <= decodings | {"training", "ood"}
+    measured = {(b, m) for e in entries if e.decoding in decodings for b, ms in e.values.items() for m in ms}
     for benchmark, metric in measured:
         assert any(benchmark in recipe["benchmarks"] for recipe in evaluations), benchmark
         assert any(int(metric.split("@")[1]) in recipe["k_values"] for recipe in evaluations), metric
@@ -275,23 +275,28 @@ def test_every_published_row_has_a_recipe_and_an_evaluation(path):
 
 def test_averages_are_the_papers_and_not_means_of_its_rounded_cells():
     """80.54 is printed, and the five cells, rounded to one decimal, have the mean 80.56; Table 9 prints averages alone."""
-    entries = [e for e in load_paper(ROOT / "recipes/papers/soft_grpo.yaml") if "average" in e]
-    by_table = {t: [e for e in entries if e["source"].endswith(f"Table {t}")] for t in (1, 2, 3, 5, 9)}
+    entries = [e for e in read_papers(ROOT / "recipes/papers/soft_grpo.yaml") if e.average]
+    by_table = {t: [e for e in entries if e.source.endswith(f"Table {t}")] for t in (1, 2, 3, 5, 9)}
     assert {t: len(rows) for t, rows in by_table.items()} == {1: 15, 2: 5, 3: 5, 5: 3, 9: 15}
     first = by_table[1][0]
-    assert (first["name"], first["decoding"], first["average"]["first@16"]) == ("qwen1.5b_none", "discrete", 80.54)
+    assert (first.name, first.decoding, first.average["first@16"].value) == ("qwen1.5b_none", "discrete", 80.54)
     for e in entries:
-        for metric, average in e["average"].items() if e["values"] else ():
+        for metric, average in e.average.items() if e.values else ():
             # Both are rounded: the cells to .05, of which a mean is off by no more, and the average to .05.
-            assert abs(statistics.fmean(v[metric] for v in e["values"].values()) - average) <= 0.1, (e, metric)
-    lengths = {(e["name"], e["decoding"]): tuple(e["average"].values()) for e in by_table[9]}
+            assert abs(statistics.fmean(v[metric].value for v in e.values.values()) - average.value) <= 0.1, (
+                e,
+                metric,
+            )
+    lengths = {(e.name, e.decoding): tuple(v.value for v in e.average.values()) for e in by_table[9]}
     assert lengths["llama3b_soft", "as_trained"] == (712, 708) and lengths["qwen7b_none", "discrete"] == (7775, 6844)
 
 
 def test_table_2_of_softgrpo_is_on_the_257_sanitized_tasks():
     """91.1 % is 234 of 257, and of no whole number of 500: so are all Pass@k of MBPP but the 90.0 of one row."""
-    table = [e for e in load_paper(ROOT / "recipes/papers/soft_grpo.yaml") if e["source"].endswith("Table 2")]
-    shares = [value for e in table for metric, value in e["values"]["mbpp_sanitized"].items() if metric != "mean@32"]
+    table = [e for e in read_papers(ROOT / "recipes/papers/soft_grpo.yaml") if e.source.endswith("Table 2")]
+    shares = [
+        estimate.value for e in table for metric, estimate in e.values["mbpp_sanitized"].items() if metric != "mean@32"
+    ]
     of_257 = {round(100 * right / 257, 1) for right in range(258)}
     assert len(shares) == 15 and 91.1 in shares and [share for share in shares if share not in of_257] == [90.0]
     for path in EVALUATION:
@@ -304,23 +309,25 @@ def test_table_4s_row_of_soft_tokens_is_the_deepscaler_model_under_soft_sampling
     """41.3 / 77.9 / 75.5 / 95.2 stand in Tables 4 and 3 of 2509.19170."""
     (row,) = (line for line in README.splitlines() if line.startswith("| 4: Soft Tokens |"))
     (cells,) = (
-        e["values"]
-        for e in load_paper(ROOT / "recipes/papers/soft_tokens.yaml")
-        if (e["name"], e["decoding"]) == ("llama3b_deepscaler_soft", "soft sample") and "Tables 3-5" in e["source"]
+        e.values
+        for e in read_papers(ROOT / "recipes/papers/soft_tokens.yaml")
+        if (e.name, e.decoding) == ("llama3b_deepscaler_soft", "soft sample") and "Tables 3-5" in e.source
     )
-    numbers = [cells[benchmark][metric] for benchmark in ("math500", "gsm8k") for metric in ("mean@32", "pass@32")]
+    numbers = [
+        cells[benchmark][metric].value for benchmark in ("math500", "gsm8k") for metric in ("mean@32", "pass@32")
+    ]
     assert numbers == [41.3, 77.9, 75.5, 95.2]
     assert "[llama3b_deepscaler_soft](" in row and "`soft sample` | 41.3 / 77.9 / 75.5 / 95.2 |" in row
 
 
 def test_cells_that_are_printed_with_more_decimals_keep_them():
-    entries = load_paper(ROOT / "recipes/papers/soft_tokens.yaml")
+    entries = read_papers(ROOT / "recipes/papers/soft_tokens.yaml")
     (cell,) = (
-        e["values"]["gsm8k"]["mean@1"]
+        e.values["gsm8k"]["mean@1"]
         for e in entries
-        if (e["source"], e["name"], e["decoding"]) == ("Soft Tokens, Table 1", "qwen3b_none", "hard greedy")
+        if (e.source, e.name, e.decoding) == ("Soft Tokens, Table 1", "qwen3b_none", "hard greedy")
     )
-    assert cell == 8.92
+    assert cell.value == 8.92
 
 
 # In which part of 2509.19170 a setting stands.
@@ -363,8 +370,8 @@ def test_the_index_has_every_recipe_and_the_papers_numbers():
         assert f"({path.relative_to(ROOT / 'recipes')})" in README, path
     grpo, tokens = ({}, {})
     for index, paper in ((grpo, "soft_grpo"), (tokens, "soft_tokens")):
-        for e in load_paper(ROOT / f"recipes/papers/{paper}.yaml"):
-            index[e["source"].split(", ")[1], e["name"], e["decoding"]] = published(e)
+        for e in read_papers(ROOT / f"recipes/papers/{paper}.yaml"):
+            index[e.source.split(", ")[1], e.name, e.decoding] = e.columns
 
     def row(run: str, *parts: str) -> str:
         found = [r for r in rows if (f"[{run}](" in r or f"`{run}`" in r) and all(part in r for part in parts)]
@@ -375,7 +382,7 @@ def test_the_index_has_every_recipe_and_the_papers_numbers():
         if "average" not in values:
             continue
         decimals = {"Table 9": 0, "Table 1": 2, "Table 2": 2}.get(table, 1)  # as the paper prints them
-        averages = " / ".join(f"{average:.{decimals}f}" for average in values["average"].values())
+        averages = " / ".join(f"{average.value:.{decimals}f}" for average in values["average"].values())
         line = row(run, f"| {table[-1]}: ", f"`{decoding}`")
         assert f"| {averages} | not run |" in line, (table, run, averages)
     for (table, run, decoding), greedy in tokens.items():
@@ -391,8 +398,7 @@ def test_the_index_has_every_recipe_and_the_papers_numbers():
 
 def v(values: dict, benchmark: str, metric: str) -> float:
     """A published number without its standard deviation."""
-    number = values[benchmark][metric]
-    return number["value"] if isinstance(number, dict) else number
+    return values[benchmark][metric].value
 
 
 # Special tokens, chat templates, stop rules and answers, on the real tokenizers where the hub's cache has them.

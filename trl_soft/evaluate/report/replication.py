@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A paper's tables with what has been run beside them; what has not says so.
+"""A paper's tables with our results beside them; `not run` stands where we have none.
 
     python -m trl_soft.evaluate.paper_table recipes/papers/soft_grpo.yaml -o outputs/tables
 
-Reads every evaluation under `outputs/evaluation/PAPER`, out-of-domain scores (`ood.json`) in the same folders, and the
-training rewards under `outputs/PAPER`. Several runs of one name are seeds: their mean and standard deviation (n - 1).
+It reads every evaluation under `outputs/evaluation/PAPER`, the out-of-domain scores (`ood.json`) in the same folders, and
+the training rewards under `outputs/PAPER`. Runs of one name are seeds: the table has their mean and standard deviation
+(n - 1).
 """
 
 import argparse
@@ -13,87 +14,69 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from ...files import read_object
-from .tables import DASH, escape_markdown
+from .papers import AVERAGE, PublishedRow, read_papers
+from .results import DASH, SCORES, Estimate, score_name
+from .run_results import DecodingResults, load_run
+from .table_formats import escape_markdown
 
 
 NOT_RUN = "not run"
-AVERAGE = "average"  # over benchmarks: a column like that of a benchmark
 Cell = tuple[str, str, str, str]  # run, decoding, benchmark, metric
+Ours = dict[Cell, list[float]]  # one number for each seed
 _TWO_DIGITS = (AVERAGE, "hellaswag", "arc_challenge", "mmlu")
 _LENGTHS = ("length", "correct_length")
+_REWARDS = 20  # the last rewards of a training run, whose mean is taken
 
 
-def load_paper(path: Path) -> list[dict]:
+def read_ours(outputs: Path, paper: str) -> tuple[Ours, list[str]]:
     """
-    The entries of a file of published numbers: `source`, `name`, `decoding` and `values[benchmark][metric]`; where the
-    paper prints them also `average[metric]`, and `over`, the benchmarks it is the mean of where `values` has none.
+    All numbers of the runs of a paper's recipes, with shares in percent; and sentences about the runs that are left out.
+
+    Raises `ValueError` if two folders hold the same cell of the same model, because one seed would count twice.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist. The papers' numbers lie in recipes/papers.")
-    entries = yaml.safe_load(path.read_text(encoding="utf-8"))
-    for entry in entries:
-        lacking = [key for key in ("source", "name", "decoding", "values") if key not in entry]
-        if lacking:
-            raise ValueError(f"{path} has an entry without {lacking}: {entry}. Add them.")
-    return entries
-
-
-def published(entry: dict) -> dict[str, dict[str, Any]]:
-    """An entry's numbers by benchmark and metric, the average over benchmarks among them."""
-    return entry["values"] | ({AVERAGE: entry["average"]} if "average" in entry else {})
-
-
-def with_averages(entries: Sequence[dict], found: dict[Cell, list[float]]) -> dict[Cell, list[float]]:
-    """What was measured, and the averages that a paper prints: of the runs that have every benchmark of one."""
-    averages: dict[Cell, list[float]] = {}
-    for entry in entries:
-        run, over = (entry["name"], entry["decoding"]), entry.get("over") or list(entry["values"])
-        for metric in entry.get("average", ()):
-            cells = [found.get((*run, benchmark, metric), []) for benchmark in over]
-            # A benchmark that a seed lacks leaves the columns of unequal length, and then there is no average to take.
-            if min(map(len, cells)) == max(map(len, cells)) > 0:
-                averages[*run, AVERAGE, metric] = [statistics.fmean(seed) for seed in zip(*cells, strict=True)]
-    return found | averages
-
-
-def measured(outputs: Path, paper: str) -> tuple[dict[Cell, list[float]], list[str]]:
-    """
-    Every number that runs of a paper's recipes have, over seeds, shares in percent; and what was left out, in sentences.
-
-    Raises `ValueError` where two folders hold the same cell of the same model, so that no seed counts twice.
-    """
-    found: dict[Cell, dict[str, float]] = defaultdict(dict)
+    ours: dict[Cell, dict[str, float]] = defaultdict(dict)
     notes: list[str] = []
-    for folder, seed, cell, value in _numbers(outputs, paper, notes):
-        if seed in found[cell]:
-            raise ValueError(
-                f"{folder} holds {cell} of {seed} a second time, and a mean over seeds would count it twice. Remove or "
-                "rename one of the runs."
-            )
-        found[cell][seed] = value
-    return {cell: list(seeds.values()) for cell, seeds in found.items()}, notes
-
-
-def _numbers(outputs: Path, paper: str, notes: list[str]) -> Iterator[tuple[Path, str, Cell, float]]:
     root = outputs / "evaluation" / paper
+    for numbers in (_scores(root, notes), _out_of_domain(root, notes), _rewards(outputs / paper, notes)):
+        for folder, seed, cell, value in numbers:
+            if seed in ours[cell]:
+                raise ValueError(
+                    f"{folder} holds {cell} of {seed} a second time, and a mean over seeds would count it twice. Remove "
+                    "or rename one of the runs."
+                )
+            ours[cell][seed] = value
+    return {cell: list(seeds.values()) for cell, seeds in ours.items()}, notes
+
+
+def _scores(root: Path, notes: list[str]) -> Iterator[tuple[Path, str, Cell, float]]:
     for file in sorted(root.rglob("manifest.json")):
-        manifest, folder = read_object(file, "nothing says which run this is"), file.parent
+        folder = file.parent
+        limit = read_object(file, "nothing says which run this is").get("limit")
         if not (folder / "metrics.json").is_file():
             notes.append(f"{folder} has no metrics.json: that run has not ended.")
-        elif manifest.get("limit"):
-            notes.append(f"{folder} is a run over the first {manifest['limit']} problems: left out.")
+        elif limit:
+            notes.append(f"{folder} is a run over the first {limit} problems: left out.")
         else:
-            scores = read_object(folder / "metrics.json", "there is nothing to tabulate")
-            for benchmark, decodings in scores.items():
-                for decoding, entry in decodings.items():
-                    for metric, value in _flat(entry):
-                        cell = (str(manifest["name"]), decoding, benchmark, metric)
-                        yield folder, str(manifest["model"]), cell, value
+            run = load_run(folder)
+            for benchmark, decodings in run.results.items():
+                for decoding, results in decodings.items():
+                    for metric, value in _printed_metrics(results):
+                        yield folder, str(run.manifest["model"]), (run.name, decoding, benchmark, metric), value
+
+
+def _printed_metrics(results: DecodingResults) -> Iterator[tuple[str, float]]:
+    """The metrics that papers print, by name (`mean@32`, `pass@16`, `maj@16`, `first@16`, `length`)."""
+    for metric, estimate in results.estimates.items():
+        if metric == "mean@n":
+            if isinstance(results.samples, int):
+                yield f"mean@{results.samples}", estimate.value
+        elif score_name(metric) in SCORES or metric in _LENGTHS:
+            yield metric, estimate.value
+
+
+def _out_of_domain(root: Path, notes: list[str]) -> Iterator[tuple[Path, str, Cell, float]]:
     for file in sorted(root.rglob("ood.json")):
         content = read_object(file, "there is nothing to tabulate")
         name = file.relative_to(root).parts[0]
@@ -105,69 +88,73 @@ def _numbers(outputs: Path, paper: str, notes: list[str]) -> Iterator[tuple[Path
                 if metric in row:
                     value = row[metric]["value"] * (1 if metric == "nll" else 100)
                     yield file.parent, str(content["model"]), (name, "ood", benchmark, metric), value
-    for file in sorted((outputs / paper).glob("*/*/trainer_state.json")):
+
+
+def _rewards(root: Path, notes: list[str]) -> Iterator[tuple[Path, str, Cell, float]]:
+    for file in sorted(root.glob("*/*/trainer_state.json")):
         history = read_object(file, "there are no rewards")["log_history"]
         rewards = [row["reward"] for row in history if row.get("reward") is not None]
-        if len(rewards) < 20:
-            notes.append(f"{file} has {len(rewards)} rewards, fewer than the 20 that a mean is taken over.")
+        if len(rewards) < _REWARDS:
+            notes.append(f"{file} has {len(rewards)} rewards, fewer than the {_REWARDS} that a mean is taken over.")
             continue
-        cell = (file.parent.parent.name, "training", "deepscaler", "reward@20")
-        yield file.parent, file.parent.name, cell, 100 * statistics.fmean(rewards[-20:])
+        cell = (file.parent.parent.name, "training", "deepscaler", f"reward@{_REWARDS}")
+        yield file.parent, file.parent.name, cell, 100 * statistics.fmean(rewards[-_REWARDS:])
 
 
-def _flat(entry: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    """A decoding's shares in percent by one name each (`mean@32`, `pass@16`, `maj@16`, `first@16`), and its lengths."""
-    if isinstance(entry["samples"], int):
-        yield f"mean@{entry['samples']}", 100 * entry["mean@n"]["value"]
-    for name in ("pass@k", "maj@k", "first_k"):
-        for k, score in (entry.get(name) or {}).items():
-            yield f"{name[:-2].rstrip('@')}@{k}", 100 * score["value"]
-    for name in _LENGTHS:
-        if entry.get(name):
-            yield name, entry[name]["mean"]
+def with_averages(published: Sequence[PublishedRow], ours: Ours) -> Ours:
+    """Our numbers, and the averages that a paper prints, of the runs that have all benchmarks of an average."""
+    averages: Ours = {}
+    for row in published:
+        for metric in row.average:
+            cells = [ours.get((row.name, row.decoding, benchmark, metric), []) for benchmark in row.over]
+            # Columns of unequal length mean that a seed lacks a benchmark; then there is no average.
+            if min(map(len, cells)) == max(map(len, cells)) > 0:
+                averages[row.name, row.decoding, AVERAGE, metric] = [
+                    statistics.fmean(seed) for seed in zip(*cells, strict=True)
+                ]
+    return ours | averages
 
 
-def tables(entries: Sequence[dict], found: dict[Cell, list[float]]) -> str:
-    """Markdown: a section for each of the paper's tables, two lines a row, theirs and ours (from `with_averages`)."""
-    sections: dict[str, list[dict]] = defaultdict(list)
-    for entry in entries:
-        sections[entry["source"]].append(entry)
-    parts = []
-    for source, rows in sections.items():
-        columns: dict[str, list[str]] = {}
-        for row in rows:
-            for benchmark, numbers in published(row).items():
-                known = columns.setdefault(benchmark, [])
-                known += [metric for metric in numbers if metric not in known]
-        heads = [f"{benchmark} {' / '.join(metrics)}" for benchmark, metrics in columns.items()]
-        lines = [["run", "decoding", "", *heads], ["---"] * 3 + ["--:"] * len(heads)]
-        for row in rows:
-            theirs, ours, seeds = [], [], 0
-            for benchmark, metrics in columns.items():
-                printed = published(row).get(benchmark, {})
-                values = [found.get((row["name"], row["decoding"], benchmark, metric)) for metric in metrics]
-                seeds = max([seeds, *(len(value) for value in values if value)])
-                least = 1 if benchmark == AVERAGE else 2  # a paper's averages have one decimal or two, table by table
-                theirs.append(" / ".join(_theirs(printed.get(m), min(least, _digits(benchmark, m))) for m in metrics))
-                written = (_ours(value, _digits(benchmark, m)) for value, m in zip(values, metrics, strict=True))
-                ours.append(" / ".join(written) if any(values) else NOT_RUN)
-            who = "ours" if seeds < 2 else f"ours, {seeds} seeds"
-            lines += [[row["name"], row["decoding"], "theirs", *theirs], ["", "", who, *ours]]
-        text = "\n".join(f"| {' | '.join(escape_markdown(cell) for cell in cells)} |" for cells in lines)
-        parts.append(f"## {source}\n\n{text}\n")
-    return "\n".join(parts)
+def tables(published: Sequence[PublishedRow], ours: Ours) -> str:
+    """Markdown: a section for each table of the paper, and in it two lines for each row, theirs and ours."""
+    sections: dict[str, list[PublishedRow]] = defaultdict(list)
+    for row in published:
+        sections[row.source].append(row)
+    return "\n".join(f"## {source}\n\n{_table(rows, ours)}\n" for source, rows in sections.items())
+
+
+def _table(rows: list[PublishedRow], ours: Ours) -> str:
+    columns: dict[str, dict[str, None]] = defaultdict(dict)
+    for row in rows:
+        for benchmark, estimates in row.columns.items():
+            columns[benchmark] |= dict.fromkeys(estimates)
+    heads = [f"{benchmark} {' / '.join(metrics)}" for benchmark, metrics in columns.items()]
+    lines = [["run", "decoding", "", *heads], ["---"] * 3 + ["--:"] * len(heads)]
+    for row in rows:
+        theirs, own, seeds = [], [], 0
+        for benchmark, metrics in columns.items():
+            estimates = row.columns.get(benchmark, {})
+            values = [ours.get((row.name, row.decoding, benchmark, metric)) for metric in metrics]
+            seeds = max([seeds, *(len(value) for value in values if value)])
+            most = 1 if benchmark == AVERAGE else 2  # a paper's averages have one decimal or two, table by table
+            theirs.append(" / ".join(_theirs(estimates.get(m), min(most, _digits(benchmark, m))) for m in metrics))
+            cells = [_ours(value, _digits(benchmark, m)) for value, m in zip(values, metrics, strict=True)]
+            own.append(" / ".join(cells) if any(values) else NOT_RUN)
+        who = "ours" if seeds < 2 else f"ours, {seeds} seeds"
+        lines += [[row.name, row.decoding, "theirs", *theirs], ["", "", who, *own]]
+    return "\n".join(f"| {' | '.join(escape_markdown(cell) for cell in cells)} |" for cells in lines)
 
 
 def _digits(benchmark: str, metric: str) -> int:
-    """Decimals."""
+    """Number of decimals."""
     return 0 if metric in _LENGTHS else 2 if benchmark in _TWO_DIGITS else 1
 
 
-def _theirs(printed: Any, digits: int) -> str:
-    if printed is None:
+def _theirs(estimate: Estimate | None, digits: int) -> str:
+    if estimate is None:
         return DASH
-    value, std = (printed["value"], printed["std"]) if isinstance(printed, dict) else (printed, None)
-    # A number with more decimals than its column has keeps them: it is the paper's.
+    value, std = estimate.value, estimate.std
+    # A number that the paper prints with more decimals than its column keeps them.
     text = f"{value:.{digits}f}" if round(value, digits) == value else str(value)
     return text + ("" if std is None else f" ± {std:.{digits}f}")
 
@@ -180,7 +167,6 @@ def _ours(values: list[float] | None, digits: int) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m trl_soft.evaluate.paper_table", description="A paper's tables, theirs and ours."
     )
@@ -188,21 +174,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="where recipes write")
     parser.add_argument("-o", "--output", type=Path, help="folder to write PAPER.md and PAPER.json into")
     options = parser.parse_args(argv)
+    paper = options.paper.stem
     try:
-        entries = load_paper(options.paper)
-        found, notes = measured(options.outputs, options.paper.stem)
-        found = with_averages(entries, found)
+        published = read_papers(options.paper)
+        ours, notes = read_ours(options.outputs, paper)
+        ours = with_averages(published, ours)
     except (OSError, ValueError) as error:
         parser.exit(2, f"{error}\n")
-    cells = {(e["name"], e["decoding"], b, m) for e in entries for b, metrics in published(e).items() for m in metrics}
-    run = sum(cell in found for cell in cells)
-    head = f"# {options.paper.stem}: {run} of {len(cells)} cells run\n\nIn percent; lengths in tokens, nll in nats.\n"
-    text = "\n".join([head, tables(entries, found), *(f"- {note}" for note in notes)])
+    cells = {
+        (row.name, row.decoding, b, m) for row in published for b, metrics in row.columns.items() for m in metrics
+    }
+    both = sorted(cells & ours.keys())
+    head = f"# {paper}: {len(both)} of {len(cells)} cells run\n\nIn percent; lengths in tokens, nll in nats.\n"
+    text = "\n".join([head, tables(published, ours), *(f"- {note}" for note in notes)])
     print(text)
     if options.output is not None:
         options.output.mkdir(parents=True, exist_ok=True)
-        (options.output / f"{options.paper.stem}.md").write_text(text + "\n", encoding="utf-8")
-        lines = [{"cell": list(cell), "seeds": found[cell]} for cell in sorted(cells & found.keys())]
-        (options.output / f"{options.paper.stem}.json").write_text(
-            json.dumps(lines, indent=1) + "\n", encoding="utf-8"
-        )
+        (options.output / f"{paper}.md").write_text(text + "\n", encoding="utf-8")
+        lines = [{"cell": list(cell), "seeds": ours[cell]} for cell in both]
+        (options.output / f"{paper}.json").write_text(json.dumps(lines, indent=1) + "\n", encoding="utf-8")

@@ -17,7 +17,7 @@ from typing import Any
 
 from ...files import read_object
 from ..store import Store
-from .document import decodings_of
+from .run_results import decodings_of
 
 
 PROBLEMS = 8
