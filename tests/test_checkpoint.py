@@ -26,6 +26,7 @@ from tests.test_algorithms import rloo_config
 from trl_soft import SoftGRPOConfig, SoftGRPOTrainer, SoftRLOOTrainer, ThinkingSettings
 from trl_soft.config import SoftParser
 from trl_soft.evaluate.decoding import Decoding
+from trl_soft.evaluate.presets import get_preset
 from trl_soft.runs import checkpoint, choose, same_run, save
 from trl_soft.runs.checkpoint import CheckpointError
 from trl_soft.runs.progress import save_progress
