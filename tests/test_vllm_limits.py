@@ -13,7 +13,7 @@ import requests
 import torch
 
 from tests import tiny
-from tests.test_vllm_parts import H, V, params, plan, pool_of, served, spec
+from tests.test_vllm_parts import STEPS, H, V, draw, params, plan, pool_of, served, spec
 from trl_soft import ThinkingSettings
 from trl_soft.ranges import LENGTHS, RANGES
 from trl_soft.rollout import matcher
@@ -23,6 +23,7 @@ from trl_soft.rollout.vllm import client, frontend, pool, request
 from trl_soft.rollout.vllm.client import Ask, ServerLost, complete, post, wait_for
 from trl_soft.rollout.vllm.kept import Kept
 from trl_soft.rollout.vllm.layout import layout_of
+from trl_soft.rollout.vllm.records import bulks
 from trl_soft.rollout.vllm.request import spec_of, wants
 
 
@@ -155,6 +156,16 @@ def test_options_of_an_engine():
         config.additional_config = {"trl_soft": {"record_bytes": 8, **given}}
         with pytest.raises(ValueError, match=word):
             frontend.options(config)
+
+
+def test_records_are_kept_where_somebody_can_fetch_them():
+    for extension, hands_out in (
+        ("", False),
+        ("trl_soft.rollout.vllm.worker.SoftWorker", True),
+        ("trl_soft.rollout.vllm.records.Layout", False),
+        ("nowhere.Nothing", False),
+    ):
+        assert frontend.can_fetch(extension) == hands_out
 
 
 # What is held
@@ -381,6 +392,38 @@ def test_records_that_are_none_are_a_lost_server():
         with pytest.MonkeyPatch.context() as patch, pytest.raises(ServerLost):
             patch.setattr(client, "post", reply)
             complete(["http://a"], "m", [[1]], 1, Ask(plan({}), ThinkingSettings(), 3, 0, 0))
+
+
+def test_records_are_fetched_as_completions_end(monkeypatch):
+    """From a server that has room for one record: each is here before the next prompt is answered, so none is lost."""
+    made, count = plan({}), 4
+    slots, (number,) = pool_of(made)
+    slots.admit(list(range(count)), [number] * count, [(3, 0, i) for i in range(count)], [2] * count, [STEPS] * count)
+    for t in range(STEPS):
+        draw(slots, number, {i: i for i in range(count)}, t)
+    ask, parked = Ask(made, ThinkingSettings(), 3, 0, 0), [slots.park(i) for i in range(count)]
+    kept = Kept(max(Kept._size((f"{ask.name}-{i}", 0), record) for i, record in enumerate(parked)))
+    here = [threading.Event() for _ in range(count)]
+
+    def answer(url, path, body, timeout):
+        if path == "/v1/completions":
+            name = body["vllm_xargs"]["soft_record"]
+            i = int(name.rpartition("-")[2])
+            assert i == 0 or here[i - 1].wait(5)
+            kept.put((name, 0), parked[i])
+            return {"choices": [{"token_ids": parked[i].rows["ids"][: parked[i].rows["numbers"][3]].tolist()}]}
+        found = kept.take(body["args"][0])
+        for name in body["args"][0]:
+            here[int(name.rpartition("-")[2])].set()
+        return {"results": [bulks([(*key, record) for key, record in found.items()], True)]}
+
+    monkeypatch.setattr(client, "post", answer)
+    parts = complete(["http://a"], "m", [[1]] * count, 1, ask)
+    assert [part.completion_ids[0].tolist() for part in parts] == [
+        record.rows["ids"][: part.completion_ids.size(1)].tolist() for record, part in zip(parked, parts, strict=True)
+    ]
+    with pytest.raises(ServerLost, match=r"1 of 1 records did not come back.*`record_gb`"):
+        ask.rollouts([], [("mine", 0)])
 
 
 # The docs

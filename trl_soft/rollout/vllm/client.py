@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a trainer wants of a server: soft completions of prompts, whole with their records or not at all.
 
-One HTTP request a prompt, of n completions, over one or several servers; then one `collective_rpc` a server for the records.
+One HTTP request a prompt, of n completions, over one or several servers; its records are fetched when it is answered.
 A server that was lost is told apart from a request that was wrong: the first can be tried again, the second cannot.
 """
 
 import json
+import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -95,16 +97,23 @@ class Ask:
             raise ServerLost(
                 f"The records of {len(unfinished)} completions are not finished; the first is {unfinished[0]}."
             )
-        if len(bulks) != 1:
+        found: dict[tuple[str, int], Rollout] = {}
+        for bulk in bulks:
+            keys = [key for key in zip(bulk["requests"], bulk["children"], strict=True) if key[0] in here]
+            try:
+                whole = rollout_of(bulk, self.plan, keys)
+            except ValueError as error:
+                raise ServerLost(str(error)) from error
+            lengths = whole.completion_mask.sum(-1).tolist()
+            found |= {key: whole[i : i + 1].columns(slice(0, lengths[i])) for i, key in enumerate(keys)}
+        missing = [key for key in names if key not in found]
+        if missing:
             raise ServerLost(
-                f"{len(here)} requests were completed, and the server has {len(bulks)} sets of their records."
+                f"{len(missing)} of {len(names)} records did not come back, that of request {missing[0][0]!r}, completion "
+                f"{missing[0][1]} among them. They were taken before, the server has dropped them for others (`record_gb`), or "
+                "it was restarted."
             )
-        try:
-            whole = rollout_of(bulks[0], self.plan, names)
-        except ValueError as error:
-            raise ServerLost(str(error)) from error
-        lengths = whole.completion_mask.sum(-1).tolist()
-        return [whole[i : i + 1].columns(slice(0, length)) for i, length in enumerate(lengths)]
+        return [found[key] for key in names]
 
 
 def same_text(text: Sequence[int], part: Rollout, plan: Plan) -> bool:
@@ -148,29 +157,52 @@ def complete(
                 raise LookupError(f"{len(texts)} completions of {n}")
             return texts
 
-    def records(turn: int) -> list[dict]:
-        names = [f"{ask.name}-{number}" for number in range(turn, len(prompts), len(urls))]
-        body = {"method": "pop_soft_records", "args": [names, True]}
-        answer = post(urls[turn], "/collective_rpc", body, timeout)
-        with _as_agreed(urls[turn], answer):
-            of_workers = [result for result in answer["results"] if result is not None]
-            return of_workers.pop()
+    records = [_Records(url, timeout) for url in urls]
+
+    def whole(number: int) -> list[list[int]]:
+        texts = send(number)
+        records[number % len(urls)].fetch(f"{ask.name}-{number}")
+        return texts
 
     # As many at a time as there are: the server has a queue, and a rollout waits for its last completion anyway.
     with ThreadPoolExecutor(max_workers=max(len(prompts), 1)) as threads:
-        texts = list(threads.map(send, range(len(prompts))))
+        texts = list(threads.map(whole, range(len(prompts))))
     out: list[Rollout | None] = [None] * (len(prompts) * n)
     for turn in range(min(len(urls), len(prompts))):
         numbers = range(turn, len(prompts), len(urls))
         order = [(f"{ask.name}-{number}", child) for number in numbers for child in range(n)]
-        bulks = records(turn)
-        with _as_agreed(urls[turn], bulks):
-            rollouts = ask.rollouts(bulks, order)
+        with _as_agreed(urls[turn], records[turn].bulks):
+            rollouts = ask.rollouts(records[turn].bulks, order)
         for (number, child), rollout in zip(((i, c) for i in numbers for c in range(n)), rollouts, strict=True):
             if not same_text(texts[number][child], rollout, ask.plan):
                 raise ServerLost(f"The text and the record of completion {child} of prompt {number} differ.")
             out[number * n + child] = rollout
     return out  # type: ignore[return-value]
+
+
+class _Records:
+    """
+    The records of one server. Each is fetched as soon as its prompt's completions are there, since other clients' records may
+    push it out while it waits. One request at a time takes all that have come by then.
+    """
+
+    def __init__(self, url: str, timeout: float):
+        self.url, self.timeout = url, timeout
+        self.bulks: list[dict] = []
+        self._names: deque[str] = deque()
+        self._turn = threading.Lock()
+
+    def fetch(self, name: str) -> None:
+        """Returns when the records of the request `name` are here; called by many threads."""
+        self._names.append(name)
+        with self._turn:
+            names = [self._names.popleft() for _ in range(len(self._names))]
+            if not names:  # another thread took it along
+                return
+            body = {"method": "pop_soft_records", "args": [names, True]}
+            answer = post(self.url, "/collective_rpc", body, self.timeout)
+            with _as_agreed(self.url, answer):
+                self.bulks += [result for result in answer["results"] if result is not None].pop()
 
 
 @contextmanager

@@ -142,7 +142,7 @@ _MEMBERS = {
         "tokenizer_revision",
         "trust_remote_code",
     ),
-    "vllm.config:ParallelConfig": ("distributed_executor_backend", "pipeline_parallel_size"),
+    "vllm.config:ParallelConfig": ("distributed_executor_backend", "pipeline_parallel_size", "worker_extension_cls"),
     "vllm.config:SchedulerConfig": ("policy",),
     f"{_EMBEDDING}:VocabParallelEmbedding": ("quant_method", "shard_indices", "tp_size"),
     f"{_EMBEDDING}:VocabParallelEmbeddingShardIndices": ("org_vocab_start_index", "org_vocab_end_index"),

@@ -7,6 +7,7 @@ servers). Requests that do not ask for thoughts pass as they were.
 
 import functools
 import os
+import pydoc
 import secrets
 
 from ... import saved_settings
@@ -186,6 +187,11 @@ def _make_soft(processor, request_id: str, request) -> None:
         params, request_id, processor.tokenizer, stored,
         vocab_size=model.get_vocab_size(), max_length=sizes["record_length"], prompt=request.prompt_token_ids,
     )  # fmt: skip
+    if spec["keep"] and not can_fetch(processor.vllm_config.parallel_config.worker_extension_cls):
+        raise ValueError(
+            "`soft_record` asks to keep the record, and nobody could fetch it from this engine. Leave it out, or start the engine "
+            "with `--worker-extension-cls trl_soft.rollout.vllm.worker.SoftWorker`."
+        )
     from .layout import layout_of
 
     width = layout_of(plan.thought, model.get_vocab_size(), model.get_hidden_size(), model.dtype).width
@@ -201,6 +207,12 @@ def _make_soft(processor, request_id: str, request) -> None:
     # leaves anything under a name that another request could ask for.
     params.skip_reading_prefix_cache = True
     request.cache_salt = f"{request.cache_salt or ''}trl_soft-{secrets.token_hex(16)}"
+
+
+@functools.cache
+def can_fetch(extension: str) -> bool:
+    """Whether a worker with this extension, a class by its full name, hands records out."""
+    return bool(extension) and hasattr(pydoc.locate(extension), "pop_soft_records")
 
 
 def _refuse_lora(lora) -> None:
