@@ -6,7 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from trl_soft import rewards
 from trl_soft.evaluate.grading import MathGold, grade_math, worker
+from trl_soft.rewards import math_reward, soft_tokens_reward
 
 
 RIGHT = [
@@ -356,6 +358,57 @@ def test_a_worker_that_is_killed_is_replaced():
     worker.WORKER._process.kill()
     worker.WORKER._process.wait()
     assert grade_math("\\boxed{\\frac24}", "\\frac12").correct
+
+
+class Slow:
+    """A worker and a clock: each comparison takes so many seconds, and is lost where it may not take them."""
+
+    def __init__(self, seconds: dict[str, float], monkeypatch):
+        self.now, self.calls, self._seconds = 0.0, 0, seconds
+        monkeypatch.setattr(worker.WORKER, "call", self._call)
+        monkeypatch.setattr(rewards, "Allowance", self.allowance)
+
+    def allowance(self) -> worker.Allowance:
+        return worker.Allowance(lambda: self.now)
+
+    def _call(self, seconds: float, answer: str, gold: dict) -> dict:
+        wanted = self._seconds[answer]
+        self.calls += 1
+        self.now += min(seconds, wanted)
+        if wanted > seconds:
+            raise worker.WorkerLost
+        return {"correct": True, "vote": "x"}
+
+
+def test_the_comparisons_of_a_batch_share_their_time(monkeypatch):
+    slow = Slow({"x^9": 1e9, "x^2": 0.05}, monkeypatch)
+    # Every other answer never ends: those that are compared at once are judged until 50 had to be stopped.
+    assert math_reward(["\\boxed{x^9}", "\\boxed{x^2}"] * 128, ["y"] * 256) == [0.0, 1.0] * 49 + [0.0, 0.0] * 79
+    # 20, 20, 10, 5, 2.5 and 1.25 s, then 1 s each.
+    assert slow.calls == 99 and 60 < slow.now < 60 + 50
+    # Each batch has its own.
+    assert math_reward(["\\boxed{x^2}"], ["y"]) == [1.0]
+
+
+@pytest.mark.parametrize("seconds", [0.9, 1.1, 19.9, 1e9])
+def test_no_batch_takes_longer_than_its_time(seconds, monkeypatch):
+    slow = Slow({"x^9": seconds}, monkeypatch)
+    math_reward(["\\boxed{x^9}"] * 256, ["y"] * 256)
+    assert slow.now <= 60 + 256
+    soft_tokens_reward(["\\boxed{x^9}"] * 256, ["y"] * 256)
+    assert slow.now <= 2 * (60 + 256)
+
+
+def test_an_answer_that_is_not_compared_says_so(monkeypatch):
+    allowance = Slow({"x^9": 1e9}, monkeypatch).allowance()
+    reasons = [grade_math("\\boxed{x^9}", "y", allowance).reason for _ in range(51)]
+    assert reasons[0] == "the comparison was stopped: longer than 20 s, or out of memory"
+    assert reasons[49] == "the comparison was stopped: longer than 1 s, or out of memory"
+    assert reasons[50] == "not compared: 50 comparisons of its batch had to be stopped"
+    # A text that is judged alone does not depend on others.
+    assert all(grade_math("\\boxed{x^9}", "y").reason == reasons[0] for _ in range(60))
+    # Rational numbers need no comparison in the worker.
+    assert grade_math("\\boxed{2}", "2", allowance).correct
 
 
 WORDS = "and so it goes on " * 6_000  # 108,000 characters

@@ -6,6 +6,7 @@ python -m tests.hostile.judges [--table docs/judges.md] [--processes 2]
 """
 
 import argparse
+import collections
 import multiprocessing
 import os
 import re
@@ -37,6 +38,7 @@ from trl_soft.evaluate.grading import (
     prose,
     reading,
     verdict,
+    worker,
 )
 
 
@@ -92,7 +94,7 @@ JUDGES = {
 def let_judges_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the judges count, and leave out what they hand to a process of its own, which has limits of its own."""
     counted(MODULES, monkeypatch)
-    monkeypatch.setattr(mathematics.WORKER, "call", lambda **job: {"correct": False, "vote": "x"})
+    monkeypatch.setattr(worker.WORKER, "call", lambda seconds, **job: {"correct": False, "vote": "x"})
     monkeypatch.setattr(programs, "_run", lambda source, *rest: verdict.Verdict(False, source, None))
 
 
@@ -126,10 +128,14 @@ def counts(processes: int) -> dict[tuple[str, int], tuple[float, str, int]]:
     """For each judge and length of text what `most_steps` finds in all texts."""
     tasks = [(name, size, part) for name, judge in JUDGES.items() for size in judge.bounds for part in range(_PARTS)]
     found: dict[tuple[str, int], tuple[float, str, int]] = {}
+    parts: collections.Counter = collections.Counter()
     with multiprocessing.get_context("spawn").Pool(processes, _begin) as pool:
         for name, size, most, worst, count in pool.imap_unordered(_part, tasks):
             before = found.get((name, size), (0.0, "", 0))
             found[name, size] = (*max(before[:2], (most, worst)), before[2] + count)
+            parts[name, size] += 1
+            if parts[name, size] == _PARTS:
+                print(f"{name} at {size:,} characters: {found[name, size][0]:.1f} steps a character", flush=True)
     return {(name, size): found[name, size] for name, judge in JUDGES.items() for size in judge.bounds}
 
 

@@ -39,6 +39,11 @@ STEPS = Steps()
 class CountedText(str):
     """A text whose methods count the characters that they read; what is cut from it counts as well."""
 
+    @functools.cached_property
+    def plain(self) -> str:
+        """The same text, whose methods do not count."""
+        return str(self)
+
     def __getitem__(self, key: Any) -> "CountedText":
         found = str.__getitem__(self, key)
         STEPS.count += len(found)
@@ -83,13 +88,15 @@ CountedText.find, CountedText.rfind = _find, _rfind  # type: ignore[method-assig
 # ------------------------------------------------------------------------------------------------ regular expressions
 
 
+def _plain(text: str) -> str:
+    return text.plain if isinstance(text, CountedText) else text
+
+
 class Match:
     """As `re.Match`, as far as judges use it."""
 
     def __init__(self, pattern: "Pattern", text: str, spans: dict[int, tuple[int, int]]) -> None:
-        self.re, self.string, self._spans = pattern, text, spans
-        groups = [index for index in spans if index]
-        self.lastindex = max(groups, key=lambda index: (spans[index][1], -index), default=None)
+        self.re, self.string, self._spans, self._plain = pattern, text, spans, _plain(text)
 
     def _index(self, group: int | str) -> int:
         return self.re.groupindex[group] if isinstance(group, str) else group
@@ -104,8 +111,8 @@ class Match:
         return self.span(group)[1]
 
     def __getitem__(self, group: int | str) -> CountedText | None:
-        start, end = self.span(group)
-        return None if start < 0 else CountedText(str(self.string)[start:end])
+        span = self._spans.get(group if type(group) is int else self._index(group))
+        return None if span is None else CountedText(self._plain[span[0] : span[1]])
 
     def group(self, *wanted: int | str) -> Any:
         found = [self[group] for group in wanted or (0,)]
@@ -115,8 +122,13 @@ class Match:
         return tuple(self[index] for index in range(1, self.re.groups + 1))
 
     @property
+    def lastindex(self) -> int | None:
+        spans = self._spans
+        return max(filter(None, spans), key=lambda index: (spans[index][1], -index)) if len(spans) > 1 else None
+
+    @property
     def lastgroup(self) -> str | None:
-        return next((name for name, index in self.re.groupindex.items() if index == self.lastindex), None)
+        return self.re.names.get(self.lastindex)
 
 
 _CATEGORIES: dict[Any, Callable[[str], bool]] = {
@@ -147,6 +159,7 @@ class Pattern:
             pattern.groups,
             dict(pattern.groupindex),
         )
+        self.names = {index: name for name, index in self.groupindex.items()}
         self._items = list(self._tree)
         self._outcomes: dict[tuple, tuple[int, dict | None]] = {}  # steps and spans, which count from the place
         self._low, self._high = 0, 0  # the places that an attempt read, the end of the text among them
@@ -175,7 +188,7 @@ class Pattern:
         return None
 
     def _matches(self, text: str, position: int, end: int | None) -> Iterator[Match]:
-        plain, given = str(text), text
+        plain, given = _plain(text), text
         if end is not None and end < len(plain):
             plain = plain[:end]
         while position <= len(plain):
@@ -195,7 +208,7 @@ class Pattern:
         trace = sys.gettrace()
         sys.settrace(None)
         try:
-            plain = str(text) if end is None or end >= len(text) else str(text)[:end]
+            plain = _plain(text) if end is None or end >= len(text) else _plain(text)[:end]
             spans = self._at(plain, position, whole)
         finally:
             sys.settrace(trace)
@@ -223,16 +236,16 @@ class Pattern:
         pieces, position = [], 0
         for found in self.finditer(text):
             made = new(found) if callable(new) else _filled(new, found)
-            pieces += [str(text)[position : found.start()], made]
+            pieces += [_plain(text)[position : found.start()], made]
             position = found.end()
-        return CountedText("".join([*pieces, str(text)[position:]]))
+        return CountedText("".join([*pieces, _plain(text)[position:]]))
 
     def split(self, text: str) -> list[CountedText]:
         pieces, position = [], 0
         for found in self.finditer(text):
-            pieces.append(CountedText(str(text)[position : found.start()]))
+            pieces.append(CountedText(_plain(text)[position : found.start()]))
             position = found.end()
-        return [*pieces, CountedText(str(text)[position:])]
+        return [*pieces, CountedText(_plain(text)[position:])]
 
     # Each generator below gives, in the order in which `re` tries them, where a match can end and its groups.
 

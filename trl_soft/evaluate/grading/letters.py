@@ -3,7 +3,7 @@
 
 import random
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from ...golds import gold_text
@@ -17,6 +17,7 @@ _TOKEN = re.compile(
     re.DOTALL,
 )
 _BOXES = frozenset(("boxed", "fbox"))
+_BOX_COMMANDS = ("\\boxed", "\\fbox")
 # What may stand around a letter without a meaning of its own.
 _STYLES = frozenset("text textbf textrm textsf textit mathrm mathbf mathsf mbox left right quad qquad".split())
 _WRAPPING = frozenset(("\\{", "\\}", *"*`\"'\u201c\u201d\u2018\u2019()[]{}$_"))
@@ -56,19 +57,14 @@ def grade_letter(text: str, gold: Any) -> Verdict:
     if wanted is None or len(wanted) != 1 or wanted not in _LETTERS:
         raise ValueError(f"The gold answer is {gold!r}, but the letters of options are {_LETTERS}. Correct the row.")
     text = after_thinking(text).rstrip()
-    end = _start(text, -1)
-    box = _start(text, max(text.rfind("\\boxed"), text.rfind("\\fbox")))
-    word = _start(text, max(map(lowered(text).rfind, _CHOICES)))
-    tokens = {start: _tokens(text, start) for start in {end, box, word}}
-    for rule, start in (
-        (_in_a_box, box),
-        (_named, word),
-        (_said_to_be_right, end),
-        (_on_its_own_line, end),
-        (_as_an_option, end),
-        (_in_parentheses, end),
-    ):
-        letter = rule(tokens[start])
+    box, word = max(map(text.rfind, _BOX_COMMANDS)), max(map(lowered(text).rfind, _CHOICES))
+    passages = {place: _start(text, place) for place in (box, word, -1)}
+    tokens = {start: _tokens(text, start) for start in set(passages.values())}
+    rules: list[tuple[Callable, int]] = [(_in_a_box, box)] if box >= 0 else []
+    rules += [(_named, word)] if word >= 0 else []
+    rules += [(rule, -1) for rule in (_said_to_be_right, _on_its_own_line, _as_an_option, _in_parentheses)]
+    for rule, place in rules:
+        letter = rule(tokens[passages[place]])
         if letter is not None:
             return Verdict(letter == wanted, letter, letter)
     return Verdict(False, None, None)

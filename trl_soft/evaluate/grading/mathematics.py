@@ -11,7 +11,7 @@ from .notation import fraction_key
 from .prose import final_expression
 from .reading import Reading, read
 from .verdict import Verdict, after_thinking, ending
-from .worker import JOB_SECONDS, WORKER, WorkerLost
+from .worker import MOST_LOST, Allowance, WorkerLost
 
 
 LONGEST_ANSWER = 500  # characters that are read as mathematics
@@ -61,7 +61,7 @@ def _read(answer: str, unit: str | None, several: bool) -> Reading:
     return read(answer, unit, several)
 
 
-def grade_math(text: str, gold: str | MathGold | Mapping) -> Verdict:
+def grade_math(text: str, gold: str | MathGold | Mapping, allowance: Allowance | None = None) -> Verdict:
     r"""
     Right where the answer is equal to the gold answer, by the rules of [`~trl_soft.evaluate.grading.comparison`].
 
@@ -73,6 +73,8 @@ def grade_math(text: str, gold: str | MathGold | Mapping) -> Verdict:
 
     Args:
         gold (`str`, [`MathGold`] or `dict`): the gold answer, in LaTeX or plain, with or without `$`; see `MathGold.of`.
+        allowance ([`~trl_soft.evaluate.grading.worker.Allowance`], *optional*): of the batch that the text is one of; without
+            it the verdict does not depend on other texts.
     """
     gold = MathGold.of(gold)
     gold = replace(gold, answer=last_boxed(gold.answer) or gold.answer)  # some data sets keep the box
@@ -88,7 +90,7 @@ def grade_math(text: str, gold: str | MathGold | Mapping) -> Verdict:
     if len(answer) > LONGEST_ANSWER:
         return _to_the_letter(answer, gold)
     found = _read(answer, gold.unit, gold.several)
-    return _rational(answer, found, target, gold) or _by_the_worker(answer, gold)
+    return _rational(answer, found, target, gold) or _by_the_worker(answer, gold, allowance or Allowance())
 
 
 def _to_the_letter(answer: str | None, gold: MathGold) -> Verdict:
@@ -110,11 +112,15 @@ def _rational(answer: str, found: Reading, target: Reading, gold: MathGold) -> V
     return Verdict(same, answer, fraction_key(right.number.value))
 
 
-def _by_the_worker(answer: str, gold: MathGold) -> Verdict:
+def _by_the_worker(answer: str, gold: MathGold, allowance: Allowance) -> Verdict:
+    seconds = allowance.seconds
     try:
-        result = WORKER.call(answer=answer, gold=asdict(gold))
+        if seconds:
+            result = allowance.call(answer=answer, gold=asdict(gold))
+        else:
+            result = {"error": f"not compared: {MOST_LOST} comparisons of its batch had to be stopped"}
     except WorkerLost:
-        result = {"error": f"the comparison was stopped: longer than {JOB_SECONDS:g} s, or out of memory"}
+        result = {"error": f"the comparison was stopped: longer than {seconds:g} s, or out of memory"}
     if "error" in result:
         return Verdict(False, answer, _read(answer, gold.unit, gold.several).literal or None, result["error"])
     return Verdict(result["correct"], answer, result["vote"])

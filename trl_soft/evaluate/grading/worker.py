@@ -13,9 +13,14 @@ import queue
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Callable
 
 
 JOB_SECONDS = 20.0  # all that is done for one completion
+BATCH_SECONDS = 60.0  # of a batch's comparisons: each may take half of what the ones before it left
+LEAST_SECONDS = 1.0  # that each comparison of a batch may take whatever the others took; one takes milliseconds
+MOST_LOST = 50  # comparisons of a batch that are stopped, each of which costs the start of a worker; then none is made
 _WORKER_BYTES = 4 << 30
 
 
@@ -84,8 +89,8 @@ class Worker:
             self._process.wait()
         self._process = None
 
-    def call(self, **job) -> dict:
-        """The worker's result for one job. Raises [`WorkerLost`] after `JOB_SECONDS`."""
+    def call(self, seconds: float, /, **job) -> dict:
+        """The worker's result for one job. Raises [`WorkerLost`] after `seconds`, at most `JOB_SECONDS`."""
         with self._lock:
             process = self._process
             # A forked process must not share its parent's pipes.
@@ -95,7 +100,7 @@ class Worker:
             try:
                 process.stdin.write(json.dumps(job) + "\n")
                 process.stdin.flush()
-                line = self._lines.get(timeout=JOB_SECONDS)
+                line = self._lines.get(timeout=seconds)
             except (queue.Empty, BrokenPipeError):
                 line = ""
             if not line:
@@ -106,3 +111,36 @@ class Worker:
 
 WORKER = Worker()
 atexit.register(WORKER.stop)
+
+
+class Allowance:
+    """
+    The time that the comparisons of one batch of answers may take together, so that no batch stalls a training step.
+
+    A comparison may take 20 s, or half of what the ones before it left of 60 s, and 1 s in any case. After 50 that had to be
+    stopped none is made. So `N` answers take at most `60 + N` seconds and the starts of 50 workers.
+
+    Args:
+        clock: the seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self._clock, self._spent, self._lost = clock, 0.0, 0
+
+    @property
+    def seconds(self) -> float:
+        """What the next comparison may take; 0 where none is made."""
+        if self._lost >= MOST_LOST:
+            return 0.0
+        return min(JOB_SECONDS, max((BATCH_SECONDS - self._spent) / 2, LEAST_SECONDS))
+
+    def call(self, **job) -> dict:
+        """The worker's result for one job of the batch. Raises [`WorkerLost`] after `seconds`."""
+        begun = self._clock()
+        try:
+            return WORKER.call(self.seconds, **job)
+        except WorkerLost:
+            self._lost += 1
+            raise
+        finally:
+            self._spent += self._clock() - begun
