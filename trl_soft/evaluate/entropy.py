@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Entropy by position: how undecided a model is at each token of its completions (2509.19170, appendix G.3, Figure 4).
+"""Entropy by position: the entropy of the next token at each token of a completion (2509.19170, appendix G.3, Figure 4).
 
     H_t = mean over completions of the entropy of softmax(z_t), in nats, over the whole vocabulary at temperature 1
 
-A rollout's own entropies are of the distribution a step was made from, which for a thought at temperature 1e-4 is almost
-a point. So each completion is read once more, as it was fed, and its distributions are measured at temperature 1.
+The entropies of a rollout are those of the distribution that a step was made from. For a thought at temperature 1e-4 that
+distribution has almost one point. So each completion is read once more, with the inputs of the rollout, and the entropies
+are measured at temperature 1.
 """
 
 import torch
@@ -17,15 +18,15 @@ from ..scoring import HeadLogits, logit_transform
 @torch.no_grad()
 def entropies(model, prompt: list[int], rollout: Rollout) -> torch.Tensor:
     """
-    Entropies of the distributions that one completion was drawn from.
+    Entropies of the distributions from which one completion was drawn.
 
     Args:
         model: a causal language model that takes `soft_tokens=` (`trl_soft.forward`).
-        prompt (`list[int]`): ids of its prompt.
+        prompt (`list[int]`): ids of the prompt.
         rollout (`Rollout`): of one row.
 
     Returns:
-        `torch.Tensor` of shape `(C,)`, float32: nats at temperature 1, C the completion's own length.
+        `torch.Tensor` of shape `(C,)`, float32: nats at temperature 1. C is the length of the completion.
     """
     length = int(rollout.completion_mask.sum())
     ids = torch.tensor([prompt], device=rollout.completion_ids.device)
@@ -41,10 +42,10 @@ def entropies(model, prompt: list[int], rollout: Rollout) -> torch.Tensor:
 
 class PositionMeans:
     """
-    Means by position over completions of unequal lengths.
+    Means by position over completions of different lengths.
 
     Args:
-        positions (`int`): how many positions are measured, from the first.
+        positions (`int`): number of positions, from the first.
     """
 
     def __init__(self, positions: int):
@@ -52,14 +53,14 @@ class PositionMeans:
         self.counts = torch.zeros(positions, dtype=torch.long)
 
     def add(self, values: torch.Tensor, mask: torch.Tensor) -> None:
-        """Values of one completion (C,), of which those in `mask` (C,) bool count."""
+        """Add the values (C,) of one completion where `mask` (C,) is true."""
         n = min(len(values), len(self.sums))
         values, mask = values[:n].double().cpu(), mask[:n].cpu()
         self.sums[:n] += values.masked_fill(~mask, 0.0)
         self.counts[:n] += mask
 
     def add_sums(self, sums: list[float], counts: list[int]) -> None:
-        """What `to_json` of another one gave."""
+        """Add what `to_json` of other means returned."""
         n = len(sums)
         if n > len(self.sums):
             missing = n - len(self.sums)
@@ -69,12 +70,12 @@ class PositionMeans:
         self.counts[:n] += torch.tensor(counts)
 
     def to_json(self) -> dict[str, list]:
-        """Sums and counts, up to the last position that anything was measured at."""
+        """Sums and counts, up to the last position with a value."""
         used = int(self.counts.nonzero().max()) + 1 if self.counts.any() else 0
         return {"sums": [round(x, 6) for x in self.sums[:used].tolist()], "counts": self.counts[:used].tolist()}
 
     def means(self) -> dict[str, list]:
-        """`mean` by position, `None` where nothing was measured, and the number of `completions` it is of."""
+        """`mean` by position, `None` without a value, and `completions`, the number of completions in each mean."""
         content = self.to_json()
         pairs = zip(content["sums"], content["counts"], strict=True)
         return {"mean": [round(s / n, 5) if n else None for s, n in pairs], "completions": content["counts"]}

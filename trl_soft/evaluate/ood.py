@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Out of domain: what training on soft thoughts did to everything else a model knows, by lm-evaluation-harness.
+"""Out-of-domain evaluation: how training on soft thoughts changed other abilities, by lm-evaluation-harness.
 
     python -m trl_soft.evaluate.ood MODEL -o outputs/ood [--data_dir DATA] [--tasks hellaswag arc_challenge mmlu]
 
-No thoughts: the model reads a question and answers. For each task, with its interval over questions:
+There are no thoughts: the model reads a question and answers. For each task, with an interval over questions:
 
     greedy    success of greedy sampling: the options stand in the prompt, and the model writes the letter of the right one
     nll       negative log-likelihood of the right answer per token, in nats
     nll_sum   the same, summed over the answer
-    acc       whether the right answer is the most likely one; acc_norm: the same per byte, as the harness has it
+    acc       whether the right answer is the most likely one; acc_norm: the same per byte, as the harness computes it
 
-`greedy` and `nll` are what section 4 of Soft Tokens, Hard Truths (arXiv 2509.19170) reports; the others are the harness's.
-The words of the prompts are ours, without examples. The answer is its text, and in MMLU its letter.
+Section 4 of Soft Tokens, Hard Truths (arXiv 2509.19170) reports `greedy` and `nll`; the other metrics are the harness's.
+The wording of the prompts is ours, without examples. The answer is the text of an option, and in MMLU its letter.
 """
 
 import argparse
@@ -32,12 +32,11 @@ LETTERS = "ABCDEFGHIJ"
 _OPTIONS = "{% for option in options %}\n{{'" + LETTERS + "'[loop.index0]}}. {{option}}{% endfor %}"
 _WITH_OPTIONS = "{{question}}" + _OPTIONS + "\nAnswer:"
 _ABCD = list(LETTERS[:4])
-_GREEDY = "_greedy"  # ends the harness's name of a task that is answered by writing
-Row = dict[str, Any]
+_GREEDY = "_greedy"  # suffix of the harness's name of a task whose answer is written
 
 
-def _hellaswag(row: Row) -> Row:
-    if "ctx_a" in row:  # the hub's rows have the marks that WikiHow left; they are taken out as the harness does
+def _hellaswag(row: dict[str, Any]) -> dict[str, Any]:
+    if "ctx_a" in row:  # the hub's rows have marks of WikiHow, which are removed as the harness does
         texts = [f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}", *row["endings"]]
         question, *options = (
             re.sub(r"\[.*?\]", "", t.strip().replace(" [title]", ". ")).replace("  ", " ") for t in texts
@@ -47,8 +46,8 @@ def _hellaswag(row: Row) -> Row:
     return {"question": question, "options": list(options), "right": int(row["label"])}
 
 
-def _arc(row: Row) -> Row:
-    if isinstance(row["question"], dict):  # the authors' rows
+def _arc(row: dict[str, Any]) -> dict[str, Any]:
+    if isinstance(row["question"], dict):  # rows of the authors' files
         question, choices = row["question"]["stem"], row["question"]["choices"]
         texts, labels = [choice["text"] for choice in choices], [choice["label"] for choice in choices]
     else:
@@ -56,32 +55,32 @@ def _arc(row: Row) -> Row:
     return {"question": question, "options": texts, "right": labels.index(row["answerKey"])}
 
 
-def _mmlu(row: Row) -> Row:
+def _mmlu(row: dict[str, Any]) -> dict[str, Any]:
     return {"question": row["question"].strip(), "options": row["choices"], "right": int(row["answer"])}
 
 
 @dataclass(frozen=True)
 class Task:
     """
-    A multiple choice.
+    A multiple-choice task.
 
     Args:
         hub (`tuple`): id, configuration (or `None`) and split of the data on the hub.
-        file (`str`): the same in a folder with local files.
-        read: a row, the hub's or a file's, as `question`, `options` and `right`, the number of the right one.
-        text (`str`), choices (`str` or list): prompt and answers whose likelihoods are taken, for the harness.
+        file (`str`): name of the same data in a folder with local files.
+        read: turns a row of the hub or of a file into `question`, `options` and `right`, the number of the right option.
+        text (`str`), choices (`str` or list): the harness's templates of the prompt and of the answers to score.
     """
 
     hub: tuple[str, str | None, str]
     file: str
-    read: Callable[[Row], Row]
+    read: Callable[[dict[str, Any]], dict[str, Any]]
     text: str
     choices: str | list[str] = "{{options}}"
 
-    def configs(self, name: str, data_dir: str | None) -> list[Row]:
-        """The harness's configurations: one that takes likelihoods, one that writes greedily."""
+    def configs(self, name: str, data_dir: str | None) -> list[dict[str, Any]]:
+        """The harness's configurations: one scores likelihoods, one writes greedily."""
         read, (path, config, split) = self.read, self.hub
-        source: Row = {"dataset_path": path, "dataset_name": config, "test_split": split}
+        source: dict[str, Any] = {"dataset_path": path, "dataset_name": config, "test_split": split}
         if data_dir is not None:
             files = {"test": [os.path.join(data_dir, self.file)]}
             source = {"dataset_path": "json", "dataset_kwargs": {"data_files": files}, "test_split": "test"}
@@ -101,7 +100,7 @@ class Task:
             "doc_to_target": "{{right}}",
             "metric_list": metrics,
         }
-        written = {
+        generation = {
             "task": name + _GREEDY,
             "output_type": "generate_until",
             "doc_to_text": _WITH_OPTIONS,
@@ -109,7 +108,7 @@ class Task:
             "generation_kwargs": {"do_sample": False, "until": ["\n"], "max_gen_toks": 8},
             "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
         }
-        return [common | likelihood, common | written]
+        return [common | likelihood, common | generation]
 
 
 TASKS: dict[str, Task] = {
@@ -155,17 +154,19 @@ def out_of_domain(
     batch_size: int = 8,
 ) -> dict[str, dict[str, Any]]:
     """
+    Score a model on multiple-choice tasks, without thoughts.
+
     Args:
         model, tokenizer: of transformers.
-        tasks: keys of `TASKS`, or without `data_dir` also multiple choices or groups of them that the harness has, for
-            which there is no `greedy`.
-        limit (`int`, *optional*): only the first so many questions of each task (of each task of a group).
+        tasks: keys of `TASKS`. Without `data_dir` also other multiple-choice tasks of the harness, or groups of them;
+            these have no `greedy`.
+        limit (`int`, *optional*): use only this many questions of each task, from the first.
 
     Returns:
-        For each of `tasks` `questions`, and what the head of this file names, as `{"value", "low", "high"}`. A group's
-        questions are pooled.
+        For each of `tasks` the number of `questions`, and the metrics that the head of this file names, each as
+        `{"value", "low", "high"}`. The questions of a group are pooled.
     """
-    asked = [config for name in tasks for config in configurations(name, data_dir)]
+    configs = [config for name in tasks for config in configurations(name, data_dir)]
     try:
         from lm_eval import simple_evaluate
         from lm_eval.models.huggingface import HFLM
@@ -174,37 +175,37 @@ def out_of_domain(
             "Out-of-domain evaluation needs lm-evaluation-harness, which is not installed: `pip install trl_soft[eval]`."
         ) from error
     harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
-    found = simple_evaluate(
-        model=harness, tasks=asked, limit=limit, log_samples=True, bootstrap_iters=0, random_seed=0
+    output = simple_evaluate(
+        model=harness, tasks=configs, limit=limit, log_samples=True, bootstrap_iters=0, random_seed=0
     )
-    if found is None:  # the harness gives its results to the first process alone
+    if output is None:  # only the first process gets the results of the harness
         return {}
     results: dict[str, dict[str, Any]] = {}
     for name in tasks:
-        leaves = leaves_of(name, found.get("group_subtasks") or {})
-        samples = [sample for leaf in leaves for sample in found["samples"][leaf]]
+        leaves = leaves_of(name, output.get("group_subtasks") or {})
+        samples = [sample for leaf in leaves for sample in output["samples"][leaf]]
         columns = _likelihoods(harness, samples)
-        columns["greedy"] = [_succeeded(sample) for sample in found["samples"].get(name + _GREEDY, ())]
-        scores = {metric: _scored(np.array(values), metric) for metric, values in columns.items() if values}
+        columns["greedy"] = [_success(sample) for sample in output["samples"].get(name + _GREEDY, ())]
+        scores = {metric: _estimate(np.array(values), metric) for metric, values in columns.items() if values}
         results[name] = {"questions": len(samples), **scores}
     return results
 
 
 def leaves_of(name: str, groups: dict[str, list[str]]) -> list[str]:
-    """The tasks of a group and of the groups in it, each once; of a task itself."""
+    """The tasks of a group and of the groups in it, each once. A task is its own only leaf."""
     if not groups.get(name):
         return [name]
     return list(dict.fromkeys(leaf for child in groups[name] for leaf in leaves_of(child, groups)))
 
 
 def _likelihoods(harness, samples: list[dict]) -> dict[str, list[float]]:
-    """The harness's metrics and the likelihood of the right answer, a number a question."""
+    """The metrics of the harness and the likelihood of the right answer, one number for each question."""
     columns: dict[str, list[float]] = {"acc": [], "acc_norm": [], "nll": [], "nll_sum": []}
     for sample in samples:
         target = str(sample["target"]).strip()
         right = int(target) if target.isdigit() else LETTERS.index(target)
         nll = -float(sample["filtered_resps"][right][0])
-        _, tokens = harness._encode_pair(*sample["arguments"][right])  # as the harness split what it scored
+        _, tokens = harness._encode_pair(*sample["arguments"][right])  # as the harness splits the text that it scores
         columns["nll_sum"].append(nll)
         columns["nll"].append(nll / len(tokens))
         for metric in ("acc", "acc_norm"):
@@ -213,13 +214,13 @@ def _likelihoods(harness, samples: list[dict]) -> dict[str, list[float]]:
     return columns
 
 
-def _succeeded(sample: dict) -> float:
-    """Whether the first letter that stands alone in what was written is the right one's."""
+def _success(sample: dict) -> float:
+    """Whether the first letter that stands alone in the text is that of the right option."""
     letter = re.search(rf"(?<![A-Za-z])[{LETTERS}](?![A-Za-z])", sample["resps"][0][0])
     return float(letter is not None and LETTERS.index(letter.group()) == sample["doc"]["right"])
 
 
-def _scored(values: np.ndarray, metric: str) -> dict[str, float]:
+def _estimate(values: np.ndarray, metric: str) -> dict[str, float]:
     low, high = interval(values, bounds=None if metric.startswith("nll") else (0.0, 1.0))
     return {"value": float(values.mean()), "low": float(low), "high": float(high)}
 

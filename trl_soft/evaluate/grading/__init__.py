@@ -4,7 +4,7 @@
 from collections.abc import Callable
 
 from .boxes import last_boxed
-from .letters import grade_letter, shuffled_options
+from .letters import grade_letter
 from .mathematics import MathGold, grade_math
 from .programs import extract_code, grade_humaneval, grade_mbpp
 from .verdict import Verdict, after_thinking, grade_exact
@@ -23,7 +23,6 @@ __all__ = [
     "grade_math",
     "grade_mbpp",
     "last_boxed",
-    "shuffled_options",
 ]
 
 Grader = Callable[..., Verdict]

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Multiple choice: the letter that a completion chooses, and options in a seeded order."""
 
-import random
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 
 from ...golds import gold_text
@@ -282,23 +281,3 @@ def _in_parentheses(tokens: list[_Token]) -> str | None:
         if inside and tokens[place].letter is not None and tokens[place].text.isupper():
             return tokens[place].letter
     return None
-
-
-def shuffled_options(options: Sequence[str], correct_index: int, seed: int | str) -> tuple[str, str]:
-    """
-    Options in an order drawn with `seed`, one a line behind its letter, and the letter of the right one.
-
-    Args:
-        options (sequence of `str`): at most ten.
-        correct_index (`int`): which of `options` is right.
-        seed (`int` or `str`): of this question, such as `f"{run_seed}:{question_id}"`; the same order on any machine.
-    """
-    if not 0 <= correct_index < len(options) <= len(_LETTERS):
-        raise ValueError(
-            f"`correct_index` is {correct_index} with {len(options)} options, but it must be one of them and there are "
-            f"letters for {len(_LETTERS)} at most. Give the index, from 0, of the right option."
-        )
-    order = list(range(len(options)))
-    random.Random(f"options {seed}").shuffle(order)  # a string: the same stream for 1 and "1"
-    lines = [f"({letter}) {options[index]}" for letter, index in zip(_LETTERS, order)]
-    return "\n".join(lines), _LETTERS[order.index(correct_index)]

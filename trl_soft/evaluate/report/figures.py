@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures of a report, PNG and SVG: the same bytes for the same numbers, in colours that colour-blind readers tell apart.
+"""The figures of a report, as PNG and SVG. The same numbers give the same bytes.
 
-Colours are Okabe and Ito's ("Color Universal Design", 2008) without their yellow, which vanishes on white; markers and
-dashes say the same a second time.
+The colours are those of Okabe and Ito ("Color Universal Design", 2008), which colour-blind readers can tell apart, without
+yellow, which is hard to see on white. Markers and dashes repeat what the colours say.
 """
 
 import importlib
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ...files import printable
+from .training_logs import Series
 
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -37,24 +38,22 @@ STYLE = {
     "svg.hashsalt": "trl_soft",  # without it the ids in an SVG file are random
 }
 _PANELS_A_ROW = 3
-Point = tuple[float, float]
-Series = list[Point]
 
 
 def require_matplotlib() -> None:
-    """An `ImportError` in a sentence where matplotlib is missing."""
+    """Raise an `ImportError` that says what to do if matplotlib is missing."""
     try:
         importlib.import_module("matplotlib")
     except ImportError as error:
         raise ImportError(
             "Figures are drawn by matplotlib, which is not installed. Install it (`pip install 'trl_soft[plot]'`), or "
-            "write the tables alone with `figures=False` (`--no_figures`)."
+            "write only the tables with `figures=False` (`--no_figures`)."
         ) from error
 
 
 @contextmanager
 def _style():
-    """This module's style on matplotlib's own defaults, whatever the user's matplotlibrc says."""
+    """This module's style on top of matplotlib's defaults. The user's matplotlibrc has no effect."""
     require_matplotlib()
     import matplotlib.style
 
@@ -63,12 +62,12 @@ def _style():
 
 
 def _panels(titles: Sequence[str], width: float = 3.4, height: float = 2.9):
-    """A figure with a panel a title."""
+    """A figure with one panel for each title."""
     from matplotlib.figure import Figure
 
     columns = min(len(titles), _PANELS_A_ROW)
     lines = math.ceil(len(titles) / columns)
-    # One panel alone is made wider, so that the legend below it has room.
+    # A single panel is wider, so that the legend below it has room.
     figure = Figure(figsize=(max(width * columns, 4.6), height * lines), layout="constrained")
     grid = figure.subplots(lines, columns, squeeze=False).flatten()
     for axes, title in zip(grid, titles, strict=False):
@@ -79,7 +78,7 @@ def _panels(titles: Sequence[str], width: float = 3.4, height: float = 2.9):
 
 
 def _plain(text: str) -> str:
-    """Text that matplotlib takes for no formula, and that an SVG file can hold."""
+    """The text without formulas of matplotlib and without characters that SVG cannot hold."""
     return printable(text).replace("$", r"\$")
 
 
@@ -101,7 +100,10 @@ def _save(figure, axes: list, stem: Path) -> list[Path]:
 
 
 def _looks(rows: Sequence) -> list[dict]:
-    """How each row is drawn: the colour is the run's and the marker the decoding's, or both the only thing's."""
+    """
+    The style of each row. The colour shows the run and the marker the decoding; where there is only one run, or only one
+    decoding, both show the other.
+    """
     names, decodings = ([*dict.fromkeys(getattr(row, kind) for row in rows)] for kind in ("name", "decoding"))
     looks = []
     for row in rows:
@@ -120,7 +122,7 @@ def _looks(rows: Sequence) -> list[dict]:
 
 
 def _limits(axes, values: list[float]) -> None:
-    """A percentage axis around the values: never outside 0 to 100 but for the line's own width, never below 5 wide."""
+    """Limits of a percentage axis: around the values, at least 5 wide, and within 0 to 100 with a small margin."""
     low, high = min(values), max(values)
     pad = max(0.06 * (high - low), (5 - (high - low)) / 2, 0)
     low, high = low - pad, high + pad
@@ -133,32 +135,33 @@ def _limits(axes, values: list[float]) -> None:
 
 
 def _curve(row, benchmark: str, metric: str) -> list[tuple[int, Any]]:
-    """A row's numbers over k: `metric` is "pass" or "maj"."""
-    found = []
-    for (where, name), number in row.cells.items():
+    """A row's estimates over k. `metric` is "pass" or "maj"."""
+    points = []
+    for (where, name), estimate in row.cells.items():
         kind, _, k = name.partition("@")
         if where == benchmark and kind == metric and k.isdigit():
-            found.append((int(k), number))
-    return sorted(found, key=lambda pair: pair[0])
+            points.append((int(k), estimate))
+    return sorted(points, key=lambda pair: pair[0])
 
 
 def curves(rows: Sequence, papers: Sequence, benchmarks: Sequence[str], metric: str, stem: Path) -> list[Path]:
     """
-    pass@k or maj@k over k, one panel a benchmark, with 95 % bands; papers' points are hollow and grey.
+    pass@k or maj@k over k, one panel for each benchmark, with 95 % bands. The papers' points are hollow and grey.
 
     Args:
-        rows, papers: with `name`, `decoding`, `label` and `cells`, `{(benchmark, metric@k): number}`.
+        rows, papers (`list[ResultRow]`).
         metric (`str`): "pass" or "maj".
-        stem (`Path`): of the files, without a suffix.
+        stem (`Path`): path of the files, without a suffix.
 
-    Returns the files; none if there is nothing to draw.
+    Returns:
+        The paths of the files; an empty list if there is nothing to draw.
     """
-    shown = [b for b in benchmarks if any(_curve(row, b, metric) for row in rows)]
-    if not shown:
+    with_data = [b for b in benchmarks if any(_curve(row, b, metric) for row in rows)]
+    if not with_data:
         return []
     with _style():
-        figure, panels = _panels(shown)
-        for axes, benchmark in zip(panels, shown, strict=True):
+        figure, panels = _panels(with_data)
+        for axes, benchmark in zip(panels, with_data, strict=True):
             _curve_panel(axes, rows, papers, benchmark, metric)
         return _save(figure, panels, stem)
 
@@ -174,7 +177,7 @@ def _curve_panel(axes, rows: Sequence, papers: Sequence, benchmark: str, metric:
         band = [(k, n.low, n.high) for k, n in points if n.low is not None]
         if band:
             area = zip(*band, strict=True)
-            strength = min(1.0, 6 / len(rows))  # many bands on top of one another would hide the lines
+            strength = min(1.0, 6 / len(rows))  # many bands on top of each other would hide the lines
             face, edge = ((look["color"], strength * alpha) for alpha in (0.09, 0.35))
             axes.fill_between(*area, facecolor=face, edgecolor=edge, linewidth=0.6)
         ks.update(x)
@@ -188,30 +191,30 @@ def _curve_panel(axes, rows: Sequence, papers: Sequence, benchmark: str, metric:
             ks.update(x)
             values += y
     axes.set_xscale("log", base=2)
-    axes.set_xticks(_thinned(sorted(ks)), minor=False)
+    axes.set_xticks(_tick_labels(sorted(ks)), minor=False)
     axes.set_xticks([], minor=True)
     axes.xaxis.set_major_formatter(lambda k, _: f"{k:g}")
     axes.set(xlabel="samples k", ylabel=f"{metric}@k, %")
     _limits(axes, values)
 
 
-def _thinned(ks: list[int]) -> list[int]:
-    """Powers of two if every k is to be labelled and there are many; all of them otherwise."""
+def _tick_labels(ks: list[int]) -> list[int]:
+    """The k to label: all of them, or only powers of two where there are many."""
     return ks if len(ks) <= 8 else [k for k in ks if k & (k - 1) == 0] or ks[:: len(ks) // 8]
 
 
 def accuracy_against_tokens(rows: Sequence, benchmarks: Sequence[str], stem: Path) -> list[Path]:
-    """Accuracy (mean@n, 95 % intervals) against the mean length of a completion, one panel a benchmark."""
+    """Accuracy (mean@n, 95 % intervals) against the mean length of a completion, one panel for each benchmark."""
 
     def point(row, benchmark):
         return row.cells.get((benchmark, "length")), row.cells.get((benchmark, "mean@n"))
 
-    shown = [b for b in benchmarks if any(None not in point(row, b) for row in rows)]
-    if not shown:
+    with_data = [b for b in benchmarks if any(None not in point(row, b) for row in rows)]
+    if not with_data:
         return []
     with _style():
-        figure, panels = _panels(shown)
-        for axes, benchmark in zip(panels, shown, strict=True):
+        figure, panels = _panels(with_data)
+        for axes, benchmark in zip(panels, with_data, strict=True):
             values = []
             for row, look in zip(rows, _looks(rows), strict=True):
                 length, number = point(row, benchmark)
@@ -229,13 +232,13 @@ def accuracy_against_tokens(rows: Sequence, benchmarks: Sequence[str], stem: Pat
 
 
 def entropy_by_position(rows: Sequence, benchmarks: Sequence[str], stem: Path) -> list[Path]:
-    """Entropy in nats over the position in the completion, one panel a benchmark (2509.19170, Figure 4)."""
-    shown = [b for b in benchmarks if any(row.positions.get(b) for row in rows)]
-    if not shown:
+    """Entropy in nats over the position in the completion, one panel for each benchmark (2509.19170, Figure 4)."""
+    with_data = [b for b in benchmarks if any(row.positions.get(b) for row in rows)]
+    if not with_data:
         return []
     with _style():
-        figure, panels = _panels(shown)
-        for axes, benchmark in zip(panels, shown, strict=True):
+        figure, panels = _panels(with_data)
+        for axes, benchmark in zip(panels, with_data, strict=True):
             for row, look in zip(rows, _looks(rows), strict=True):
                 points = [(t, h) for t, h in enumerate(row.positions.get(benchmark, ()), start=1) if h is not None]
                 if points:
@@ -248,7 +251,7 @@ def entropy_by_position(rows: Sequence, benchmarks: Sequence[str], stem: Path) -
 
 def over_temperatures(sweeps: Mapping[str, Sequence], benchmarks: Sequence[str], stem: Path) -> list[Path]:
     """
-    mean@n and the largest pass@k over the temperature of the thoughts, one panel a benchmark, a colour a run.
+    mean@n and the largest pass@k over the temperature of the thoughts: one panel for each benchmark, one colour a run.
 
     Args:
         sweeps: rows of each run, coldest first.
@@ -258,12 +261,12 @@ def over_temperatures(sweeps: Mapping[str, Sequence], benchmarks: Sequence[str],
     def largest(row, benchmark: str):
         return max(_curve(row, benchmark, "pass"), key=lambda pair: pair[0], default=(0, None))[1]
 
-    shown = [b for b in benchmarks if any((b, "mean@n") in row.cells for rows in sweeps.values() for row in rows)]
-    if not shown:
+    with_data = [b for b in benchmarks if any((b, "mean@n") in row.cells for rows in sweeps.values() for row in rows)]
+    if not with_data:
         return []
     with _style():
-        figure, panels = _panels(shown)
-        for axes, benchmark in zip(panels, shown, strict=True):
+        figure, panels = _panels(with_data)
+        for axes, benchmark in zip(panels, with_data, strict=True):
             values: list[float] = []
             for index, (name, rows) in enumerate(sweeps.items()):
                 colour = COLOURS[index % len(COLOURS)]
@@ -291,21 +294,21 @@ def training_curves(
     stem: Path,
 ) -> list[Path]:
     """
-    Logged quantities over optimizer steps: faint as logged, strong as a running mean; reference curves in grey.
+    Logged metrics over optimizer steps: the values faint, their running mean strong, and reference curves grey.
 
     Args:
-        logs: a label and its series by metric; logs that share a label are seeds of one run and share a colour.
+        logs: pairs of a label and the series by metric. Logs that share a label are seeds and share a colour.
         references: series by label, by metric.
-        metrics: the panels.
-        stem (`Path`): of the files, without a suffix.
+        metrics: one panel for each.
+        stem (`Path`): path of the files, without a suffix.
     """
-    shown = [m for m in metrics if references.get(m) or any(log.get(m) for _, log in logs)]
-    if not shown:
+    with_data = [m for m in metrics if references.get(m) or any(log.get(m) for _, log in logs)]
+    if not with_data:
         return []
     labels = [*dict.fromkeys(label for label, _ in logs)]
     with _style():
-        figure, panels = _panels([TITLES.get(m, m) for m in shown])
-        for axes, metric in zip(panels, shown, strict=True):
+        figure, panels = _panels([TITLES.get(m, m) for m in with_data])
+        for axes, metric in zip(panels, with_data, strict=True):
             for label, log in logs:
                 if log.get(metric):
                     index = labels.index(label)
@@ -325,7 +328,7 @@ TITLES = {"reward": "Reward", "kl": "KL to the reference", "thinking/entropy": "
 
 
 def running_mean(series: Series) -> Series:
-    """Mean over a twentieth of the points, centred; none where the window would stick out at an end."""
+    """Centred mean over a twentieth of the points. Points whose window reaches beyond an end have no mean."""
     half = len(series) // 40
     means = []
     for i in range(half, len(series) - half):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One HTML page, nothing beside it, that shows thoughts as they were: candidates, weights, entropy, where two part.
+"""One self-contained HTML page that shows the thoughts of a run: candidates, weights, and entropy at each step.
 
 python -m trl_soft.evaluate.inspect outputs/eval/run -o thoughts.html
 """
@@ -24,7 +24,6 @@ PROBLEMS = 8
 SAMPLES = 4
 CANDIDATES = 16
 _TEMPLATE = Path(__file__).with_name("thoughts_page.html")
-_FIELDS = ("benchmark", "decoding", "problem", "sample", "text")
 PathLike = str | Path
 
 
@@ -37,34 +36,39 @@ def inspect_page(
     samples: int = SAMPLES,
 ) -> Path:
     """
-    Write a self-contained page: it loads nothing, and its policy forbids it to.
+    Write a self-contained page. It loads nothing, and its security policy forbids it to load anything.
 
     Args:
-        run_folder (`path`): with `manifest.json` and `samples/*.jsonl`; samples without `thoughts` show their text.
+        run_folder (`path`):
+            A folder with `manifest.json` and `samples/*.jsonl`. A sample without `thoughts` shows its text.
         output_html (`path`): the page.
-        benchmark (`str`, *optional*): the only one to show. Default: all.
-        decodings (`list[str]`, *optional*): those to show. Default: all. The page opens with a hard and a soft one.
-        problems (`Iterable[int]`, *optional*): their numbers. Default: the first 8 of each benchmark.
-        samples (`int`): how many of each problem, from number 0 on.
+        benchmark (`str`, *optional*): the only benchmark to show. Default: all.
+        decodings (`list[str]`, *optional*): the decodings to show. Default: all.
+        problems (`Iterable[int]`, *optional*): numbers of the problems. Default: the first 8 of each benchmark.
+        samples (`int`): how many samples of each problem, from number 0 on.
 
-    Returns the page's path. Raises a `ValueError` if nothing is left to show.
+    Returns:
+        The path of the page. It opens with a hard and a soft decoding side by side.
+
+    Raises:
+        ValueError: if there is nothing to show.
     """
     folder = Path(run_folder)
     manifest = read_object(folder / "manifest.json", "nothing says which run this is")
-    known = decodings_of(manifest)
-    unknown = [name for name in decodings or () if name not in known]
+    entries = decodings_of(manifest)
+    unknown = [name for name in decodings or () if name not in entries]
     if unknown:
-        raise ValueError(f"`decodings` names {unknown}, but the run has {list(known)}. Choose among those.")
-    names = list(decodings or known)
-    wanted = None if problems is None else sorted(set(problems))
-    kept, seen = _gather(folder, benchmark, names, wanted, samples)
-    if not kept:
+        raise ValueError(f"`decodings` names {unknown}, but the run has {list(entries)}. Choose among these.")
+    names = list(decodings or entries)
+    numbers = None if problems is None else sorted(set(problems))
+    selection, counts = _select(folder, benchmark, names, numbers, samples)
+    if not selection:
         raise ValueError(
             f"{folder} has no sample of benchmark {benchmark or 'any'}, decodings {names} and problems "
-            f"{'any' if wanted is None else wanted}, so there is nothing to show. It has the benchmarks "
-            f"{sorted(seen)}."
+            f"{'any' if numbers is None else numbers}, so there is nothing to show. It has the benchmarks "
+            f"{sorted(counts)}."
         )
-    data = _page_data(manifest, folder, names, known, kept, seen)
+    data = _page_data(manifest, folder, [entries[name] for name in names], selection, counts)
     output = Path(output_html)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(_fill(data), encoding="utf-8", newline="\n")
@@ -72,51 +76,56 @@ def inspect_page(
 
 
 def read_samples(folder: Path) -> Iterator[dict]:
-    """The sealed samples of a run, one at a time; what a killed run left unsealed is passed over."""
-    found = False
+    """The sealed samples of a run, one at a time. Samples that a killed run did not seal are skipped."""
+    empty = True
     for _, samples, _ in Store(folder).chunks():
-        found = True
+        empty = False
         yield from samples
-    if not found:
+    if empty:
         raise FileNotFoundError(
             f"{folder}/samples holds no finished chunk of samples, so there is nothing to show. Give a run folder, or let "
-            "the run go on."
+            "the run continue."
         )
 
 
-def _gather(folder: Path, benchmark: str | None, names: list[str], wanted: list[int] | None, samples: int):
-    """Samples by benchmark, problem, decoding and number; and the problem and sample numbers there are of each benchmark."""
-    kept: dict[str, dict[int, dict[str, dict[int, dict]]]] = {}
-    seen: dict[str, tuple[set[int], set[int]]] = {}
-    for sample in read_samples(folder):
-        where, decoding, problem, number = (sample[name] for name in _FIELDS[:4])
-        there = seen.setdefault(where, (set(), set()))
-        there[0].add(problem)
-        there[1].add(number)
-        chosen = wanted is None or problem in wanted
-        if decoding not in names or not chosen or number >= samples or benchmark not in (None, where):
+def _select(folder: Path, benchmark: str | None, names: list[str], numbers: list[int] | None, samples: int):
+    """
+    The samples to show, by benchmark, problem, decoding and number; and for each benchmark the numbers of all its problems
+    and of all its samples.
+    """
+    selection: dict[str, dict[int, dict[str, dict[int, dict]]]] = {}
+    counts: dict[str, tuple[set[int], set[int]]] = {}
+    for line in read_samples(folder):
+        where, decoding, problem, sample = (line[name] for name in ("benchmark", "decoding", "problem", "sample"))
+        all_problems, all_samples = counts.setdefault(where, (set(), set()))
+        all_problems.add(problem)
+        all_samples.add(sample)
+        if benchmark not in (None, where) or decoding not in names or sample >= samples:
             continue
-        by = kept.setdefault(where, {})
-        by.setdefault(problem, {}).setdefault(decoding, {})[number] = sample
-        if wanted is None and len(by) > PROBLEMS:
-            del by[max(by)]
-    return kept, seen
+        if numbers is not None and problem not in numbers:
+            continue
+        by_problem = selection.setdefault(where, {})
+        by_problem.setdefault(problem, {}).setdefault(decoding, {})[sample] = line
+        if numbers is None and len(by_problem) > PROBLEMS:
+            del by_problem[max(by_problem)]
+    return selection, counts
 
 
-def _page_data(manifest: dict, folder: Path, names: list[str], known: dict, kept: dict, seen: dict) -> dict[str, Any]:
+def _page_data(manifest: dict, folder: Path, entries: list[dict], selection: dict, counts: dict) -> dict[str, Any]:
+    thinking = {str(entry["name"]): entry.get("thinking") or {} for entry in entries}
     prompts: dict[str, int] = {}
-    order = [b for b in manifest.get("benchmarks") or [] if b in kept]
+    order = [b for b in manifest.get("benchmarks") or [] if b in selection]
     benchmarks = {}
-    for benchmark in [*order, *sorted(set(kept) - set(order))]:
-        by = kept[benchmark]
+    for benchmark in [*order, *sorted(set(selection) - set(order))]:
+        by = selection[benchmark]
         numbers = {n for decodings in by.values() for samples in decodings.values() for n in samples}
         benchmarks[benchmark] = {
-            "note": f"This page holds {len(by)} of {len(seen[benchmark][0])} problems and {len(numbers)} of "
-            f"{len(seen[benchmark][1])} samples of each.",
+            "note": f"This page holds {len(by)} of {len(counts[benchmark][0])} problems and {len(numbers)} of "
+            f"{len(counts[benchmark][1])} samples of each.",
             "problems": {
                 problem: {
                     decoding: {
-                        number: _line(sample, known[decoding].get("thinking") or {}, prompts)
+                        number: _line(sample, thinking[decoding], prompts)
                         for number, sample in sorted(samples.items())
                     }
                     for decoding, samples in decodings.items()
@@ -126,7 +135,7 @@ def _page_data(manifest: dict, folder: Path, names: list[str], known: dict, kept
         }
     entropies = [
         _finite(step.get("entropy")) or 0.0
-        for by in kept.values()
+        for by in selection.values()
         for decodings in by.values()
         for samples in decodings.values()
         for sample in samples.values()
@@ -136,14 +145,14 @@ def _page_data(manifest: dict, folder: Path, names: list[str], known: dict, kept
         "name": str(manifest.get("name") or folder.name),
         "model": str(manifest.get("model") or "model not recorded"),
         "ceiling": max(0.5, math.ceil(2 * max(entropies, default=0.0)) / 2),
-        "decodings": [_decoding(known[name]) for name in names],
+        "decodings": [_decoding(entry) for entry in entries],
         "benchmarks": benchmarks,
         "prompts": list(prompts),
     }
 
 
 def _decoding(entry: dict) -> dict[str, Any]:
-    """A decoding and its settings in a line."""
+    """A decoding, with its settings in one line."""
     thinking = entry.get("thinking") or {}
     settings = thinking | {f"answer {key}": value for key, value in (entry.get("answer") or {}).items()}
     about = ", ".join(f"{key} {value}" for key, value in settings.items() if value is not None)
@@ -151,7 +160,7 @@ def _decoding(entry: dict) -> dict[str, Any]:
 
 
 def _line(sample: dict, thinking: dict, prompts: dict[str, int]) -> dict[str, Any]:
-    """What the page needs of a sample."""
+    """The parts of a sample that the page shows."""
     steps = sample.get("thoughts") or None
     length = int(sample.get("thinking_length") or 0)
     text = str(sample["text"])
@@ -174,8 +183,10 @@ def _line(sample: dict, thinking: dict, prompts: dict[str, int]) -> dict[str, An
 
 def _answer_at(sample: dict, text: str, steps: list[dict] | None, length: int, thinking: dict) -> int | None:
     """
-    Where in the text the answer begins: as the sample has it, which may be inside the token that closed the thought; else by
-    the steps' tokens, or by what ends a thought; `None` if nothing tells.
+    Where in the text the answer begins; `None` if that is unknown.
+
+    It is the place that the sample names, which may lie inside the token that closed the thought. A sample without it has
+    the place after its thinking steps' tokens, or else after the end of thinking.
     """
     if isinstance(sample.get("answer_at"), int):
         return _units(text[: sample["answer_at"]])
@@ -184,12 +195,12 @@ def _answer_at(sample: dict, text: str, steps: list[dict] | None, length: int, t
         if text.startswith(thought):
             return _units(thought)
     end = thinking.get("end_of_thinking")
-    before, found, _ = text.partition(end) if isinstance(end, str) and end else (text, "", "")
-    return _units(before + found) if found else None
+    before, closing, _ = text.partition(end) if isinstance(end, str) and end else (text, "", "")
+    return _units(before + closing) if closing else None
 
 
 def _units(text: str) -> int:
-    """Length of a text as JavaScript counts it: in UTF-16."""
+    """Length of a text in UTF-16 units, which JavaScript counts."""
     return len(text.encode("utf-16-le", "surrogatepass")) // 2
 
 
@@ -207,7 +218,7 @@ def _text(value: Any) -> str | None:
 
 
 def _finite(value: Any) -> float | None:
-    """A number to five decimals; `None` for what JSON has no word for."""
+    """A number rounded to five decimals; `None` for a number that JSON cannot hold."""
     return round(float(value), 5) if isinstance(value, (int, float)) and math.isfinite(value) else None
 
 
@@ -215,24 +226,24 @@ def _fill(data: dict) -> str:
     """
     The page with its data.
 
-    `<` is written as an escape in the data, so that no text in it can end the element it stands in or begin a comment;
-    and the policy admits the page's own script by its hash alone, so that markup that got in all the same runs nothing.
+    In the data `<` is an escape, so that no text ends its element or begins a comment. The policy allows the page's own
+    script only, by its hash, so that other markup could run nothing.
     """
     page = _TEMPLATE.read_text(encoding="utf-8")
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
-    # A lone surrogate, half of a character that a token cut through, cannot be written in UTF-8.
+    # UTF-8 cannot hold a lone surrogate, which is half of a character that a token cut in two.
     text = re.sub("[\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", text)
     script, style = (_digest(page, tag) for tag in ("script", "style"))
     policy = f"default-src 'none'; script-src 'sha256-{script}'; style-src 'sha256-{style}'"
     fields = {"__POLICY__": policy, "__TITLE__": html.escape(f"Thoughts of {data['name']}"), "__DATA__": text}
-    # One pass, so that a run that is named after a placeholder stays a name.
+    # One pass, so that a run may have the name of a placeholder.
     return re.sub("__(POLICY|TITLE|DATA)__", lambda match: fields[match[0]], page)
 
 
 def _digest(page: str, tag: str) -> str:
-    """The hash by which a policy admits the template's element."""
+    """The hash by which the policy allows the template's element."""
     content = page.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0]
     return base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
 
@@ -240,14 +251,16 @@ def _digest(page: str, tag: str) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line of `inspect_page`."""
     parser = argparse.ArgumentParser(
-        prog="python -m trl_soft.evaluate.inspect", description="One HTML page that shows thoughts as they were."
+        prog="python -m trl_soft.evaluate.inspect", description="One HTML page that shows the thoughts of a run."
     )
     parser.add_argument("run", help="run folder, with its thoughts recorded")
     parser.add_argument("-o", "--output", required=True, metavar="HTML", help="the page")
-    parser.add_argument("--benchmark", help="the only one to show (default: all)")
-    parser.add_argument("--decodings", nargs="+", help="those to show (default: all)")
-    parser.add_argument("--problems", nargs="+", type=int, help=f"their numbers (default: the first {PROBLEMS})")
-    parser.add_argument("--samples", type=int, default=SAMPLES, help="how many of each problem (default: %(default)s)")
+    parser.add_argument("--benchmark", help="the only benchmark to show (default: all)")
+    parser.add_argument("--decodings", nargs="+", help="the decodings to show (default: all)")
+    parser.add_argument(
+        "--problems", nargs="+", type=int, help=f"numbers of the problems (default: the first {PROBLEMS})"
+    )
+    parser.add_argument("--samples", type=int, default=SAMPLES, help="samples of each problem (default: %(default)s)")
     options = parser.parse_args(argv)
     try:
         page = inspect_page(
