@@ -15,7 +15,7 @@ from tests.synthetic_run import PAPERS, write_log, write_run
 from trl_soft.evaluate.report import figures
 from trl_soft.evaluate.report.__main__ import main
 from trl_soft.evaluate.report.document import report
-from trl_soft.evaluate.report.results import Estimate, ResultRow
+from trl_soft.evaluate.report.results import ResultCell, ResultRow
 from trl_soft.evaluate.report.run_results import load_run, rows_of
 from trl_soft.evaluate.report.table_formats import csv_text, escape_latex, escape_markdown, latex, markdown
 from trl_soft.evaluate.report.tables import ResultTable
@@ -141,7 +141,9 @@ def test_text_is_escaped():
         r"\textless{}i\textgreater{}"
     )
     assert escape_markdown("a|b <i> *c* _d_ e_f\ng") == r"a\|b \<i\> \*c\* \_d\_ e_f g"
-    table = ResultTable("t", [("b_1", "mean@n")], [ResultRow("[x]", nasty, cells={("b_1", "mean@n"): Estimate(1.0)})])
+    table = ResultTable(
+        "t", [("b_1", "mean@n")], [ResultRow("[x]", nasty, cells={("b_1", "mean@n"): ResultCell(1.0)})]
+    )
     assert r"{}[x] & 50\% of\_a" in latex(table) and r"\multicolumn{1}{c}{b\_1}" in latex(table)
     body = [line for line in latex(table).splitlines() if line.endswith(r"\\")]
     assert {line.replace(r"\&", "").count("&") for line in body} == {3}
@@ -262,8 +264,8 @@ def test_bands_and_curves_are_drawn_where_the_numbers_are():
     from matplotlib.figure import Figure
 
     axes = Figure().add_subplot()
-    numbers = {("b", f"pass@{k}"): Estimate(v, v - 5, v + 5) for k, v in ((1, 0.0), (2, 10.0), (4, 30.0))}
-    numbers["b", "pass@1"] = Estimate(0.0, 0.0, 0.0)
+    numbers = {("b", f"pass@{k}"): ResultCell(v, v - 5, v + 5) for k, v in ((1, 0.0), (2, 10.0), (4, 30.0))}
+    numbers["b", "pass@1"] = ResultCell(0.0, 0.0, 0.0)
     figures._curve_panel(axes, [ResultRow("r", "d", cells=numbers)], [], "b", "pass")
     assert axes.lines[0].get_xydata().tolist() == [[1, 0], [2, 10], [4, 30]]
     band = axes.collections[0].get_paths()[0].vertices.tolist()
@@ -275,9 +277,9 @@ def test_bands_and_curves_are_drawn_where_the_numbers_are():
 def test_a_long_legend_leaves_the_panels_their_room(tmp_path):
     """The 3 x 6 grid: eighteen long names below one panel; matplotlib warns where a panel is squeezed out."""
     numbers = {
-        ("b", "pass@1"): Estimate(0.0, 0.0, 0.1),
-        ("b", "mean@n"): Estimate(0.0),
-        ("b", "length"): Estimate(9.0),
+        ("b", "pass@1"): ResultCell(0.0, 0.0, 0.1),
+        ("b", "mean@n"): ResultCell(0.0),
+        ("b", "length"): ResultCell(9.0),
     }
     rows = [ResultRow(f"{n}-trained", f"{d} sample", cells=numbers) for n in ("a", "b", "c") for d in "uvwxyz"]
     with warnings.catch_warnings():

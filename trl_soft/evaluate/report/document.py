@@ -47,7 +47,7 @@ def report(
             Paths of logs (`trainer_state.json`, a folder that holds one, or `.jsonl` or `.csv` with a `step`), as a list
             or as a mapping from labels to one path or several (seeds). In a list the label is the folder's name.
         reference_curves (*optional*):
-            A CSV file `step,value,label` for the reward; a column `metric` may name another metric. Or a mapping from
+            A CSV file `step,value,label` for the reward (or for the metric in a column `metric`), or a mapping from
             metrics to such files.
         metrics (`list[str]`, *optional*):
             Columns of the accuracy table, such as `mean@n`, `pass@16`, `maj@16`, `first@16`. Default: `mean@n`, and
@@ -68,7 +68,39 @@ def report(
     check_runs(loaded)
     rows, benchmarks = rows_of(loaded, notes)
     theirs = paper_rows(Path(papers), benchmarks, notes) if papers is not None else []
-    scores = [parse_metric(metric, "`metrics`") for metric in metrics] if metrics is not None else None
+    tables = _tables(rows, theirs, benchmarks, metrics, notes)
+    logs = load_logs(training_logs, training_metrics, notes)
+    references = load_references(reference_curves)
+
+    output = Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    _write_tables(tables, output)
+    _write(output / "numbers.csv", _numbers_csv(rows + theirs))
+    pictures = _result_figures(rows, theirs, benchmarks, output, notes) if figures else []
+    pictures += _training_figure(logs, references, training_metrics, output) if figures else []
+    return _write(output / "report.md", _document(loaded, rows, tables, pictures, notes))
+
+
+def _write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8", newline="\n")
+    return path
+
+
+def _write_tables(tables: dict[str, ResultTable], output: Path) -> None:
+    for name, table in tables.items():
+        for suffix, form in (("md", markdown), ("tex", latex), ("csv", csv_text)):
+            _write(output / f"{name}.{suffix}", form(table))
+
+
+def _tables(
+    rows: list[ResultRow],
+    theirs: list[ResultRow],
+    benchmarks: list[str],
+    metrics: Sequence[str] | None,
+    notes: list[str],
+) -> dict[str, ResultTable]:
+    """The tables by the names of their files; `notes` receives what is missing in them."""
+    scores = None if metrics is None else [parse_metric(metric, "`metrics`") for metric in metrics]
     columns = accuracy_columns(rows, theirs, benchmarks, scores)
     tables = {
         "accuracy": ResultTable("Accuracy in percent", columns, beside(rows, theirs)),
@@ -76,22 +108,7 @@ def report(
     }
     for table in tables.values():
         table.drop_empty_columns(rows, notes)
-    logs = load_logs(training_logs, training_metrics, notes)
-    references = load_references(reference_curves)
-
-    output = Path(output)
-    output.mkdir(parents=True, exist_ok=True)
-    for name, table in tables.items():
-        for suffix, write in (("md", markdown), ("tex", latex), ("csv", csv_text)):
-            (output / f"{name}.{suffix}").write_text(write(table), encoding="utf-8", newline="\n")
-    (output / "numbers.csv").write_text(_numbers_csv(rows + theirs), encoding="utf-8", newline="\n")
-    pictures: list[tuple[str, str]] = []
-    if figures:
-        pictures = _result_figures(rows, theirs, benchmarks, output, notes)
-        pictures += _training_figure(logs, references, training_metrics, output)
-    path = output / "report.md"
-    path.write_text(_document(loaded, rows, tables, pictures, notes), encoding="utf-8", newline="\n")
-    return path
+    return tables
 
 
 def _numbers_csv(rows: list[ResultRow]) -> str:

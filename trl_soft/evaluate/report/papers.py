@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from .csv_files import parse_number, read_csv
-from .results import Estimate, ResultRow, finite_number, parse_metric
+from .results import ResultCell, ResultRow, finite_number, parse_metric
 
 
 AVERAGE = "average"  # the mean over benchmarks, as a column of its own
@@ -32,12 +32,12 @@ class PublishedRow:
     source: str
     name: str
     decoding: str
-    values: dict[str, dict[str, Estimate]]
-    average: dict[str, Estimate] = field(default_factory=dict)
+    values: dict[str, dict[str, ResultCell]]
+    average: dict[str, ResultCell] = field(default_factory=dict)
     over: list[str] = field(default_factory=list)
 
     @property
-    def columns(self) -> dict[str, dict[str, Estimate]]:
+    def columns(self) -> dict[str, dict[str, ResultCell]]:
         """`values`, and the average as one more benchmark."""
         return self.values | ({AVERAGE: self.average} if self.average else {})
 
@@ -98,12 +98,12 @@ def _read_csv_rows(path: Path) -> Iterator[PublishedRow]:
         yield PublishedRow(source, name, decoding, {row["benchmark"]: {row["metric"]: estimate}})
 
 
-def _printed(number: Any, where: str) -> Estimate:
+def _printed(number: Any, where: str) -> ResultCell:
     parts = number if isinstance(number, dict) else {"value": number}
     value, std = (finite_number(parts.get(key)) for key in ("value", "std"))
     if value is None or (std is None and parts.get("std") is not None) or (std is not None and std < 0):
         raise ValueError(f"{where} is {number!r}, which is no number. Write it as the paper prints it.")
-    return Estimate(value, std=std)
+    return ResultCell(value, std=std)
 
 
 def paper_rows(path: Path, benchmarks: list[str], notes: list[str]) -> list[ResultRow]:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ...files import read_object
 from .papers import AVERAGE, PublishedRow, read_papers
-from .results import DASH, SCORES, Estimate, score_name
+from .results import DASH, SCORES, ResultCell, score_name
 from .run_results import DecodingResults, load_run
 from .table_formats import escape_markdown
 
@@ -150,7 +150,7 @@ def _digits(benchmark: str, metric: str) -> int:
     return 0 if metric in _LENGTHS else 2 if benchmark in _TWO_DIGITS else 1
 
 
-def _theirs(estimate: Estimate | None, digits: int) -> str:
+def _theirs(estimate: ResultCell | None, digits: int) -> str:
     if estimate is None:
         return DASH
     value, std = estimate.value, estimate.std

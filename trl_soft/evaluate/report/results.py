@@ -63,7 +63,7 @@ def finite_number(value: Any) -> float | None:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class ResultCell:
     """
     A number of a table. Shares are in percent, other numbers in their own unit.
 
@@ -103,7 +103,7 @@ class ResultRow:
     source: str | None = None
     samples: str = ""
     seeds: int | None = 1
-    cells: dict[tuple[str, str], Estimate] = field(default_factory=dict)
+    cells: dict[tuple[str, str], ResultCell] = field(default_factory=dict)
     positions: dict[str, list[float | None]] = field(default_factory=dict)
     thought: str | None = None
     temperature: float | None = None

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...files import read_object
-from .results import COSTS, Estimate, ResultRow, finite_number, heading, is_percent
+from .results import COSTS, ResultCell, ResultRow, finite_number, heading, is_percent
 
 
 @dataclass(frozen=True)
@@ -17,12 +17,12 @@ class DecodingResults:
     The results of a run on one benchmark under one decoding.
 
     Args:
-        estimates (`dict[str, Estimate]`): by metric (`mean@n`, `pass@16`, `length`).
+        estimates (`dict[str, ResultCell]`): by metric (`mean@n`, `pass@16`, `length`).
         samples: number of samples for each problem, or the smallest and the largest number.
         positions (`list`): entropies by position.
     """
 
-    estimates: dict[str, Estimate]
+    estimates: dict[str, ResultCell]
     samples: Any
     positions: list[float | None]
 
@@ -87,7 +87,7 @@ def decodings_of(manifest: dict) -> dict[str, dict]:
 
 
 def _decoding_results(entry: dict, where: str) -> DecodingResults:
-    estimates: dict[str, Estimate | None] = {}
+    estimates: dict[str, ResultCell | None] = {}
     for name, value in entry.items():
         if name in ("pass@k", "maj@k", "first_k"):
             score = name.removesuffix("@k").removesuffix("_k")
@@ -102,18 +102,18 @@ def _decoding_results(entry: dict, where: str) -> DecodingResults:
     return DecodingResults(numbers, entry.get("samples"), positions)
 
 
-def _estimate(metric: str, value: Any, where: str) -> Estimate | None:
+def _estimate(metric: str, value: Any, where: str) -> ResultCell | None:
     """A number with its interval, shares in percent; `None` where there is no value."""
     parts = value if isinstance(value, dict) else {"value": value}
     center, low, high = (finite_number(parts.get(key)) for key in ("value", "low", "high"))
     if center is None:
         return None
     if not is_percent(metric):
-        return Estimate(center, low, high)
+        return ResultCell(center, low, high)
     if not all(end is None or 0 <= end <= 1 for end in (center, low, high)):
         raise ValueError(f"{where}: {metric} is {parts}, but a share lies between 0 and 1. Correct the file.")
     low, high = (None if end is None else 100 * end for end in (low, high))
-    return Estimate(100 * center, low, high)
+    return ResultCell(100 * center, low, high)
 
 
 def rows_of(runs: list[RunResults], notes: list[str]) -> tuple[list[ResultRow], list[str]]:
@@ -149,14 +149,14 @@ def _row(seeds: list[RunResults], name: str, decoding: str, benchmarks: list[str
     return row
 
 
-def _over_seeds(estimates: list[Estimate]) -> Estimate:
+def _over_seeds(estimates: list[ResultCell]) -> ResultCell:
     """The mean over runs, with the standard deviation. The interval's ends are means, if every run has them."""
     if len(estimates) == 1:
         return estimates[0]
     values = [estimate.value for estimate in estimates]
     ends = ([end for end in (getattr(e, side) for e in estimates) if end is not None] for side in ("low", "high"))
     low, high = (statistics.fmean(end) if len(end) == len(estimates) else None for end in ends)
-    return Estimate(statistics.fmean(values), low, high, statistics.stdev(values), len(values))
+    return ResultCell(statistics.fmean(values), low, high, statistics.stdev(values), len(values))
 
 
 def _mean_by_position(curves: list[list[float | None]]) -> list[float | None]:

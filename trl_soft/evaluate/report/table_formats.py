@@ -8,7 +8,7 @@ import re
 
 from ...files import printable
 from .csv_files import to_csv
-from .results import DASH, Estimate, heading, is_percent
+from .results import DASH, ResultCell, heading, is_percent
 from .tables import ResultTable
 
 
@@ -32,7 +32,7 @@ _LATEX = {
 }
 
 
-def _parts(estimate: Estimate | None, metric: str) -> tuple[str, str, str]:
+def _parts(estimate: ResultCell | None, metric: str) -> tuple[str, str, str]:
     """Value, standard deviation and `[low, high]` as text. With a standard deviation there is no interval."""
     if estimate is None:
         return "", "", ""
@@ -94,7 +94,7 @@ def latex(table: ResultTable) -> str:
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
-def _latex_cell(estimate: Estimate | None, metric: str) -> str:
+def _latex_cell(estimate: ResultCell | None, metric: str) -> str:
     value, std, interval = _parts(estimate, metric)
     if std:
         return rf"${value} \pm {std}$"
@@ -112,7 +112,7 @@ def csv_text(table: ResultTable) -> str:
     for row in table.rows:
         cells = table.row_cells(row)
         for column in table.columns:
-            estimate = row.cells.get(column) or Estimate(float("nan"))
+            estimate = row.cells.get(column) or ResultCell(float("nan"))
             cells += [_decimal(x) for x in (estimate.value, estimate.low, estimate.high, estimate.std)]
         lines.append(cells)
     return to_csv(lines)
