@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Multiple choice: the letter that a completion chooses, and options in a seeded order."""
+"""Multiple choice: the letter that a completion chooses."""
 
 import re
 from collections.abc import Callable, Collection, Iterator
