@@ -13,13 +13,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from transformers import AttentionInterface, DynamicCache
 from transformers.cache_utils import Cache, CacheLayerMixin
-from transformers.utils import logging
+
+from .decode_attention import KERNELS, Step, kernel_for, masked
 
 
-logger = logging.get_logger(__name__)
 NAME = "trl_soft_slots"
 _BLOCK = 64  # what is attended to is cut to a multiple of this, so that shapes repeat
 
@@ -51,7 +50,7 @@ class SlotCache(Cache):
         self.position: torch.Tensor | None = None
         self.columns, self.reach = slice(0, 0), 0
         self._masks: dict[int | None, torch.Tensor] = {}
-        self.starts = torch.arange(slots + 1, device=device, dtype=torch.int32)
+        self._shared: dict[Any, Any] = {}  # what the layers of a decode step have in common
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return 0  # positions are always passed
@@ -60,7 +59,7 @@ class SlotCache(Cache):
         """The next call feeds one token to each of the first `size` slots."""
         self.rows, self.position = slice(0, size), position
         self.reach = min(-(-reach // _BLOCK) * _BLOCK, self.length)
-        self._masks = {}
+        self._masks, self._shared = {}, {}
 
     def prefill(self, rows: torch.Tensor, columns: slice) -> None:
         """The next call feeds the tokens of some columns to some slots."""
@@ -93,7 +92,7 @@ class SlotCache(Cache):
     def mask(self, window: int | None) -> torch.Tensor:
         """What each token may look at: (rows or 1, 1, tokens, reach) bool; one a call for all layers of a window."""
         if window not in self._masks:
-            device = self.starts.device
+            device = self.slot_layers[0].keys.device
             past = torch.arange(self.reach, device=device)
             if self.position is not None:
                 now = self.position.view(-1, 1, 1, 1)
@@ -102,6 +101,12 @@ class SlotCache(Cache):
             seen = past <= now
             self._masks[window] = seen if window is None else seen & (past > now - window)
         return self._masks[window]
+
+    def step(self, query, layer: int, scaling=None, window=None, softcap=None, sinks=None) -> Step:
+        """What a layer's `query` attends to in a decode step."""
+        assert self.position is not None
+        keys, values = (x[: query.size(0)] for x in (self.slot_layers[layer].keys, self.slot_layers[layer].values))
+        return Step(query, keys, values, self.position, scaling, window, softcap, sinks, self._shared)
 
 
 class _SlotLayer(CacheLayerMixin):
@@ -143,18 +148,6 @@ class _SlotLayer(CacheLayerMixin):
 _active = threading.local()
 
 
-def _varlen_takes_lengths() -> bool:
-    """Whether this torch's flash attention reads each slot up to its own length; else a mask says the same, slower."""
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        return False
-    return "seqused_k" in inspect.signature(varlen_attn).parameters
-
-
-_VARLEN = _varlen_takes_lengths()
-
-
 def slot_attention(
     module,
     query: torch.Tensor,
@@ -170,61 +163,21 @@ def slot_attention(
 ) -> tuple[torch.Tensor, None]:
     """
     Attention of `query` (rows, query heads, tokens, size) to the slots' `key` and `value` (rows, heads, reach, size).
-
-    Heads that share keys are stacked as if they were tokens, so that a step never repeats keys and values.
     """
     cache: SlotCache = _active.stack[-1]
-    rows, heads, tokens, size = query.shape
-    group = heads // key.size(1)
     if sliding_window is None and _is_sliding(module):
         sliding_window = module.config.sliding_window
-    plain = softcap is None and s_aux is None and not dropout and key.size(-1) == value.size(-1)
     if query.is_cuda and cache.position is not None:
-        if plain and _VARLEN and query.dtype in (torch.bfloat16, torch.float16):
-            return _varlen(query, cache, module.layer_idx, scaling, sliding_window), None
-        logger.warning_once(
-            f"{type(module).__name__} attends through a mask over the longest slot: flash attention with a length for each "
-            "slot takes half precision, equal key and value sizes, no cap, sinks or dropout, and torch 2.13."
-        )
-    mask = cache.mask(sliding_window)
-    q = query.reshape(rows, key.size(1), group * tokens, size)
-    if group > 1 and tokens > 1:
-        mask = mask.repeat(1, 1, group, 1)
-    if softcap is None and s_aux is None:
-        out = F.scaled_dot_product_attention(q, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling)
-    else:
-        z = q @ key.transpose(-1, -2) * (scaling if scaling is not None else size**-0.5)
-        z = z if softcap is None else softcap * torch.tanh(z / softcap)
-        z = z.float().masked_fill(~mask, torch.finfo(torch.float32).min)
-        if s_aux is not None:
-            sink = s_aux.float().view(1, key.size(1), group, 1, 1).expand(rows, -1, -1, tokens, 1)
-            z = torch.cat([z, sink.reshape(rows, key.size(1), group * tokens, 1)], dim=-1)
-        p = F.dropout(torch.softmax(z, dim=-1)[..., : key.size(2)].to(query.dtype), dropout)
-        out = p @ value
-    return out.reshape(rows, heads, tokens, -1).transpose(1, 2).contiguous(), None
+        step = cache.step(query, module.layer_idx, scaling, sliding_window, softcap, s_aux)
+        kernel = kernel_for(step, dropout)
+        if kernel != "mask":
+            return KERNELS[kernel](step), None
+    return masked(query, key, value, cache.mask(sliding_window), scaling, softcap, s_aux, dropout), None
 
 
 def _is_sliding(module) -> bool:
     kinds = getattr(module.config, "layer_types", None)
     return kinds is not None and kinds[module.layer_idx] == "sliding_attention"
-
-
-def _varlen(query, cache: SlotCache, layer: int, scaling, window: int | None) -> torch.Tensor:
-    """One token a slot through flash attention, which reads each slot's own length and no more."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    rows, length = query.size(0), cache.length
-    assert cache.position is not None
-    keys, values = (
-        tensor[:rows].flatten(0, 1) for tensor in (cache.slot_layers[layer].keys, cache.slot_layers[layer].values)
-    )
-    starts = cache.starts[: rows + 1]
-    out: Any = varlen_attn(
-        query[:, :, 0].contiguous(), keys, values, starts, starts * length, 1, length,
-        scale=scaling, window_size=(-1, -1) if window is None else (window - 1, 0), enable_gqa=True,
-        seqused_k=(cache.position + 1).int(),
-    )  # fmt: skip
-    return out.unsqueeze(1)  # (rows, 1, heads, size)
 
 
 AttentionInterface.register(NAME, slot_attention)
