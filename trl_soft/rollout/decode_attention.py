@@ -154,7 +154,7 @@ def block_mask(position: torch.Tensor, length: int, window: int | None, queries:
             return (k <= position[b]) & (k > position[b] - window)
 
     # Blocks of queries are for a backward. Before torch 2.10 there is no leaving them out.
-    options = {"compute_q_blocks": False} if _takes(BlockMask.from_kv_blocks, "compute_q_blocks") else {}
+    options: dict = {"compute_q_blocks": False} if _takes(BlockMask.from_kv_blocks, "compute_q_blocks") else {}
     return BlockMask.from_kv_blocks(
         (last - first + 1).int().view(-1, 1, 1),
         index.clamp(max=blocks - 1).int().view(-1, 1, 1, blocks),
@@ -299,7 +299,7 @@ def choose(there: Installed, asked: Features, trial: Callable[[str], str | None]
     Args:
         trial: called with a kernel that should do; what went wrong, in a clause, or `None`.
     """
-    reasons = {}
+    reasons: dict[str, str] = {}
     for kernel in KERNELS:
         reason = why_not(kernel, there, asked) or trial(kernel)
         if reason is None:
