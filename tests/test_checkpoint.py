@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Nothing is lost: runs that are killed, checkpoints that are torn or foreign, full disks, SIGTERM.
+"""Checkpoints that are torn or of another run, full disks, SIGTERM, and runs that resume, in one process.
 
-Killed runs are compared with the run that nobody killed, to the last bit. `make test-kill` is the long form.
+tests/test_interruptions.py has runs of several processes.
 """
 
 import errno
@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Trainer
 from trl import ModelConfig
 
 from examples.grpo_soft import Arguments, main
 from tests import tiny
-from tests.kill.chain import PATIENCE, chain, difference, end, log_of, prepare, start, wait
+from tests.kill.chain import difference
 from tests.test_algorithms import rloo_config
 from trl_soft import SoftGRPOConfig, SoftGRPOTrainer, SoftRLOOTrainer, ThinkingSettings
 from trl_soft.config import SoftParser
@@ -37,64 +37,72 @@ SAVING = {"save_strategy": "steps", "save_steps": 1, "max_steps": 6, "logging_st
 REPLAY = {"num_iterations": 2, "steps_per_generation": 2}
 
 
-@pytest.mark.parametrize(
-    ("world", "thought", "kills"), [("plain", "gumbel", 3), ("ddp", "gaussian", 1), ("zero3", "gumbel", 1)]
-)
-def test_killed_runs_end_as_the_one_that_was_not(tmp_path, world, thought, kills):
-    """
-    With two processes too the difference is 0.0: a sum of two numbers has one order. With more it would be that of
-    rounding, since DDP and NCCL cut and order their sums by what they saw before.
-    """
-    prepare(tmp_path)
-    figures = chain(tmp_path, world, {"thought": thought, "max_steps": 8}, kills, seed=kills)
-    print(figures)
-    assert len(figures["moments"]) == kills and figures["largest_difference"] == 0.0
-
-
+# What a checkpoint holds depends on the kind of thought, the trainer, the adapter, the schedule and the data. Each of their
+# values is in one case; the last number is the step from which the run resumes.
 EPOCHS = {"train_dataset": tiny.prompts(1), "max_steps": -1, "num_train_epochs": 3, "logging_steps": 5}
 CASES = {
-    "replay-gumbel": {"thought": "gumbel", **REPLAY},
-    "replay-gaussian": {"thought": "gaussian", "eval_strategy": "steps", "eval_steps": 2, **REPLAY},
-    "replay-hard": {"thought": "hard", "max_thinking_length": None, **REPLAY},
-    "replay-draws": {"thought": "multiplex", "multiplex_ratio": "draw", **REPLAY},
-    "replay-lora": {"peft_config": LoraConfig(r=4, target_modules=["q_proj", "up_proj"]), **REPLAY},
-    "replay-rloo": {"thought": "gaussian", "beta": 0.1, **REPLAY},
-    "accumulation": {"gradient_accumulation_steps": 2, "steps_per_generation": 4, "per_device_train_batch_size": 4},
-    "second-epoch": EPOCHS,
-    "between-epochs": {**EPOCHS, "save_steps": 4},
-    "streamed": {},
-    "moving-reference": {"beta": 0.1, "sync_ref_model": True, "ref_model_sync_steps": 2, "ref_model_mixup_alpha": 0.5},
+    "gumbel-lora": ({"thought": "gumbel", "peft_config": LoraConfig(r=4, target_modules=["q_proj"]), **REPLAY}, 3),
+    "gaussian-rloo-evaluation": (
+        {"thought": "gaussian", "beta": 0.1, "eval_strategy": "steps", "eval_steps": 2, **REPLAY},
+        3,
+    ),
+    "hard-streamed": ({"thought": "hard", "max_thinking_length": None, **REPLAY}, 3),
+    "multiplex-draws": ({"thought": "multiplex", "multiplex_ratio": "draw", **REPLAY}, 3),
+    "accumulation-moving-reference": (
+        {"gradient_accumulation_steps": 2, "steps_per_generation": 4, "per_device_train_batch_size": 4, "beta": 0.1}
+        | {"sync_ref_model": True, "ref_model_sync_steps": 2, "ref_model_mixup_alpha": 0.5},
+        3,
+    ),
+    "second-epoch": (EPOCHS, 3),
+    "between-epochs": (EPOCHS, 4),
 }
 
 
-def build(out, model_folder, name: str):
-    settings = {**SAVING, "save_steps": 3, **CASES[name]}
-    if name == "streamed":
+def build(out, model_folder, name: str, **changes):
+    settings = {**SAVING, "max_steps": 5, **CASES[name][0], **changes}
+    if "streamed" in name:
         settings["train_dataset"] = tiny.prompts().to_iterable_dataset()
-    if settings.get("eval_strategy"):
+    if "evaluation" in name:
         settings["eval_dataset"] = tiny.prompts(1)
     net = AutoModelForCausalLM.from_pretrained(model_folder)
-    if name.endswith("rloo"):
+    if "rloo" in name:
+        data = settings.pop("eval_dataset")
         args = rloo_config(out, **settings)
-        return SoftRLOOTrainer(net, tiny.reward, args, tiny.prompts(), processing_class=tiny.tokenizer())
+        return SoftRLOOTrainer(
+            net, tiny.reward, args, tiny.prompts(), eval_dataset=data, processing_class=tiny.tokenizer()
+        )
     return tiny.trainer(out, net, **settings)
 
 
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    """The output folder of the run that nobody interrupted, made once for each case."""
+    root = tmp_path_factory.mktemp("whole")
+    tiny.model().save_pretrained(root / "model")
+
+    def run(name: str) -> tuple[Path, Path]:
+        out = root / ("epochs" if "epoch" in name else name)
+        if not out.exists():
+            build(out, root / "model", name).train()
+        return out, root / "model"
+
+    return run
+
+
 @pytest.mark.parametrize("name", CASES)
-def test_a_resumed_run_is_the_same_run(tmp_path, name):
+def test_a_resumed_run_is_the_same_run(tmp_path, whole_run, name):
     """Weights, optimiser and RNG states, the rollout in flight and every log line, from the middle of a replay."""
-    tiny.model().save_pretrained(tmp_path / "model")
-    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    build(whole, tmp_path / "model", name).train()
-    first = checkpoint.by_step(str(whole))[-1]
-    shutil.copytree(first, resumed / Path(first).name)
+    whole, model = whole_run(name)
+    first = f"checkpoint-{CASES[name][1]}"
+    shutil.copytree(whole / first, tmp_path / first)
     # The resumed run draws from another state of the global RNG until it has loaded its own.
     torch.rand(1)
-    build(resumed, tmp_path / "model", name).train("auto")
-    assert len(checkpoint.by_step(str(resumed))) == 2
-    if "replay" in name:
-        assert list(Path(first).glob("rollout_0.safetensors"))
-    assert difference(whole, resumed) == 0.0
+    resumed = build(tmp_path, model, name)
+    resumed.train("auto")
+    assert resumed._resumed_from == str(tmp_path / first)
+    if "num_iterations" in CASES[name][0]:
+        assert list((whole / first).glob("rollout_0.safetensors"))
+    assert difference(whole, tmp_path) == 0.0
 
 
 def test_what_is_buffered_is_what_will_be_replayed(tmp_path):
@@ -106,12 +114,12 @@ def test_what_is_buffered_is_what_will_be_replayed(tmp_path):
     assert (first / "rollout_0.safetensors").exists() and not (second / "rollout_0.safetensors").exists()
 
 
-def test_a_run_that_had_finished_takes_no_further_step(tmp_path):
-    tiny.trainer(tmp_path, **SAVING).train()
-    again = tiny.trainer(tmp_path, tiny.model(seed=1), **SAVING)
+def test_a_run_that_had_finished_takes_no_further_step(tmp_path, written):
+    shutil.copytree(written, tmp_path / "run")
+    again = run_of(tmp_path / "run", tiny.model(seed=1), max_steps=3)
     again.train("auto")
-    assert again.state.global_step == 6
-    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint-6").state_dict()
+    assert again.state.global_step == 3
+    saved = AutoModelForCausalLM.from_pretrained(written / "checkpoint-3").state_dict()
     assert all(torch.equal(value, saved[name]) for name, value in again.model.state_dict().items())
 
 
@@ -354,7 +362,7 @@ def test_leftovers_are_cleaned_and_what_was_moved_aside_comes_back(tmp_path, wri
 
 def test_rotation_keeps_the_best_and_the_latest(tmp_path):
     """`best_model_checkpoint` is where the checkpoint is, not where it was written; it is loaded at the end."""
-    scores = iter([0.1, 0.9, 0.2, 0.3, 0.4, 0.5])
+    scores = iter([0.1, 0.9, 0.2, 0.3])
 
     class Scored(SoftGRPOTrainer):
         def evaluate(self, *args, **kwargs):
@@ -370,12 +378,12 @@ def test_rotation_keeps_the_best_and_the_latest(tmp_path):
         tmp_path,
         trainer_class=Scored,
         eval_dataset=tiny.prompts(1),
-        **{**SAVING, **best, "eval_strategy": "steps", "eval_steps": 1, "save_total_limit": 2},
+        **{**SAVING, **best, "eval_strategy": "steps", "eval_steps": 1, "save_total_limit": 2, "max_steps": 4},
     )
     trainer.train()
-    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-6"]
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
     assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-2")
-    for step in (2, 6):
+    for step in (2, 4):
         state = json.loads((tmp_path / f"checkpoint-{step}" / "trainer_state.json").read_text())
         assert state["best_model_checkpoint"] == str(tmp_path / "checkpoint-2")
     saved = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint-2").state_dict()
@@ -428,9 +436,9 @@ def test_a_disk_that_is_really_full(small_disk):
 
 
 WRITERS = {
-    "_save": SoftGRPOTrainer,
-    "_save_optimizer_and_scheduler": SoftGRPOTrainer,
-    "_save_rng_state": SoftGRPOTrainer,
+    "_save": Trainer,
+    "_save_optimizer_and_scheduler": Trainer,
+    "_save_rng_state": Trainer,
     "save_progress": save,
     "flush": checkpoint,
     "seal": checkpoint,
@@ -438,28 +446,23 @@ WRITERS = {
 }
 
 
-@pytest.mark.parametrize("writer", WRITERS)
-def test_wherever_the_disk_fills_up(tmp_path, written, monkeypatch, writer):
+def test_wherever_the_disk_fills_up(tmp_path, written, monkeypatch):
     """What the writer wrote in part is gone, and the run goes on from the last good checkpoint."""
     folder = tmp_path / "run"
     shutil.copytree(written, folder)
-    owner = WRITERS[writer]
-    for base in owner.__mro__ if isinstance(owner, type) else [owner]:
-        if base.__module__.startswith("transformers") if isinstance(base, type) else True:
-            if writer in vars(base):
-                owner = base
 
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    trainer = run_of(folder)
-    with monkeypatch.context() as patch:
-        patch.setattr(owner, writer, full)
-        with pytest.raises(
-            CheckpointError, match=r"checkpoint-4 could not be saved.*is full.*checkpoint is .*checkpoint-3"
-        ):
-            trainer.train(True)
-    assert not (folder / checkpoint.STAGING).exists() and not (folder / "checkpoint-4").exists()
+    sentence = r"checkpoint-4 could not be saved.*is full.*checkpoint is .*checkpoint-3"
+    for writer, owner in WRITERS.items():
+        trainer = run_of(folder)
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, writer, full)
+            with pytest.raises(CheckpointError, match=sentence):
+                trainer.train(True)
+        assert trainer._resumed_from == str(folder / "checkpoint-3"), writer
+        assert not (folder / checkpoint.STAGING).exists() and not (folder / "checkpoint-4").exists(), writer
     run_of(folder).train(True)
     assert checkpoint.problem_of(str(folder / "checkpoint-4")) is None
 
@@ -478,14 +481,14 @@ def test_a_job_that_is_queued_again(tmp_path):
         "dataset_name": tmp_path / "rows.jsonl",
         "reward_funcs": "exact",
     }
-    flags |= {"output_dir": tmp_path / "out", "resume_from_checkpoint": "auto", "max_steps": 4, "save_steps": 2}
+    flags |= {"output_dir": tmp_path / "out", "resume_from_checkpoint": "auto", "max_steps": 2, "save_steps": 1}
     flags |= {"bf16": "false", "use_cpu": "true", "max_completion_length": 16, "max_thinking_length": 8}
     flags |= {"num_generations": 4, "gradient_checkpointing": "false", "dtype": "float32", "report_to": "none"}
     line = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
     written = []
     for _ in range(2):
         main(*SoftParser((Arguments, SoftGRPOConfig, ModelConfig)).parse_args_and_config(line))
-        folders = [tmp_path / "out" / f"checkpoint-{step}" for step in (2, 4)]
+        folders = [tmp_path / "out" / f"checkpoint-{step}" for step in (1, 2)]
         written.append([os.stat(folder / checkpoint.MANIFEST).st_mtime_ns for folder in folders])
         shutil.rmtree(folders[1])
     # The first was continued from, the second was lost and is there again.
@@ -495,7 +498,7 @@ def test_a_job_that_is_queued_again(tmp_path):
 # SIGTERM
 
 
-def told_to_end(at: int):
+def end_in_rollout(at: int):
     """A reward function that is interrupted by SIGTERM in its rollout number `at`."""
     rollouts = []
 
@@ -508,17 +511,17 @@ def told_to_end(at: int):
     return reward
 
 
-def test_sigterm_saves_and_exits(tmp_path):
+def test_sigterm_saves_and_exits(tmp_path, whole_run):
     """At the end of its step, though no checkpoint was due; the run that goes on is the one that was not interrupted."""
-    settings = {"save_strategy": "steps", "save_steps": 6, "max_steps": 6, "logging_steps": 2, "num_iterations": 2}
-    tiny.trainer(tmp_path / "whole", **settings).train()
+    whole, model = whole_run("multiplex-draws")
     before = signal.getsignal(signal.SIGTERM)
+    trainer = build(tmp_path, model, "multiplex-draws", save_steps=5, reward_funcs=end_in_rollout(1))
     with pytest.raises(SystemExit) as caught:
-        tiny.trainer(tmp_path / "run", reward_funcs=told_to_end(2), **settings).train()
+        trainer.train()
     assert caught.value.code == 143 and signal.getsignal(signal.SIGTERM) is before
-    assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-3"]
-    tiny.trainer(tmp_path / "run", **settings).train("auto")
-    assert difference(tmp_path / "whole", tmp_path / "run") == 0.0
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-1"]
+    build(tmp_path, model, "multiplex-draws", save_steps=5).train("auto")
+    assert difference(whole, tmp_path) == 0.0
 
 
 def test_a_signal_during_a_save_needs_no_other_save(tmp_path, monkeypatch):
@@ -566,28 +569,3 @@ def test_a_signal_leaves_no_time_to_evaluate(tmp_path, when):
 def test_transformers_own_way_with_sigterm_is_refused(tmp_path):
     with pytest.raises(ValueError, match="middle of a step"):
         tiny.config(tmp_path, enable_jit_checkpoint=True)
-
-
-@pytest.mark.parametrize("world", ["ddp"])
-def test_a_signal_to_one_process_ends_all_at_the_same_step(tmp_path, world):
-    prepare(tmp_path)
-    settings = {"max_steps": 8, "save_steps": 100, "signal_at": 1}
-    processes, _ = start(tmp_path / "run", world, settings)
-    assert wait(processes, PATIENCE), log_of(tmp_path / "run")
-    assert [process.exitcode for process in processes] == [143, 143], log_of(tmp_path / "run")
-    assert [path.name for path in (tmp_path / "run" / "out").glob("checkpoint-*")] == ["checkpoint-1"]
-
-
-@pytest.mark.parametrize("world", ["ddp", "zero3"])
-def test_one_full_disk_stops_every_process(tmp_path, world):
-    """Rank 1 cannot write: both end with the same sentence, and neither waits for the other."""
-    prepare(tmp_path)
-    processes, _ = start(tmp_path / "run", world, {"max_steps": 4, "full_at": 2})
-    if not wait(processes, PATIENCE):
-        end(processes)
-        raise AssertionError(log_of(tmp_path / "run"))
-    assert all(process.exitcode == 1 for process in processes)
-    for rank in range(2):
-        told = (tmp_path / "run" / f"log_{rank}").read_text()
-        assert "checkpoint-2 could not be saved, and nothing of it was kept. process 1: OSError" in told, told
-    assert sorted(os.listdir(tmp_path / "run" / "out")) == ["README.md", "checkpoint-1"]

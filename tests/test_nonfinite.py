@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 
 import trl_soft.runs.nonfinite
 from tests import tiny
-from tests.kill.chain import PATIENCE, log_of, prepare, start, wait
 from tests.test_algorithms import rloo_config
 from trl_soft import SoftGRPOTrainer, SoftRLOOTrainer
 from trl_soft.runs.nonfinite import NonfiniteError
@@ -97,8 +96,11 @@ def test_stop(tmp_path, name):
         assert not math.isfinite(told["samples"][2]["rewards"]["reward"])
 
 
-@pytest.mark.parametrize("name", BAD)
-@pytest.mark.parametrize("accumulation", [1, 2])
+# With two micro-batches an update, one alone is not finite. A reward marks each micro-batch of its rollout by itself, so one
+# kind of bad reward shows it.
+@pytest.mark.parametrize(
+    ("name", "accumulation"), [("nan-reward", 2), ("inf-reward", 1), ("loss", 1), ("loss", 2), ("gradient", 2)]
+)
 def test_skip(tmp_path, name, accumulation):
     """Weights, moments and learning rate are those of the step before; the steps around it move them."""
     rates = Rates()
@@ -189,27 +191,3 @@ def test_rloo_and_reward_functions_that_are_awaited(tmp_path):
 def test_refused(tmp_path, settings, sentence):
     with pytest.raises(ValueError, match=sentence):
         tiny.config(tmp_path, **settings)
-
-
-@pytest.mark.parametrize("world", ["ddp", "zero3"])
-def test_what_one_process_sees_all_leave_out(tmp_path, world):
-    """A NaN in a reward of the last process alone: neither waits, and the sharded weights are those of before."""
-    prepare(tmp_path)
-    settings = {
-        "max_steps": 3,
-        "bad_reward_at": 2,
-        "nonfinite": "skip",
-        "num_iterations": 1,
-        "steps_per_generation": 1,
-    }
-    processes, _ = start(tmp_path / "run", world, {**settings, "logging_steps": 1})
-    assert wait(processes, PATIENCE) and not any(process.exitcode for process in processes), log_of(tmp_path / "run")
-    out = tmp_path / "run" / "out"
-    log = json.loads((out / "checkpoint-3" / "trainer_state.json").read_text())["log_history"]
-    assert [row["nonfinite/skipped"] for row in log] == [0.0, 1.0, 0.0]
-    # A line has the rate its own step was made with.
-    assert log[0]["learning_rate"] > log[1]["learning_rate"] == log[2]["learning_rate"]
-    weights = [load_file(out / f"checkpoint-{step}" / "model.safetensors") for step in (1, 2, 3)]
-    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
-    assert not all(torch.equal(weights[1][key], weights[2][key]) for key in weights[0])
-    assert len(list((out / "nonfinite").glob("step-1-rank-*.json"))) == 2

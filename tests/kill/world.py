@@ -36,8 +36,9 @@ class Traced(SoftGRPOTrainer):
 
     trail: int
     begun = None
-    # Steps at which the last process is told to end, at which its disk is full, and at which it returns a bad reward.
-    signal_at = full_at = bad_reward_at = None
+    # What happens to the last process, in which phase, and in which step: ("kill" or "signal" or "full", phase, step).
+    interruption: tuple[str, str, int] | None = None
+    bad_reward_at = None  # the step in which the last process's rewards are NaN
 
     def note(self, phase: str) -> None:
         if self.begun is not None:
@@ -55,19 +56,27 @@ class Traced(SoftGRPOTrainer):
     def _meets(self, step: int | None, at: int | None) -> bool:
         return step == at and self.accelerator.process_index == self.accelerator.num_processes - 1
 
+    def _interrupt(self, phase: str) -> None:
+        if self.interruption is None or self.interruption[1] != phase:
+            return
+        what, _, step = self.interruption
+        if self._meets(self.state.global_step + (phase != "save"), step):
+            if what == "full":
+                raise OSError(errno.ENOSPC, "No space left on device")
+            os.kill(os.getpid(), signal.SIGKILL if what == "kill" else signal.SIGTERM)
+
     def _generate_and_score_completions(self, inputs):
+        self._interrupt("rollout")
         return self._within("rollout", super()._generate_and_score_completions, inputs)
 
     def _compute_loss(self, model, inputs):
         self.note("update")
-        if self._meets(self.state.global_step + 1, self.signal_at):
-            os.kill(os.getpid(), signal.SIGTERM)
+        self._interrupt("update")
         return super()._compute_loss(model, inputs)
 
     def _save_rng_state(self, output_dir):
         with self._collect_errors():
-            if self._meets(self.state.global_step, self.full_at):
-                raise OSError(errno.ENOSPC, "No space left on device")
+            self._interrupt("save")
         super()._save_rng_state(output_dir)
 
     def _save_checkpoint(self, model, trial):
@@ -113,7 +122,7 @@ def train(folder: str, world: str, rank: int, port: int, changes: dict, begun) -
         }  # fmt: skip
     os.environ |= ZERO3 if world == "zero3" else {}
     changes = dict(changes)
-    given = {name: changes.pop(name, None) for name in ("signal_at", "full_at", "bad_reward_at")}
+    given = {name: changes.pop(name, None) for name in ("interruption", "bad_reward_at")}
     # ZeRO-3 shards a model as it is read from a folder.
     net = os.path.join(os.path.dirname(folder), "model")
 
