@@ -84,7 +84,7 @@ test-hostile: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.hostile.judges
 
 test-distributed: $(READY)
-	$(BIN)/python -m pytest --durations 10 tests/test_accelerate_recipes.py tests/test_distributed.py tests/test_multi_node.py tests/test_slurm.py
+	$(BIN)/python -m pytest --durations 10 tests/test_accelerate_recipes.py tests/test_distributed.py tests/test_interruptions.py tests/test_multi_node.py tests/test_slurm.py
 
 $(VLLM_READY): pyproject.toml constraints-vllm.txt tests/vllm/environment.py
 	$(PYTHON) -m venv $(VLLM_VENV)
