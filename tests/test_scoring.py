@@ -2,15 +2,17 @@
 """Softmax over the vocabulary at any temperature: values and gradients against float64, whose logits are the same numbers."""
 
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
 
-from trl_soft import KeyedNoise
+from trl_soft import KeyedNoise, kernels
 from trl_soft.scoring import DenseLogits, HeadLogits
 from trl_soft.thoughts import Dirichlet, Gaussian, Gumbel, Hard, Mixture, Multiplex
 from trl_soft.thoughts.candidates import candidates, renormalised
 from trl_soft.thoughts.gaussian import PLACEMENTS, LogitsGaussian, ProbabilitiesGaussian
+from trl_soft.tiles import TILE
 from trl_soft.variance import score_variance
 
 
@@ -20,6 +22,10 @@ TEMPERATURES = (1e-4, 1e-3, 1e-2, 0.1, 1.0)
 UNDERFLOW = 104
 # Rounding of float64 to either side of a difference that cancels; ours, in float32, does not.
 FLOOR = 1e-15
+
+
+# Over the vocabulary: the plain functions of a CPU, and the kernels of CUDA in Triton's interpreter.
+PATHS = {"plain": nullcontext, "kernels": kernels.interpreted}
 
 
 def random(*shape, seed: int) -> torch.Tensor:
@@ -33,17 +39,20 @@ class World:
     8 or 64 times that in two rows of three: at T = 1e-4 some rows are undecided and others one-hot to the last bit.
     """
 
-    def __init__(self, size: int, scale: float = 1.0, softcap: float | None = None):
+    def __init__(self, size: int, scale: float = 1.0, softcap: float | None = None, dtype=torch.float32):
         def rounded(x):
             return (x * 2**7).round() / 2**7
 
         self.hidden = rounded(random(N, size, seed=0))
         self.hidden[:, 0] = torch.arange(N) * torch.tensor([1, 8, 64]).repeat(N // 3) * 2.0**-7
+        self.hidden = self.hidden.to(dtype).float()
         weight = rounded(random(V // 2, size, seed=1) * 4 / math.sqrt(size)).repeat_interleave(2, 0)
         weight[1::2, 0] += 2.0**-7
         self.head, self.embedding = torch.nn.Linear(size, V, bias=False), torch.nn.Embedding(V, size)
         self.head.weight.data, self.embedding.weight.data = weight, random(V, size, seed=2) / 50
-        self.leaf = self.hidden.clone().requires_grad_()
+        self.head, self.embedding = self.head.to(dtype), self.embedding.to(dtype)
+        weight = self.head.weight.detach().float()
+        self.leaf = self.hidden.to(dtype, copy=True).requires_grad_()
         self.logits = HeadLogits(self.leaf, self.head, self.embedding, scale, softcap)
         self.leaf64, self.weight64 = self.hidden.double().requires_grad_(), weight.double().requires_grad_()
         raw = self.leaf64 @ self.weight64.T
@@ -71,65 +80,88 @@ class World:
         )
 
 
-@pytest.mark.parametrize("size", [256, 4096])
+@pytest.mark.parametrize("path, size", [("plain", 256), ("plain", 4096), ("kernels", 256), ("bfloat16", 256)])
 @pytest.mark.parametrize("kind", ["mixture", "log_prob", "entropy"])
-def test_tiled_gradients_are_those_of_float64_at_any_temperature(kind, size, monkeypatch):
+def test_tiled_gradients_are_those_of_float64_at_any_temperature(kind, size, path, monkeypatch):
     """
     Within 1e-5 of the sum of |dL/dz_v| |w_v|, where dL/dz_v is summed without its signs: the relative rounding of
     exp(x_v) is half a float32 eps times |x_v|, which is at most 6e-6 before the exponential underflows. All that is in
     the bound is as small as 1 - max p.
+
+    In bfloat16, by the kernels: values as in float32, of the same bfloat16 numbers. A device rounds to 2**-8, Triton's
+    interpreter cuts off, to 2**-7: so much of the same sum for dL/dz, which is rounded once, and for a mixture as much
+    for its incoming gradient; and of the gradient itself.
     """
-    monkeypatch.setattr("trl_soft.scoring._TILE_ELEMENTS", N * 64)
+    monkeypatch.setitem(TILE, "cpu", N * 128)
     ids = torch.randint(0, V, (N, 3), generator=torch.Generator().manual_seed(4))
     g, c = random(N, size, seed=3), random(N, 3, seed=5)
-    for temperature in TEMPERATURES:
-        world = World(size)
+    rounding = 2.0**-7 if path == "bfloat16" else 0.0
+    for temperature in TEMPERATURES if path == "plain" else TEMPERATURES[::2]:
+        world = World(size, dtype=torch.bfloat16 if rounding else torch.float32)
         ids[:, 0] = world.z64.argmax(-1)
-        views, unsigned = (world.logits, world.reference), torch.zeros(N, V, dtype=torch.float64)
+        unsigned = torch.zeros(N, V, dtype=torch.float64)
         log_p = world.reference.log_softmax(temperature).detach()
         p = log_p.exp()
         if kind == "mixture":
-            values = [view.mixture(temperature)[0] for view in views]
             # |<g, E_v - mean>| <= |g| sum_k p_k |E_v - E_k|
             distances = torch.cdist(world.table64.detach(), world.table64.detach())
             unsigned = g.double().norm(dim=1, keepdim=True) * p * (p @ distances) / temperature
-            losses = [value * g for value in values]
-        elif kind == "log_prob":
-            values = [view.log_prob(ids, temperature)[0] for view in views]
-            losses = [value * c for value in values]
-            assert (values[0] <= 0).all()
-        else:
-            values = losses = [view.entropy(temperature) for view in views]
-            unsigned = p * (1 - p) * (values[1].detach().unsqueeze(-1) - log_p) / temperature
-            assert (values[0] >= 0).all()
-        torch.testing.assert_close(values[0].double(), values[1], rtol=1e-6, atol=1e-6)
-        for ours, reference, bound in world.gradients(losses, unsigned):
-            error = (ours - reference).norm(dim=1)
-            assert (error <= 1e-5 * bound + FLOOR / temperature * world.largest).all()
+        elif kind == "entropy":
+            entropy = -(p * log_p).nan_to_num().sum(-1, keepdim=True)
+            unsigned = p * (1 - p) * (entropy - log_p) / temperature
+
+        def value_and_loss(view, temperature=temperature):
+            if kind == "mixture":
+                value = view.mixture(temperature)[0]
+                return value, value * g
+            if kind == "log_prob":
+                value = view.log_prob(ids, temperature)[0]
+                return value, value * c
+            value = view.entropy(temperature)
+            return value, value
+
+        theirs, their_loss = value_and_loss(world.reference)
+        with PATHS.get(path, kernels.interpreted)():
+            ours, our_loss = value_and_loss(world.logits)
+            gradients = world.gradients((our_loss, their_loss), unsigned)
+        assert kind != "log_prob" or (ours <= 0).all()
+        assert kind != "entropy" or (ours >= 0).all()
+        # A weight of a mixture is the sum of two bfloat16 numbers.
+        lost = rounding**2 * (p @ world.table64.detach().abs()) if rounding and kind == "mixture" else 0.0
+        assert ((ours - theirs).abs() <= 1e-6 + 1e-6 * theirs.abs() + lost).all()
+        times = 2 if kind == "mixture" else 1
+        for have, want, bound in gradients:
+            error = (have - want).norm(dim=1)
+            limit = (1e-5 + times * rounding) * bound + rounding * want.norm(dim=1)
+            assert (error <= limit + FLOOR / temperature * world.largest).all()
         one_hot = world.gap / temperature > UNDERFLOW
         if kind != "log_prob":
             assert (world.leaf.grad[one_hot] == 0).all()
         assert temperature > 1e-4 or 5 < one_hot.sum() < N
 
 
-def test_capped_logits_at_low_temperature(monkeypatch):
+@pytest.mark.parametrize("path", PATHS)
+def test_capped_logits_at_low_temperature(path, monkeypatch):
     """As above, with what a softcap's own rounding adds: float32's eps times the largest logit over T."""
-    monkeypatch.setattr("trl_soft.scoring._TILE_ELEMENTS", N * 64)
+    monkeypatch.setitem(TILE, "cpu", N * 128)
     g = random(N, 256, seed=3)
-    for temperature in TEMPERATURES:
+    for temperature in TEMPERATURES if path == "plain" else TEMPERATURES[::2]:
         world = World(256, scale=0.5, softcap=32.0)
-        losses = [view.mixture(temperature)[0] * g for view in (world.logits, world.reference)]
+        theirs = world.reference.mixture(temperature)[0] * g
         p = torch.softmax(world.z64.detach() / temperature, -1)
         distances = torch.cdist(world.table64.detach(), world.table64.detach())
         unsigned = g.double().norm(dim=1, keepdim=True) * p * (p @ distances) / temperature
         rounding = torch.finfo(torch.float32).eps * world.z64.abs().max().item() / temperature
-        for ours, reference, bound in world.gradients(losses, unsigned):
+        with PATHS[path]():
+            gradients = world.gradients((world.logits.mixture(temperature)[0] * g, theirs), unsigned)
+        for ours, reference, bound in gradients:
             error = (ours - reference).norm(dim=1)
             assert (error <= (1e-5 + rounding) * bound + FLOOR / temperature * world.largest).all()
         assert (world.leaf.grad[world.gap / temperature > UNDERFLOW + 32] == 0).all()
 
 
-def test_a_fuzzy_thought_that_is_one_hot_has_no_gradient():
+@pytest.mark.parametrize("path", PATHS)
+def test_a_fuzzy_thought_that_is_one_hot_has_no_gradient(path):
     """T = 1e-4: a lead of .05 in the logits leaves the others exp(-500)."""
     size, temperature = 3072, 1e-4
     hidden = random(64, size, seed=0).requires_grad_()
@@ -139,8 +171,9 @@ def test_a_fuzzy_thought_that_is_one_hot_has_no_gradient():
     noise = KeyedNoise(0, 0, torch.arange(64), torch.zeros(64, dtype=torch.long))
     with torch.no_grad():
         action, _ = thought.sample(DenseLogits(view.dense(), embedding.weight), noise)
-    log_prob, entropy = thought.score(view, action)
-    (log_prob + entropy).sum().backward()
+    with PATHS[path]():
+        log_prob, entropy = thought.score(view, action)
+        (log_prob + entropy).sum().backward()
     decided = view.dense().topk(2)[0].diff().abs().squeeze(-1) > 0.05
     assert decided.sum() > 50 and (hidden.grad[decided] == 0).all() and (entropy[decided] == 0).all()
 
@@ -161,27 +194,31 @@ SCORED = {
 }
 
 
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("name", SCORED)
-def test_every_thought_scores_at_a_low_temperature(name, monkeypatch):
+def test_every_thought_scores_at_a_low_temperature(name, path, monkeypatch):
     """
     Log-prob, entropy and the gradient of both at T = 1e-4 against the same thought on float64 logits, to the bounds of the
     tiled gradients; 1e-2 for values and 2e-3 for gradients of Gumbel densities, whose noise is what is left of
     g' - log p: at -1e4, neighbouring float32 numbers are 1e-3 apart.
     """
-    monkeypatch.setattr("trl_soft.scoring._TILE_ELEMENTS", N * 64)
+    monkeypatch.setitem(TILE, "cpu", N * 128)
     world, thought = World(256), SCORED[name]()
     with torch.no_grad():
         z, table = world.logits.dense(), world.embedding.weight
         drawn_from = DenseLogits(z, table, hidden=world.hidden, project=lambda x: x @ world.head.weight.T)
         action, _ = thought.sample(drawn_from, NOISE)
     world.reference.hidden = world.leaf64
-    ours, theirs = thought.score(world.logits, action), thought.score(world.reference, action)
+    theirs = thought.score(world.reference, action)
+    with PATHS[path]():
+        ours = thought.score(world.logits, action)
     assert (ours[1] >= 0).all() and ours[1].max() > 0.1
     small = name in ("gumbel", "concrete")
     for have, want in zip(ours, theirs, strict=True):
         torch.testing.assert_close(have, want, rtol=1e-5, atol=1e-2 if small else 1e-5, check_dtype=False)
     losses = [log_prob + entropy for log_prob, entropy in (ours, theirs)]
-    ours, reference, bound = world.gradients(losses, torch.zeros(N, V))[0]
+    with PATHS[path]():
+        ours, reference, bound = world.gradients(losses, torch.zeros(N, V))[0]
     error = (ours - reference).norm(dim=1)
     assert (error <= (2e-3 if small else 1e-5) * bound + FLOOR / LOW * world.largest).all()
 
@@ -232,18 +269,20 @@ def test_tokens_at_a_low_temperature_are_drawn_from_what_is_scored(make):
     torch.testing.assert_close(thought.log_prob(view, action), log_p, rtol=1e-5, atol=1e-6)
 
 
-def test_suppressed_tokens_at_a_low_temperature():
+@pytest.mark.parametrize("path", PATHS)
+def test_suppressed_tokens_at_a_low_temperature(path):
     """A bias of -inf takes a token out, whatever T is: finite values and gradients, none of them the token's."""
     hidden = random(5, 8, seed=0).requires_grad_()
     head, embedding = torch.nn.Linear(8, 12), torch.nn.Embedding(12, 8)
     head.weight.data, embedding.weight.data = random(12, 8, seed=1), random(12, 8, seed=2)
     head.bias.data = random(12, seed=3).index_fill(0, torch.tensor([0, 1, 7]), -torch.inf)
-    for temperature in TEMPERATURES:
+    for temperature in TEMPERATURES[::2]:
         view = HeadLogits(hidden, head, embedding)
-        mean, entropy = view.mixture(temperature)
         expected, of_dense = DenseLogits(view.dense(), embedding.weight).mixture(temperature)
+        with PATHS[path]():
+            mean, entropy = view.mixture(temperature)
+            (mean.sum() + entropy.sum()).backward()
+            log_p, _ = view.log_prob(torch.arange(12).expand(5, -1), temperature)
         torch.testing.assert_close((mean, entropy), (expected, of_dense), rtol=1e-5, atol=1e-5)
-        (mean.sum() + entropy.sum()).backward()
         assert hidden.grad.isfinite().all() and (head.weight.grad[[0, 1, 7]] == 0).all()
-        log_p, _ = view.log_prob(torch.arange(12).expand(5, -1), temperature)
         assert (log_p[:, [0, 1, 7]] < -1e9).all() and log_p.isfinite().all()

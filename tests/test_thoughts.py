@@ -17,6 +17,7 @@ from trl_soft.thoughts import Dirichlet, Gaussian, Gumbel, Hard, Latent, Mixture
 from trl_soft.thoughts.candidates import candidates
 from trl_soft.thoughts.gaussian import HiddenGaussian, LogitsGaussian, ProbabilitiesGaussian
 from trl_soft.thoughts.hard import inverse_cdf
+from trl_soft.tiles import TILE
 
 
 V, H = 12, 6
@@ -498,7 +499,7 @@ def _head(softcap=None):
 @pytest.mark.parametrize("softcap", [None, 1.5])
 def test_the_lazy_view_equals_the_dense_one(softcap, monkeypatch):
     """Values to float32's rounding and every gradient, over several tiles."""
-    monkeypatch.setattr("trl_soft.scoring._TILE_ELEMENTS", 3 * V)
+    monkeypatch.setitem(TILE, "cpu", 3 * V)
     hidden, head, embedding, lazy = _head(softcap)
     z = head(hidden) * 0.5
     z = z if softcap is None else softcap * torch.tanh(z / softcap)

@@ -15,9 +15,10 @@ read off their saved tensors, and hold to 15 % against `benchmarks/memory.py`.
 
 from dataclasses import dataclass, replace
 
+from .tiles import tile_columns
+
 
 FLOAT = 4
-_TILE = 2**22  # numbers in a tile of `trl_soft.scoring`
 _TRL_TILE = (4096, 32768)  # positions and columns of a tile of TRL's fused head
 _PREFILL = 4096  # `EngineOptions.prefill_tokens`
 _VARIANCE_ROWS = 32  # `trl_soft.variance`
@@ -347,16 +348,24 @@ def answer_tile(shape: Shape, run: Run, backward: bool) -> float:
 
 
 def thought_tile(shape: Shape, run: Run, backward: bool) -> float:
-    """Our own: K rows a position, or tiles of 2**22 logits and the rows of W and E that made them."""
+    """Our own: K rows a position, or a tile of logits and, on the CPU, the rows of W and E that made it in float32."""
     n, H = thoughts(run), shape.hidden
     if n == 0:
         return 0.0
     if run.candidates:
         return n * (FLOAT * H * 3 + 80 * run.candidates)
-    logits = min(n * shape.vocab, _TILE)
-    columns = min(shape.vocab, max(1, _TILE // n))
-    rows = FLOAT * columns * H * (2 + (run.compute < FLOAT))
-    return FLOAT * logits * 3 + rows + n * FLOAT * H * 3
+    columns = tile_columns(n, shape.vocab, "cuda" if run.cuda else "cpu")
+    of_rows = n * FLOAT * H * 3
+    if not run.cuda:
+        rows = FLOAT * columns * H * (2 + (run.compute < FLOAT))
+        return FLOAT * n * columns * 3 + rows + of_rows
+    low = run.weight < FLOAT
+    # Forward: z, and exp(x) in two parts for a mixture. Backward: z, its gradient, <g, E_v> and exp(x) for a mixture.
+    if not backward:
+        each = FLOAT + (2 * run.weight if run.mixes and low else 0)
+    else:
+        each = FLOAT + (run.weight if low else 0) + run.mixes * (FLOAT + (0 if shape.adapter else run.weight))
+    return n * columns * each + of_rows
 
 
 def scoring_forward(shape: Shape, run: Run) -> float:

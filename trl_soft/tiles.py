@@ -1,0 +1,429 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Softmax over the vocabulary in tiles: N x tile logits at once, never N x V.
+
+Letters: N positions, K candidates, H hidden size, V vocabulary, W (V, H) the LM head, E (V, H) the embedding table.
+
+A sweep is one pass over the tiles: a product makes the logits of a tile, one function reads them (`fold` on the way
+forward, `gradient` on the way back), and products take what it writes. On CUDA that function is one Triton kernel
+(`trl_soft.kernels.tiles`); here are the plain functions, its reference and the CPU's path.
+
+Which products are rounded, and where:
+
+    z = h W^T          inputs in the weights' dtype, sums and z in float32
+    softmax(z/T) E     sums in float32. With E in bfloat16 on CUDA each exp(x) is two bfloat16 numbers, that is 16 bits
+    dL/dz              made in float32. With W in bfloat16 on CUDA rounded to bfloat16 once, as it is written, for the
+                       two products that read it; sums in float32
+    <g, E_v>           g is rounded to bfloat16 with E in bfloat16 on CUDA, and is the same rounded number wherever it
+                       occurs: the result is the gradient of a g that is 2**-8 away, at any T
+"""
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from transformers.utils import logging
+
+from . import kernels
+from .sharding import gathered
+
+
+logger = logging.get_logger(__name__)
+
+# Logits held at once. On a CPU 2**22 float32 numbers are 16 MiB, about a cache. On CUDA 2**27 are 512 MiB, as many logits
+# as TRL's fused head holds; their gradient in bfloat16 is 256 MiB more.
+TILE = {"cpu": 2**22, "cuda": 2**27}
+# Columns of a tile on CUDA come in so many: rows of a matrix then begin where tensor cores read whole lines.
+_COLUMNS = 128
+# What stands for a logit of -inf in a sum: its exponential is 0, and 0 times it is 0, divided by any temperature.
+LOWEST = -1e15
+# Where a product of bfloat16 numbers can be had in float32 (`out_dtype`). `meta` counts what CUDA would do.
+_MIXED = ("cuda", "meta")
+
+
+def tile_columns(n: int, vocabulary: int, device: str) -> int:
+    """Columns of a tile for `n` positions; on CUDA all tiles are about as wide."""
+    if device not in _MIXED:
+        return min(vocabulary, max(1, TILE["cpu"] // max(n, 1)))
+    tiles = -(-n * vocabulary // TILE["cuda"])
+    return min(vocabulary, -(-vocabulary // max(tiles, 1) // _COLUMNS) * _COLUMNS)
+
+
+def without_autocast(device: torch.device):
+    """Products as they are asked for: a density multiplies the rounding of what it is made of."""
+    kind = device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+
+
+@dataclass(frozen=True)
+class Form:
+    """What happens to `h W^T` before the softmax: `softcap tanh(scale z / softcap) / temperature`."""
+
+    temperature: float
+    scale: float = 1.0
+    softcap: float | None = None
+
+
+@dataclass
+class Sums:
+    """
+    What a sweep has seen of each row. t is the most likely token, `x = (z - z_t)/T`, sums are over v != t.
+
+    Attributes:
+        largest: z_t (N, 1). top: t (N, 1) int64. r: sum exp(x_v) (N, 1). u: sum exp(x_v) x_v (N, 1).
+        z_ids: z of the candidates (N, K). R: sum exp(x_v) E_v (N, H).
+    """
+
+    largest: torch.Tensor
+    top: torch.Tensor
+    r: torch.Tensor
+    u: torch.Tensor
+    z_ids: Any  # None where there are none to look at
+    R: Any
+
+    @classmethod
+    def empty(cls, hidden: torch.Tensor, ids, table) -> "Sums":
+        n = hidden.size(0)
+        largest = hidden.new_full((n, 1), 2 * LOWEST, dtype=torch.float32)
+        top = torch.zeros_like(largest, dtype=torch.long)
+        r, u = (torch.zeros_like(largest) for _ in "ru")
+        z_ids = None if ids is None else hidden.new_full(ids.shape, 2 * LOWEST, dtype=torch.float32)
+        R = None if table is None else hidden.new_zeros((n, table.size(1)), dtype=torch.float32)
+        return cls(largest, top, r, u, z_ids, R)
+
+
+@dataclass
+class Row:
+    """
+    What the gradient of a row's logits is made of, all float32: with `e = exp((z - largest)/T)`,
+
+        dL/d(h W^T)_v = (e_v (slope x_v + constant + factor <g, E_v>) + candidate_v) (1 - tanh^2),  at_top at v = t
+
+    Attributes:
+        largest, slope, constant, factor, at_top (N, 1). top (N, 1) int64.
+        candidate: what each of `ids` adds (N, K). z_ids: z there (N, K).
+    """
+
+    largest: torch.Tensor
+    top: torch.Tensor
+    slope: torch.Tensor
+    constant: torch.Tensor
+    factor: torch.Tensor
+    at_top: torch.Tensor
+    candidate: torch.Tensor | None
+    z_ids: torch.Tensor | None
+
+
+def transform(z: torch.Tensor, scale: float, softcap: float | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Scaled and capped logits, and the tanh that the cap's derivative needs."""
+    z = z * scale
+    if softcap is None:
+        return z, None
+    t = torch.tanh(z / softcap)
+    return softcap * t, t
+
+
+def _formed(z: torch.Tensor, bias, form: Form) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Logits of a product (N, n), which is overwritten, and the cap's tanh."""
+    if bias is not None:
+        # A bias of -inf suppresses a token.
+        z = z.add_(bias.float()).clamp_(min=LOWEST)
+    if form.scale != 1.0 or form.softcap is not None:
+        return transform(z, form.scale, form.softcap)
+    return z, None
+
+
+def _tempered(z: torch.Tensor, largest: torch.Tensor, temperature: float) -> torch.Tensor:
+    x = z.sub_(largest)
+    return x if temperature == 1.0 else x.div_(temperature)
+
+
+def _within(ids: torch.Tensor, start: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where `ids` are in a tile (N, K), any column for those elsewhere, and which are in it."""
+    local = ids - start
+    return local.clamp(0, size - 1), (local >= 0) & (local < size)
+
+
+def fold(z: torch.Tensor, bias, start: int, sums: Sums, ids, table, form: Form) -> torch.Tensor:
+    """
+    Take the tile `z` (N, n), whose first column is token `start`, into `sums`.
+
+    Returns `exp(x)` (N, n), 0 at the most likely token, in the place of z. `sums.R` is made ready for its product.
+    """
+    z, _ = _formed(z, bias, form)
+    if ids is not None:
+        local, inside = _within(ids, start, z.size(1))
+        sums.z_ids = torch.where(inside, z.gather(-1, local), sums.z_ids)
+    here, index = z.max(-1, keepdim=True)
+    higher = here > sums.largest
+    larger = torch.where(higher, here, sums.largest)
+    shift = (sums.largest - larger) / form.temperature
+    shrink = shift.exp()
+    x = _tempered(z, larger, form.temperature)
+    e = x.exp()
+    e.scatter_(-1, index, e.gather(-1, index).masked_fill(higher, 0))
+    # A token that is the most likely no more joins the sums.
+    joins = shrink * higher
+    if table is not None:
+        sums.R.mul_(shrink).addcmul_(joins, table[sums.top.squeeze(-1)].float())
+    u = shrink * (sums.u + shift * sums.r) + shift * joins
+    sums.r = shrink * sums.r + joins + e.sum(-1, keepdim=True)
+    sums.u = u + x.mul_(e).sum(-1, keepdim=True)
+    sums.largest, sums.top = larger, torch.where(higher, start + index, sums.top)
+    return e
+
+
+def gradient(
+    z: torch.Tensor, bias, g_rows, start: int, row: Row, ids, form: Form
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    The gradient of the product of a tile (N, n), float32, and `exp(x)` (N, n), from the product `z` (N, n).
+
+    Args:
+        g_rows (*optional*): <g, E_v> of the tile's tokens (N, n).
+    """
+    z, t = _formed(z, bias, form)
+    x = _tempered(z, row.largest, form.temperature)
+    e = x.exp()
+    d_z = x.mul_(row.slope).add_(row.constant)
+    if g_rows is not None:
+        d_z.addcmul_(g_rows, row.factor)
+    d_z.mul_(e)
+    if ids is not None:
+        local, inside = _within(ids, start, d_z.size(1))
+        d_z.scatter_add_(-1, local, torch.where(inside, row.candidate, 0.0))
+    if t is not None:
+        d_z.mul_(1 - t * t)
+    local, inside = _within(row.top, start, d_z.size(1))
+    d_z.scatter_(-1, local, torch.where(inside, row.at_top, d_z.gather(-1, local)))
+    return d_z, e
+
+
+def _mixed(a: torch.Tensor, rows: torch.Tensor) -> bool:
+    return a.dtype == rows.dtype and a.dtype in (torch.bfloat16, torch.float16) and rows.device.type in _MIXED
+
+
+def product(a: torch.Tensor, rows: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    """`a rows^T`: (N, H) and (n, H) in one dtype -> (N, n) float32, not rounded on the way. On CUDA into `out`, if given."""
+    if _mixed(a, rows):
+        return torch.mm(a, rows.T, out_dtype=torch.float32, out=out)
+    if rows.dtype == torch.float32 and out is not None:
+        return torch.mm(a, rows.T, out=out)
+    # float64 is kept for the sum.
+    wide = torch.promote_types(rows.dtype, torch.float32)
+    return F.linear(a.to(wide), rows.to(wide)).float()
+
+
+def add_product(total: torch.Tensor, a: torch.Tensor, rows: torch.Tensor) -> None:
+    """`total += a rows`: (N, H) float32, (N, n) and (n, H)."""
+    if _mixed(a, rows):
+        torch.addmm(total, a, rows, out_dtype=torch.float32, out=total)
+    else:
+        total.addmm_(a.float(), rows.float())
+
+
+def put_product(out: torch.Tensor, a: torch.Tensor, x: torch.Tensor) -> None:
+    """`out = a^T x`: (n, H), (N, n) and (N, H). The sum is rounded once, to the dtype of `out`."""
+    if _mixed(a, x) and out.dtype == x.dtype:
+        torch.mm(a.T, x, out=out)
+    else:
+        out.copy_(a.float().T @ x.float())
+
+
+class _Sweep:
+    """
+    The tiles of one call.
+
+    Attributes:
+        fused (`bool`): tiles go through the Triton kernels.
+        low, low_table (`bool`): products of W, of E, take bfloat16 on both sides.
+        hidden: h (N, H) in the weights' dtype.
+    """
+
+    def __init__(self, hidden, weight, bias, table, ids, form: Form):
+        kind = hidden.device.type
+        self.fused = kernels.fused(hidden.device)
+        tensor_cores = self.fused or kind in _MIXED
+        self.low, self.low_table = (
+            x is not None and x.dtype == torch.bfloat16 and tensor_cores for x in (weight, table)
+        )
+        self.hidden, self.weight, self.bias, self.table = hidden.to(weight.dtype), weight, bias, table
+        self.ids, self.form = ids, form
+        self.rows, self.vocabulary = hidden.size(0), weight.size(0)
+        self.width = tile_columns(self.rows, self.vocabulary, kind)
+        # One buffer for all tiles. A CPU's allocator hands the same memory out again by itself.
+        self.buffer = self.empty(torch.float32) if kind in _MIXED else None
+        if kind == "cuda" and weight.dtype == torch.float16:
+            logger.warning_once(
+                "The LM head is float16, whose range does not hold gradients divided by a low temperature. The backward of "
+                "the scores therefore multiplies in float32, which takes several times as long. Load the model in bfloat16."
+            )
+
+    def __iter__(self):
+        """The columns of each tile."""
+        for start in range(0, self.vocabulary, self.width):
+            yield slice(start, min(start + self.width, self.vocabulary))
+
+    def empty(self, dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty((self.rows, self.width), dtype=dtype, device=self.weight.device)
+
+    def product(self, columns: slice) -> torch.Tensor:
+        """`h W^T` of a tile (N, n) float32."""
+        out = None if self.buffer is None else self.buffer[:, : columns.stop - columns.start]
+        return product(self.hidden, self.weight[columns], out)
+
+
+class _Forward(_Sweep):
+    def __init__(self, *args):
+        super().__init__(*args)
+        two = self.fused and self.low_table
+        self.parts = [self.empty(torch.bfloat16) for _ in "hl"] if two else []
+
+    def run(self) -> Sums:
+        sums = Sums.empty(self.hidden, self.ids, self.table)
+        for columns in self:
+            for part in self._fold(self.product(columns), columns, sums):
+                add_product(sums.R, part, self.table[columns])
+        return sums
+
+    def _fold(self, z, columns: slice, sums: Sums) -> list[torch.Tensor]:
+        """Take a tile into the sums. What is to be multiplied by its rows of E and summed: exp(x), in one part or two."""
+        start, size = columns.start, columns.stop - columns.start
+        if self.fused:
+            from .kernels import tiles
+
+            parts = [part[:, :size] for part in self.parts] or ([z] if self.table is not None else [])
+            tiles.fold(z, self.bias, start, sums, self.ids, self.table, self.form, parts)
+            return parts
+        bias = None if self.bias is None else self.bias[columns]
+        e = fold(z, bias, start, sums, self.ids, self.table, self.form)
+        if self.table is None:
+            return []
+        if not self.low_table:
+            return [e]
+        high = e.to(torch.bfloat16)
+        return [high, e.sub_(high).to(torch.bfloat16)]
+
+
+class _Backward(_Sweep):
+    """
+    Args:
+        g: dL/dmean (N, H), or None without a mixture.
+        wanted (four `bool`): which of h, W, b and E take a gradient. Under LoRA head and table are frozen, and V x H
+            gradients that nobody asked for are not made.
+    """
+
+    def __init__(self, *args, g, wanted):
+        super().__init__(*args)
+        self.g = g if g is None or not self.low_table else g.to(torch.bfloat16)
+        of_hidden, of_weight, of_bias, of_table = wanted
+        self.d_hidden = torch.zeros_like(self.hidden, dtype=torch.float32) if of_hidden else None
+        self.d_weight = torch.empty_like(self.weight) if of_weight else None
+        self.d_bias = torch.empty_like(self.bias) if of_bias else None
+        self.d_table = torch.empty_like(self.table) if of_table else None
+        self.d_z = self.empty(torch.bfloat16) if self.fused and self.low else None
+        self.g_rows = self.empty(torch.float32) if self.buffer is not None and self.g is not None else None
+        self.weights = None
+        if self.fused and self.d_table is not None:
+            self.weights = self.empty(torch.bfloat16 if self.low_table else torch.float32)
+
+    def row(self, sums: Sums, c, a) -> Row:
+        """What of the gradient is the same for all tokens of a row, and the whole of it at the most likely one."""
+        r, total = sums.r, 1 + sums.r
+        constant = at_top = a.unsqueeze(-1) * sums.u / total
+        factor = self.form.scale / self.form.temperature / total
+        candidate = None
+        if self.ids is not None:
+            constant = constant - c.sum(-1, keepdim=True)
+            at_top = at_top + (c * torch.where(self.ids == sums.top, r, -1.0)).sum(-1, keepdim=True)
+            candidate = (c * (self.form.scale / self.form.temperature)).contiguous()
+            if self.fused:
+                from .kernels import tiles
+
+                candidate = tiles.of_equal(self.ids, candidate)
+        if self.g is not None:
+            g, row = self.g.float(), self.table[sums.top.squeeze(-1)].float()
+            constant = constant - (g * (row + sums.R)).sum(-1, keepdim=True) / total
+            at_top = at_top + (g * (r * row - sums.R)).sum(-1, keepdim=True) / total
+        slope, constant, at_top = -a.unsqueeze(-1) * factor, constant * factor, at_top * factor
+        if self.form.softcap is not None:
+            at_top = at_top * (1 - (sums.largest / self.form.softcap) ** 2)
+        return Row(sums.largest, sums.top, slope, constant, factor, at_top, candidate, sums.z_ids)
+
+    def run(self, sums: Sums, c, a):
+        row = self.row(sums, c, a)
+        share = None
+        if self.d_table is not None:
+            assert self.g is not None
+            share = (self.g.float() / (1 + sums.r)).to(self.g.dtype)
+        for columns in self:
+            z, g_rows = self.product(columns), None
+            if self.g is not None:
+                out = None if self.g_rows is None else self.g_rows[:, : z.size(1)]
+                g_rows = product(self.g, self.table[columns], out)
+            d_z, e = self._gradient(z, g_rows, columns, row)
+            if self.d_table is not None:
+                put_product(self.d_table[columns], e, share)
+            if self.d_hidden is not None:
+                add_product(self.d_hidden, d_z, self.weight[columns])
+            if self.d_weight is not None:
+                put_product(self.d_weight[columns], d_z, self.hidden)
+            if self.d_bias is not None:
+                self.d_bias[columns] = d_z.sum(0, dtype=torch.float32)
+        return self.d_hidden, self.d_weight, self.d_bias, self.d_table
+
+    def _gradient(self, z, g_rows, columns: slice, row: Row):
+        start, size = columns.start, columns.stop - columns.start
+        if self.fused:
+            from .kernels import tiles
+
+            d_z, e = (None if x is None else x[:, :size] for x in (self.d_z, self.weights))
+            d_z = z if d_z is None else d_z
+            tiles.gradient(z, self.bias, g_rows, start, row, self.ids, self.form, d_z, e)
+            return d_z, e
+        bias = None if self.bias is None else self.bias[columns]
+        d_z, e = gradient(z, bias, g_rows, start, row, self.ids, self.form)
+        return d_z.to(torch.bfloat16) if self.low else d_z, e.to(torch.bfloat16) if self.low_table else e
+
+
+class OverVocabulary(torch.autograd.Function):
+    """
+    `(softmax(z/T) E or None, log softmax(z/T) at ids or None, entropy of softmax(z/T))`, `z = form(h W^T + b)`.
+
+    The most likely token, t, stands apart from the sums. With `x = (z - z_t)/T` and sums over v != t,
+
+        r = sum exp(x_v),  u = sum exp(x_v) x_v,  R = sum exp(x_v) E_v
+        log p_v = x_v - log(1 + r),  mean = (E_t + R)/(1 + r),  entropy = log(1 + r) - u/(1 + r) >= 0
+
+    The backward makes each tile again. With incoming `g` (mean), `c` (log p at ids) and `a` (entropy), sums over v != t
+    again, and `c_v` the sum of c over the ids that are v,
+
+        T dL/dz_v = c_v + p_v ( <g, E_v - mean> - sum_k c_k - a (log p_v + entropy) )
+        T dL/dz_t = ( r c_t - sum c_v + <g, r E_t - R>/(1 + r) + a u/(1 + r) ) / (1 + r)
+
+    The second line is the first at v = t. There the terms of the first cancel where p_t is close to 1, and division by T
+    would make much of their rounding; in the second all terms are as small as 1 - p_t = r/(1 + r).
+
+    A head that is tied to the table gets both gradients, and autograd adds them.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, table, ids, form: Form):
+        with without_autocast(hidden.device):
+            sums = _Forward(hidden, weight, bias, table, ids, form).run()
+        r = sums.r
+        entropy = (torch.log1p(r) - sums.u / (1 + r)).squeeze(-1)
+        mean = None if table is None else (table[sums.top.squeeze(-1)].float() + sums.R) / (1 + r)
+        log_p = None if ids is None else (sums.z_ids - sums.largest) / form.temperature - torch.log1p(r)
+        ctx.save_for_backward(hidden, weight, bias, table, ids, *vars(sums).values())
+        ctx.form = form
+        return mean, log_p, entropy
+
+    @staticmethod
+    def backward(ctx, g, c, a):
+        hidden, weight, bias, table, ids, *sums = ctx.saved_tensors
+        with gathered(weight, bias, table), without_autocast(hidden.device):
+            sweep = _Backward(hidden, weight, bias, table, ids, ctx.form, g=g, wanted=ctx.needs_input_grad[:4])
+            d_hidden, *of_weights = sweep.run(Sums(*sums), c, a)
+        return None if d_hidden is None else d_hidden.to(hidden.dtype), *of_weights, None, None
