@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What soft rollouts and their scoring cost on a GPU. Needs a CUDA device, torch and transformers; TRL for one figure.
+"""What soft rollouts and their scoring cost on a GPU. Needs a CUDA device, torch, transformers and TRL.
 
     python benchmarks/gpu.py [--slots 64 256] [--steps 200] [--repeats 3]
 
@@ -10,8 +10,7 @@ A random bfloat16 model of the shape of Qwen2.5-1.5B with 2,048 tokens in every 
     share_of_roofline                of the time that reading weights, keys, values and logits takes at the memory's speed
     engine_vs_generate               hard tokens, against transformers' `generate` with as many rows, prefill left out
     graph_vs_eager                   the captured step against the same step launched kernel by kernel
-    scoring_time_vs_trl_k1           log p of K candidates and entropy, T = 8192, V = 151,936, against TRL's one candidate
-    scoring_peak_vs_naive            its peak memory against log_softmax and gather
+    scoring                          the figures of benchmarks/scoring.py, which runs by itself too (`make bench-scoring`)
 """
 
 import argparse
@@ -20,17 +19,17 @@ import statistics
 import sys
 import time
 
+import scoring
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from trl_soft.forward import soft_tokens_added
 from trl_soft.rollout import EngineOptions, Key, Plan, StopRule
 from trl_soft.rollout.transformers import _Run
-from trl_soft.scoring import HeadLogits
 from trl_soft.thoughts import Gaussian, Gumbel, Hard
 
 
-V, CONTEXT, T, K = 151_936, 2048, 8192, 10
+V, CONTEXT, K = 151_936, 2048, 10
 # Bytes a second, from the makers' data sheets.
 BANDWIDTH = {"H200": 4.8e12, "H100": 3.35e12, "A100-SXM4-80GB": 2.04e12, "B200": 8.0e12}
 
@@ -101,53 +100,6 @@ def roofline_seconds(net, slots: int, bandwidth: float) -> float:
     return (weights + cache + slots * V * 6) / bandwidth
 
 
-def scoring() -> dict[str, float]:
-    """Forward and backward of K log-probabilities and the entropy at T positions."""
-    hidden = torch.randn(T, 1536, device="cuda", dtype=torch.bfloat16, requires_grad=True)
-    head = torch.nn.Linear(1536, V, bias=False, device="cuda", dtype=torch.bfloat16)
-    embedding = torch.nn.Embedding(8, 1536, device="cuda", dtype=torch.bfloat16)
-    ids, grad = torch.randint(0, V, (T, K), device="cuda"), torch.randn(T, K, device="cuda")
-
-    def backward(loss):
-        loss.backward()
-        hidden.grad = head.weight.grad = None
-
-    def naive():
-        log_p = torch.log_softmax((hidden @ head.weight.T).float(), -1)
-        backward((log_p.gather(-1, ids) * grad).sum() - (log_p.exp() * log_p).sum())
-
-    def ours():
-        lazy = HeadLogits(hidden, head, embedding)
-        log_p, entropy = lazy.log_prob(ids, 1.0)
-        backward((log_p * grad).sum() + entropy.sum())
-
-    def measured(function) -> tuple[float, int]:
-        times = []
-        for _ in range(4):
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
-            before, start = torch.cuda.memory_allocated(), time.perf_counter()
-            function()
-            torch.cuda.synchronize()
-            times.append(time.perf_counter() - start)
-        return statistics.median(times[1:]), torch.cuda.max_memory_allocated() - before
-
-    (naive_time, naive_peak), (our_time, our_peak) = measured(naive), measured(ours)
-    results = {"scoring_time_vs_naive": our_time / naive_time, "scoring_peak_vs_naive": our_peak / naive_peak}
-    try:
-        from trl.kernels import ChunkedLogProbFunction
-    except ImportError:
-        return results
-
-    def trl_one():
-        log_p, entropy, *_ = ChunkedLogProbFunction.apply(
-            hidden, head.weight, None, ids[:, 0], 1.0, 32_768, None, 1.0, ("log_probs", "entropy")
-        )
-        backward((log_p * grad[:, 0]).sum() + entropy.sum())
-
-    return {"scoring_time_vs_trl_k1": our_time / measured(trl_one)[0], **results}
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--slots", type=int, nargs="+", default=[64, 256])
@@ -181,7 +133,7 @@ def main():
             print(json.dumps(figures), flush=True)
     del net
     torch.cuda.empty_cache()
-    results |= scoring()
+    results["scoring"] = scoring.timed((8192, V, 1536), 10, "cuda")
     print(json.dumps(results))
 
 

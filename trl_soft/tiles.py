@@ -111,8 +111,8 @@ class Row:
     constant: torch.Tensor
     factor: torch.Tensor
     at_top: torch.Tensor
-    candidate: torch.Tensor | None
-    z_ids: torch.Tensor | None
+    candidate: Any  # None where there are none to look at
+    z_ids: Any
 
 
 def transform(z: torch.Tensor, scale: float, softcap: float | None) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -353,17 +353,15 @@ class _Backward(_Sweep):
 
     def run(self, sums: Sums, c, a):
         row = self.row(sums, c, a)
-        share = None
-        if self.d_table is not None:
-            assert self.g is not None
-            share = (self.g.float() / (1 + sums.r)).to(self.g.dtype)
+        # Each row's share of g, for E.
+        share = None if self.g is None else (self.g.float() / (1 + sums.r)).to(self.g.dtype)
         for columns in self:
             z, g_rows = self.product(columns), None
             if self.g is not None:
                 out = None if self.g_rows is None else self.g_rows[:, : z.size(1)]
                 g_rows = product(self.g, self.table[columns], out)
             d_z, e = self._gradient(z, g_rows, columns, row)
-            if self.d_table is not None:
+            if share is not None and self.d_table is not None:
                 put_product(self.d_table[columns], e, share)
             if self.d_hidden is not None:
                 add_product(self.d_hidden, d_z, self.weight[columns])

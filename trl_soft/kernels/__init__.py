@@ -29,7 +29,7 @@ def fused(device: torch.device) -> bool:
         return _here["interpreted"]
     if importlib.util.find_spec("triton") is None:
         logger.warning_once(
-            "Triton is not installed, so thoughts and tokens are drawn by plain torch: hundreds of small kernels a step in "
+            "Triton is not installed, so thoughts and tokens are drawn and scored by plain torch: hundreds of small kernels a step in "
             "place of a few. `pip install triton`."
         )
         return False
