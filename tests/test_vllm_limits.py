@@ -18,6 +18,7 @@ from trl_soft import ThinkingSettings
 from trl_soft.ranges import LENGTHS, RANGES
 from trl_soft.rollout import matcher
 from trl_soft.rollout.pieces import Pieces
+from trl_soft.rollout.rules import Rules
 from trl_soft.rollout.stop import EndOfThinking
 from trl_soft.rollout.vllm import client, frontend, pool, request
 from trl_soft.rollout.vllm.client import Ask, ServerLost, complete, post, wait_for
@@ -281,7 +282,10 @@ def test_a_table_holds_classes_of_tokens_and_is_shared_by_plans():
     classes, table = matcher.table_of("ab" * 32, Pieces(pieces), lambda tokens, lengths: lengths)
     assert classes.shape == (len(pieces),) and table.shape == (64, 7)
     one = matcher.EndMatcher(EndOfThinking(tiny.tokenizer(), "1;"), V)
-    assert all(a is b for a, b in zip(one.on("cpu"), one.on(torch.device("cpu")), strict=True))
+    made = plan({})
+    made.stop.end, rules = one, Rules("cpu")
+    assert [rules.add(made) for _ in range(3)] == [0, 1, 2]
+    assert len(rules.classes) == 1 + len(one.classes) and len(rules.kinds) == 1 + len(one.surplus)
 
 
 # Time

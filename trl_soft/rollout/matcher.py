@@ -145,7 +145,6 @@ class EndMatcher:
 
     def __init__(self, end: EndOfThinking, vocab_size: int, prefill: str = ""):
         self.ids, self.text = end.ids, end.text
-        self._on: dict[torch.device, tuple[torch.Tensor, ...]] = {}
         if not end.text.isascii():
             raise ValueError(
                 f"`end_of_thinking` is {end.text!r}, which is not ASCII and no added token, and tokens may hold half a character "
@@ -183,13 +182,6 @@ class EndMatcher:
         rests = iter(end.rests([shadow[: n + 1] for shadow in shadows for n in range(len(shadow))]))
         found = [[next(rests) for _ in range(length)] for length in lengths]
         return [next((rest for rest in row if rest is not None), None) for row in found]
-
-    def on(self, device) -> tuple[torch.Tensor, ...]:
-        """`classes`, `table`, `surplus` and `script` on a device, once for all plans."""
-        device = torch.device(device)
-        if device not in self._on:
-            self._on[device] = tuple(x.to(device) for x in (self.classes, self.table, self.surplus, self.script))
-        return self._on[device]
 
     def find(self, shadow: Sequence[int]) -> int | None:
         """Characters of the rest at the first match in a shadow; `None` where there is no match."""

@@ -10,7 +10,9 @@ from ..noise import KeyedNoise
 from ..record import SoftTokens
 from ..scoring import DenseLogits
 from .base import Key, Plan, Rollout, forced_row, packed
-from .steps import FLAGS, NUMBERS, Steps, begin, block_shapes, by_name
+from .columns import FLAGS, NUMBERS, begin, block_shapes, by_name
+from .rules import Rules
+from .steps import Rows, Steps
 
 
 Kept = dict[str, dict[str, torch.Tensor]]
@@ -24,7 +26,9 @@ class Slots:
 
     def __init__(self, count: int, plan: Plan, key: Key, vocab_size: int, device):
         self.plan, self.key, self.device = plan, key, device
-        self.steps = Steps(plan, device)
+        rules = Rules(device)
+        self.rule = rules.add(plan)
+        self.steps = Steps(plan, rules)
         length = plan.max_completion_length
         kinds = block_shapes(count, length)
         if plan.repetition_penalty != 1.0:
@@ -71,6 +75,7 @@ class Slots:
             self.blocks,
             index,
             sample=self.samples[torch.tensor(numbers, device=self.device)],
+            rule=self.rule,
             prompt=torch.tensor([prompt[-1] for prompt in prompts], device=self.device),
             prompt_length=torch.tensor([len(prompt) for prompt in prompts], device=self.device),
             limit=torch.tensor(limits, device=self.device),
@@ -123,19 +128,19 @@ class Slots:
 
         `every_row`: compute for all slots and write for some, so that no count is read off the device.
         """
-        now = self._of(size)
-        noise = KeyedNoise(self.key.seed, self.key.generation, now.sample, now.t)
+        rows = Rows(self.blocks, self._of(size).index, seen=self.blocks.get("seen"))
+        noise = KeyedNoise(self.key.seed, self.key.generation, rows["sample"], rows["t"])
         if self._answers_first and not self.action:
             # A record has the tensors of an action even if none of its completions thinks; this draw is of nobody.
-            for name, value in packed(self.plan.thought.sample(logits, noise)[0]).items():
+            for name, value in self.plan.thought.sample(logits, noise)[0].items():
                 self._room(name, value)
-        self.steps(now, logits, noise, self._room, every_row)
+        self.steps(rows, logits, noise, self._room, every_row)
 
     def _room(self, name: str, value: torch.Tensor) -> torch.Tensor:
         """Where an action's tensor is kept, (S, C, ...), for rows like those of `value`."""
         if name not in self.action:
             shape = len(self.blocks["ids"]), self.plan.max_completion_length, *value.shape[1:]
-            self.action[name] = value.new_zeros(shape)
+            self.action[name] = packed({name: value})[name].new_zeros(shape)
         return self.action[name]
 
     def close_matched(self, prompts: dict[int, list[int]], steps: int) -> None:

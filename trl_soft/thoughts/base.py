@@ -44,6 +44,10 @@ class Thought:
     detach_inputs = False
     draws = 1
 
+    def key(self) -> tuple:
+        """What it was made of. Thoughts of one key draw, score and feed alike, and may be drawn in one call."""
+        return type(self).__name__, *sorted(vars(self).items())
+
     def sample(self, logits, noise: KeyedNoise) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """Draw: the action, and the shadow token of each row (N,) int64."""
         raise NotImplementedError

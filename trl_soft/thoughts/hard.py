@@ -44,10 +44,12 @@ class Hard(Thought):
         if self.min_p:
             self.warpers.append(MinPLogitsWarper(self.min_p))
 
+    def key(self):
+        return self.name, self.temperature, self.top_k, self.top_p, self.min_p
+
     def same_as(self, other: "Hard") -> bool:
         """Whether both draw and score alike."""
-        names = ("temperature", "top_k", "top_p", "min_p")
-        return all(getattr(self, name) == getattr(other, name) for name in names)
+        return self.key() == other.key()
 
     def sample(self, logits, noise):
         z = logits.dense()

@@ -6,7 +6,7 @@ any order and of several plans, that each has its own seed, and that a slot can 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -15,8 +15,12 @@ import torch
 
 from ...noise import KeyedNoise
 from ...scoring import DenseLogits
+from ...thoughts import Thought
+from .. import book
 from ..base import Plan
-from ..steps import Steps, begin, block_shapes, by_name
+from ..columns import begin, block_shapes, by_name
+from ..rules import Rules
+from ..steps import Rows, Steps
 from .layout import Layout
 
 
@@ -30,21 +34,31 @@ _STEPWISE = ("masks", "values", "ids")
 
 
 @dataclass
-class Ruled:
-    """A plan, ready for use: its step, the layout of its actions, and where in the pool those lie, by name."""
+class Group:
+    """What plans of a kind share: their step, the layout of their actions, and where in the pool those lie, by name."""
 
     steps: Steps
     layout: Layout
     action: dict[str, torch.Tensor]
-    filler: int  # what a completion that is over goes on with
     schema: "tuple[Row, ...]"
 
     @property
-    def thought(self) -> str:
-        return self.steps.plan.thought.name
+    def thought(self) -> Thought:
+        return self.steps.thought
 
     def room(self, name: str, value: torch.Tensor) -> torch.Tensor:
         return self.action[name]
+
+
+@dataclass
+class Ruled:
+    """A plan, ready for use: its row in the rules, and what it shares. `fed` names what its thoughts are fed by."""
+
+    plan: Plan
+    rule: int
+    kind: tuple
+    fed: tuple
+    group: Group
 
 
 @dataclass(frozen=True)
@@ -118,7 +132,9 @@ class Pool:
         self.columns = SimpleNamespace(**by_name(self.blocks))
         self.seen: torch.Tensor | None = None  # (R, V), from the first request on that asks for a repetition penalty
         self.number, self.drawn = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64)
+        self.rules = Rules(device)
         self.ruled: dict[int, Ruled] = {}
+        self._groups: dict[tuple, Group] = {}  # by kind
         self._numbers: dict[str, int] = {}
         self._schemas: dict[Layout, tuple[Row, ...]] = {}
         self._made = self._named = 0
@@ -143,9 +159,11 @@ class Pool:
             )
         self._forget(name)
         self._made += 1
-        filler = plan.eos_token_ids[0] if plan.eos_token_ids else plan.pad_token_id
-        action = layout.views(self.arena)
-        self.ruled[self._made] = Ruled(Steps(plan, self.device), layout, action, filler, self._schema(layout))
+        kind = (*Steps.kind(plan), layout)
+        if kind not in self._groups:
+            self._groups[kind] = Group(Steps(plan, self.rules), layout, layout.views(self.arena), self._schema(layout))
+        fed = plan.thought.key(), layout
+        self.ruled[self._made] = Ruled(plan, self.rules.add(plan), kind, fed, self._groups[kind])
         self._numbers[name] = self._made
         self._named += len(name)
         return self._made
@@ -157,8 +175,12 @@ class Pool:
             if len(self._numbers) < _PLANS and self._named + len(coming) <= _PLAN_TEXT:
                 return
             if number not in used:
-                del self._numbers[name], self.ruled[number]
+                gone = self.ruled.pop(number)
+                del self._numbers[name]
                 self._named -= len(name)
+                self.rules.drop(gone.rule)
+                if all(ruled.group is not gone.group for ruled in self.ruled.values()):
+                    del self._groups[gone.kind]
 
     # Slots
 
@@ -175,39 +197,40 @@ class Pool:
         Begin completions: `keys` are (seed, generation, sample), `lengths` the prompts', `limits` the completions', `closed`
         whether the prompt has closed its thought.
         """
-        index = self._tensor(slots)
+        index = self.on_device(slots)
         closed = [False] * len(slots) if closed is None else closed
-        columns = self._tensor(
+        columns = self.on_device(
             [[*key, *numbers] for key, *numbers in zip(keys, lengths, limits, map(int, closed), strict=True)]
         )
         seed, generation, sample, length, limit, answers = columns.unbind(-1)
-        begin(self.blocks, index, sample=sample, prompt_length=length, limit=limit, thinking=answers == 0)
+        rule = self.on_device([self.ruled[int(number)].rule for number in numbers])
+        begin(self.blocks, index, sample=sample, rule=rule, prompt_length=length, limit=limit, thinking=answers == 0)
         self.keys[index] = torch.stack((seed, generation), -1)
         self.number[list(slots)], self.drawn[list(slots)] = list(numbers), 0
 
     def see(self, slot: int, tokens: Sequence[int]) -> None:
         """The text so far of a slot with a repetition penalty; nothing for others."""
-        if self.ruled[int(self.number[slot])].steps.plan.repetition_penalty == 1.0:
+        if self.ruled[int(self.number[slot])].plan.repetition_penalty == 1.0:
             return
         if self.seen is None:
             self.seen = torch.zeros(len(self.number), self.vocab_size, dtype=torch.bool, device=self.device)
         self.seen[slot] = False
-        self.seen[slot, self._tensor(tokens)] = True
+        self.seen[slot, self.on_device(tokens)] = True
 
     def park(self, slot: int, to: torch.device | str | None = None) -> Parked:
         """All that is known of a slot's completion, in memory of its own, copied to a device when the stream gets there."""
         drawn = min(int(self.drawn[slot]), self.length)
-        ruled = self.ruled[int(self.number[slot])]
+        group = self.ruled[int(self.number[slot])].group
         rows = {name: self.blocks[name][slot, :drawn] for name in _STEPWISE}
-        rows["arena"] = self.arena[slot, :drawn, : ruled.layout.width]
+        rows["arena"] = self.arena[slot, :drawn, : group.layout.width]
         rows |= {name: self.blocks[name][slot] for name in ("numbers", "flags")}
         rows |= {f"undo_{name}": block[slot] for name, block in self.undo.items()}
         rows["keys"] = self.keys[slot]
         target = self.device if to is None else torch.device(to)
-        size = sum(row.size(drawn) for row in ruled.schema)
+        size = sum(row.size(drawn) for row in group.schema)
         pinned = self.device.type == "cuda" and target.type == "cpu"
         memory = torch.empty(size, dtype=torch.uint8, device=target, pin_memory=pinned)
-        parked = Parked(drawn, ruled.thought, ruled.layout, ruled.schema, memory)
+        parked = Parked(drawn, group.thought.name, group.layout, group.schema, memory)
         for name, place in parked.rows.items():
             place.copy_(rows[name], non_blocking=True)
         return parked
@@ -251,79 +274,60 @@ class Pool:
             block[slot] = rows[f"undo_{name}"]
             taken_back = drawn < parked.drawn
             self.blocks[name][slot] = rows[f"undo_{name}"][drawn % UNDO] if taken_back else rows[name]
+        self.columns.rule[slot] = self.ruled[number].rule  # a plan that was made again may have another
         self.number[slot], self.drawn[slot] = number, drawn
 
     # Steps
 
     def step(self, number: int, slots: np.ndarray, index: torch.Tensor, logits: DenseLogits) -> torch.Tensor:
         """
-        Draw the next token or thought of some slots under one plan: `index` is `slots` on the device, `logits` has N rows.
+        Draw the next token or thought of some slots: `number` is the plan of one of them, and those of the others are of its kind;
+        `index` is `slots` on the device, `logits` has N rows.
 
         Returns:
             (N,) int64: the tokens to write down, of a completion that is over its end of sequence.
         """
-        ruled = self.ruled[number]
+        group = self.ruled[number].group
         self.drawn[slots] += 1
-        own = {name: self.blocks[name][index] for name in ("numbers", "flags")}
-        now = SimpleNamespace(**by_name({**self.blocks, **own}), index=index)
-        turn = now.t % UNDO
-        for name, value in own.items():
-            self.undo[name][index, turn] = value
-        t, active = now.t.clamp(max=self.length - 1), now.active.clone()
-        if ruled.steps.plan.repetition_penalty != 1.0:
-            assert self.seen is not None
-            now.seen = self.seen[index]
-        seed, generation = self.keys[index].unbind(-1)
-        noise = KeyedNoise(seed, generation, now.sample, now.t)
-        ruled.steps(now, logits, noise, ruled.room, self.every_row)
-        for name, value in own.items():
-            self.blocks[name][index] = value
-        if "seen" in vars(now):
-            self.seen[index] = now.seen  # type: ignore[index]
-        return torch.where(active, self.blocks["ids"][index, t], ruled.filler)
+        rows = Rows(self.blocks, index, self.undo, self.seen if group.steps.penalised else None)
+        seed, generation = self.keys.index_select(0, index).t().contiguous()
+        noise = KeyedNoise(seed, generation, rows["sample"], rows["t"])
+        return group.steps(rows, logits, noise, group.room, self.every_row)
 
     def fed(
         self, number: int, index: torch.Tensor, position: torch.Tensor, lookup
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        What stands at some positions (N,) of the texts in slots `index` (N,), under one plan.
+        What stands at some positions (N,) of the texts in slots `index` (N,), whose plans are fed as that of `number` is.
 
         Returns:
             mask (N,) bool: where it is a thought; mixed (N, H): what is fed there, arbitrary elsewhere.
         """
-        ruled = self.ruled[number]
-        j = position - self.columns.prompt_length[index]
-        inside = (j >= 0) & (j < self.length)
-        j = j.clamp(0, self.length - 1)
-        mask = self.columns.thinking_mask[index, j] & inside
-        action = {}
-        for name, block in ruled.action.items():
-            value = block[index, j]
-            # Elsewhere the bytes are another plan's, and no ids.
-            action[name] = value.masked_fill(~mask.view(-1, *[1] * (value.dim() - 1)), 0)
-        return mask, ruled.steps.plan.thought.embed(action, lookup)
+        group = self.ruled[number].group
+        column, mask = book.thoughts_at(self.blocks, index, position)
+        return mask, group.thought.embed(_Fields(group.action, index, column, mask), lookup)
 
     def candidates(self, number: int, index: torch.Tensor, logits: DenseLogits, tokens: torch.Tensor, count: int):
         """
-        What the step just made was made of, for `logprobs`: ids and logarithms (N, 1 + count), the token itself first.
+        What the step that was just made of rows of one kind was made of, for `logprobs`: ids and logarithms (N, 1 + count), the token itself first.
 
         Of a thought these are its candidates and their weights; of an answer the likeliest tokens; of a forced token, or
         a thought without candidates, the token alone, with its log-probability as drawn. What is missing repeats the
         token.
         """
-        plan, ruled = self.ruled[number].steps.plan, self.ruled[number]
+        group = self.ruled[number].group
+        thought, answer = group.thought, group.steps.answer
         t = (self.columns.t[index] - 1).clamp(0, self.length - 1)
         own = self.columns.log_probs[index, t].unsqueeze(-1)  # (N, 1)
         log_p, ids = own[:, :0], tokens.unsqueeze(-1)[:, :0]
         if count:
-            log_p, ids = logits.log_softmax(plan.answer.temperature or 1.0).topk(min(count, self.vocab_size), -1)
+            log_p, ids = logits.log_softmax(answer.temperature or 1.0).topk(min(count, self.vocab_size), -1)
         forced = self.columns.forced_mask[index, t].unsqueeze(-1)
         ids, log_p = torch.where(forced, tokens.unsqueeze(-1), ids), torch.where(forced, own, log_p)
         thoughts = self.columns.thinking_mask[index, t].unsqueeze(-1)
-        if not plan.thought.is_token:
-            action = {name: block[index, t] for name, block in ruled.action.items()}
-            action = {n: v.masked_fill(~thoughts.view(-1, *[1] * (v.dim() - 1)), 0) for n, v in action.items()}
-            weights = plan.thought.weights(action)
+        if not thought.is_token:
+            action = _Fields(group.action, index, t, thoughts.squeeze(-1))
+            weights = thought.weights(action)
             if weights is None:
                 ids, log_p = torch.where(thoughts, tokens.unsqueeze(-1), ids), torch.where(thoughts, own, log_p)
             else:
@@ -339,6 +343,23 @@ class Pool:
                 ids, log_p = torch.where(thoughts, kept, ids), torch.where(thoughts, log_w, log_p)
         return torch.cat((tokens.unsqueeze(-1), ids), -1), torch.cat((own, log_p), -1)
 
-    def _tensor(self, values) -> torch.Tensor:
-        made = torch.tensor(values, dtype=torch.long)
+    def on_device(self, values) -> torch.Tensor:
+        """Numbers of the host's, int64."""
+        made = torch.as_tensor(values, dtype=torch.long)
         return made if self.device.type == "cpu" else made.pin_memory().to(self.device, non_blocking=True)
+
+
+class _Fields(Mapping):
+    """An action's tensors at some places, read when they are asked for; zeros outside a mask, where other bytes may lie."""
+
+    def __init__(self, action: dict[str, torch.Tensor], index: torch.Tensor, t: torch.Tensor, mask: torch.Tensor):
+        self.action, self.place = action, (index, t, mask)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return book.take(self.action[name], *self.place)
+
+    def __iter__(self):
+        return iter(self.action)
+
+    def __len__(self) -> int:
+        return len(self.action)

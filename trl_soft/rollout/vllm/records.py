@@ -22,7 +22,7 @@ import torch
 
 from ...record import SoftTokens
 from ..base import Plan, Rollout
-from ..steps import FLAGS, NUMBERS
+from ..columns import FLAGS, NUMBERS
 from .layout import Layout
 from .pool import Parked
 

@@ -25,17 +25,13 @@ class SoftSampler:
         return getattr(self.base, name)
 
     def __call__(self, logits: torch.Tensor, input_batch):
-        count = input_batch.num_reqs
-        slots = input_batch.idx_mapping_np[:count]
-        numbers = self.state.pool.number[slots]
-        if not numbers.any():
+        slots = input_batch.idx_mapping_np[: input_batch.num_reqs]
+        members = self.state.members_of(input_batch)
+        if not members.softs:
             return self.base(logits, input_batch)
-        # Requests in the middle of their prompt have logits and draw nothing.
-        reached = input_batch.num_computed_tokens_np[:count] + input_batch.num_scheduled_tokens[:count]
-        draws = (numbers > 0) & (reached >= input_batch.prefill_len_np[:count])
         asked = self._logprobs_asked(slots)
-        drawn = [self._draw(logits, input_batch, slots, draws, number, asked) for number in np.unique(numbers[draws])]
-        if asked is not None or self.base.compute_nans or not (numbers > 0).all():
+        drawn = [(member.rows, *self._draw(logits, member, asked)) for member in members.drawn]
+        if asked is not None or self.base.compute_nans or members.hards:
             output = self.base(logits, input_batch)
         else:
             output = self._nothing(input_batch)
@@ -45,21 +41,16 @@ class SoftSampler:
                 self._put(output.logprobs_tensors, rows, *logprobs)
         return output
 
-    def _draw(self, logits, batch, slots, draws, number, asked):
-        """Rows of one plan, what they drew, and what that was made of, if anybody asks."""
+    def _draw(self, logits, member, asked: int | None):
+        """What rows of a kind drew, and what that was made of, if anybody asks."""
         state = self.state
-        mine = draws & (state.pool.number[slots] == number)
-        if mine.all():
-            rows, index = slice(0, len(slots)), batch.idx_mapping[: len(slots)].long()
-        else:
-            rows, index = state.on_device(np.nonzero(mine)[0]), batch.idx_mapping[state.on_device(np.nonzero(mine)[0])]
-            index = index.long()
-        plan = state.pool.ruled[number].steps.plan
-        hidden = state.model.soft_hidden[rows] if plan.thought.needs_hidden else None
-        view = ServedLogits(logits[rows], state.table, state.dtype, hidden, state.model.soft_project)
-        tokens = state.pool.step(int(number), slots[mine], index, view)
-        logprobs = None if asked is None else state.pool.candidates(int(number), index, view, tokens, asked)
-        return rows, tokens, logprobs
+        thought = state.pool.ruled[member.number].plan.thought
+        hidden = state.model.soft_hidden[member.rows] if thought.needs_hidden else None
+        view = ServedLogits(logits[member.rows], state.table, state.dtype, hidden, state.model.soft_project)
+        tokens = state.pool.step(member.number, member.slots, member.index, view)
+        if asked is None:
+            return tokens, None
+        return tokens, state.pool.candidates(member.number, member.index, view, tokens, asked)
 
     def _logprobs_asked(self, slots: np.ndarray) -> int | None:
         """How many log-probabilities the base sampler will return for some slots; `None` where nobody asks for any."""

@@ -13,9 +13,11 @@ import numpy as np
 import torch
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 
+from .. import book
 from .frontend import options, why_off
 from .kept import Kept
 from .layout import layout_of
+from .members import Member, Members
 from .pool import Parked, Pool
 from .request import SPEC, plan_of
 from .sampler import SoftSampler
@@ -41,9 +43,11 @@ class SoftModelState(DefaultModelState):
         self.vocab_size = self.model_config.get_vocab_size()
         # One buffer for ever: a captured graph reads what it was captured with.
         self.fed = torch.zeros(self.max_num_tokens, self.inputs_embeds_size, dtype=self.dtype, device=device)
+        self.every = torch.arange(self.max_num_tokens, device=device)
         self.pool = Pool(
             self.max_num_reqs, sizes["record_length"], sizes["record_bytes"], self.vocab_size, torch.device(device)
         )
+        self.members = Members(self.pool)
         self.table = _table(model)
         self._rms: float | None = None
         self.slot_of: dict[str, int] = {}
@@ -176,11 +180,9 @@ class SoftModelState(DefaultModelState):
             return inputs
         count = input_batch.num_tokens
         self.fed[:count].copy_(self.model.embed_input_ids(input_batch.input_ids[:count]))
-        for number, rows, slots in self._fed_thoughts(input_batch):
-            mask, mixed = self.pool.fed(number, slots, input_batch.positions[rows], self.table)
-            embedded = self.fed[rows]
-            embedded = torch.where(mask.unsqueeze(-1), mixed.to(embedded.dtype), embedded)
-            self.fed[rows] = embedded
+        for rows, index, number in self._fed_thoughts(input_batch):
+            mask, mixed = self.pool.fed(number, index, input_batch.positions[rows], self.table)
+            book.feed(self.fed, mixed, self.every[rows], mask)
         inputs["inputs_embeds"] = self.fed[: input_batch.num_tokens_after_padding]
         return inputs
 
@@ -190,34 +192,35 @@ class SoftModelState(DefaultModelState):
             inputs["inputs_embeds"] = self.fed[:num_tokens]
         return inputs
 
+    def members_of(self, batch) -> Members:
+        """Who is in a batch. Requests in the middle of their prompt have logits and draw nothing."""
+        count = batch.num_reqs
+        reached = batch.num_computed_tokens_np[:count] + batch.num_scheduled_tokens[:count]
+        return self.members.of(batch.idx_mapping_np[:count], reached >= batch.prefill_len_np[:count])
+
     def _fed_thoughts(self, batch):
         """
-        Where thoughts may stand in a batch: for each plan its number, rows of the batch's tokens, and their slots. What of
-        it is a thought the record knows, on the device.
+        Where thoughts may stand in a batch: for what is fed alike, rows of the batch's tokens, their slots, and the number of a plan.
+        What of it is a thought the record knows, on the device.
         """
-        slots = batch.idx_mapping_np[: batch.num_reqs]
-        numbers = self.pool.number[slots]
-        # A hard thought is its token.
-        feeding = [n for n in set(numbers.tolist()) - {0} if not self.pool.ruled[n].steps.plan.thought.is_token]
-        if feeding and batch.num_tokens == batch.num_reqs and (numbers == feeding[0]).all():
-            # A decode step under one plan: row i is request i's.
-            yield feeding[0], slice(0, batch.num_reqs), batch.idx_mapping[: batch.num_reqs].long()
+        members = self.members_of(batch).fed
+        if batch.num_tokens == batch.num_reqs:
+            # A decode step: row i is request i's.
+            yield from ((member.rows, member.index, member.number) for member in members)
             return
-        for number in feeding:
-            rows, owners = [], []
-            for i in np.nonzero(numbers == number)[0]:
-                start, scheduled = int(batch.query_start_loc_np[i]), int(batch.num_scheduled_tokens[i])
-                # The prompt has no thoughts.
-                first = max(int(self.prompt_length[slots[i]] - batch.num_computed_tokens_np[i]), 0)
-                if first < scheduled:
-                    rows.append(np.arange(start + first, start + scheduled))
-                    owners.append(np.full(scheduled - first, slots[i]))
-            if rows:
-                yield number, self.on_device(np.concatenate(rows)), self.on_device(np.concatenate(owners))
+        for member in members:
+            rows, owners = self._after_prompts(batch, member)
+            if len(rows):
+                yield self.pool.on_device(rows), self.pool.on_device(owners), member.number
 
-    def on_device(self, values: np.ndarray) -> torch.Tensor:
-        made = torch.from_numpy(values.astype(np.int64))
-        return made if self.device.type == "cpu" else made.pin_memory().to(self.device, non_blocking=True)
+    def _after_prompts(self, batch, member: Member) -> tuple[np.ndarray, np.ndarray]:
+        """The rows of a batch's tokens that stand behind the prompts of some requests, and the slots of those."""
+        at = member.places
+        first = np.maximum(self.prompt_length[member.slots] - batch.num_computed_tokens_np[at], 0)
+        counts = np.maximum(batch.num_scheduled_tokens[at] - first, 0)
+        starts = batch.query_start_loc_np[at] + first
+        within = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)
+        return np.repeat(starts, counts) + within, np.repeat(member.slots, counts)
 
 
 def _table(model) -> Table:

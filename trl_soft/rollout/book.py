@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The bookkeeping of a step in plain torch: who thinks, what a token makes of a completion, what is written where.
+
+On CUDA the same is done by the kernels of `trl_soft.kernels.book`, one launch a function.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from .. import kernels
+from .columns import FLAGS, NUMBERS
+from .rules import RULES, Rules
+
+
+if TYPE_CHECKING:
+    from .steps import Rows
+
+
+@dataclass
+class Turns:
+    """What each row does in a step, (N,) bool each, and `token` (N,), which it is to write where it is forced."""
+
+    thinks: torch.Tensor
+    forced: torch.Tensor
+    answers: torch.Tensor
+    token: torch.Tensor
+
+
+@dataclass
+class Turn:
+    """
+    What a step made of each row, (N,) each.
+
+    Args:
+        token: what it drew or was forced to write. written: the same; of a row that is over, its plan's filler.
+        t: the column it is written to.
+        active, thinks, answers (bool): whether it wrote anything, a thought, a token of the answer.
+        closed (bool): whether its thought ended, by itself or with the sequence.
+    """
+
+    token: torch.Tensor
+    written: torch.Tensor
+    t: torch.Tensor
+    active: torch.Tensor
+    thinks: torch.Tensor
+    answers: torch.Tensor
+    closed: torch.Tensor
+
+
+def _rules_of(rows: "Rows", rules: Rules) -> dict[str, torch.Tensor]:
+    """The numbers of each row's plan, by name."""
+    return dict(zip(RULES, rules.numbers.index_select(0, rows["rule"]).unbind(-1), strict=True))
+
+
+def turns(rows: "Rows", rules: Rules) -> Turns:
+    """What each row does next."""
+    active, thinking = rows.flags["active"], rows.flags["thinking"]
+    script = rules.numbers[:, RULES.index("script")].index_select(0, rows["rule"]) + rows["script"]
+    begin, length = rules.scripts.index_select(0, script).unbind(-1)
+    scripted = rows["cursor"] < length
+    token = rules.script_ids[torch.where(scripted, begin + rows["cursor"], 0)]
+    rest = active & ~thinking
+    return Turns(active & thinking, rest & scripted, rest & ~scripted, token)
+
+
+def decide(rows: "Rows", rules: Rules, thought_token, answer_token, cold, closes_as_token: bool) -> Turn:
+    """
+    Bring numbers, flags, ids and masks up to what was drawn.
+
+    Args:
+        thought_token, answer_token (`torch.Tensor` of shape `(N,)`): what each row would write as a thought and as an answer.
+        cold (`torch.Tensor` of shape `(N,)`, *optional*): entropy of the prediction, where a plan has a Cold Stop.
+        closes_as_token (`bool`): the step that ends a thought is recorded as a token, and no thought.
+    """
+    if kernels.fused(rows.index.device):
+        from ..kernels import book
+
+        return Turn(*book.decide(rows, rules, thought_token, answer_token, cold, closes_as_token))
+    flags, rule = rows.flags, _rules_of(rows, rules)
+    now = turns(rows, rules)
+    active, thinks, answers = flags["active"], now.thinks, now.answers
+    token = torch.where(thinks, thought_token, torch.where(answers, answer_token, now.token))
+    is_eos = (token.unsqueeze(-1) == rules.eos.index_select(0, rows["rule"])).any(-1)
+    ended = (token == rule["end"]) | (rows["close_at"] == rows["t"])
+    matched, surplus, script = rows["matched"], rows["surplus"], rows["script"]
+    if rules.texts:
+        m = rule["text_length"]
+        has, state = thinks & (m > 0), torch.minimum(matched, m - 1).clamp(min=0)
+        token_class = rules.classes[torch.where(has, rule["classes"] + token, 0)]
+        after = rules.matches[torch.where(has, rule["matches"] + state * rule["width"] + token_class, 0)].long()
+        kind = torch.where(has, (after - m).clamp(min=0), 0)
+        rest = rules.kinds.index_select(0, rule["kinds"] + kind)
+        matched = torch.where(has, after, matched)
+        surplus = torch.where(has, torch.where(is_eos, 0, rest[:, 0]), surplus)
+        script = torch.where(has, rest[:, 1], script)
+        ended |= has & (after >= m)
+    closed = thinks & (ended | is_eos)
+    thinking_length = rows["thinking_length"] + thinks
+    too_long, calm = thinking_length >= rule["cap"], rows["calm"]
+    if cold is not None:
+        low = cold < rules.cold_entropy.index_select(0, rows["rule"])
+        calm = torch.where(thinks, torch.where(low, calm + 1, 0), calm)
+        too_long |= calm >= rule["cold_length"]
+    too_long &= thinks & ~closed
+    answered = rows["answered"] + answers
+    t = rows["t"] + active
+    done = torch.where(thinks | answers, is_eos, flags["done"])
+    changed = {
+        "t": t, "cursor": rows["cursor"] + now.forced, "answered": answered, "calm": calm,
+        "thinking_length": thinking_length, "matched": matched, "surplus": surplus,
+        "script": torch.where(too_long, 1, script),
+    }  # fmt: skip
+    flagged = {
+        "active": active & ~done & (t < rows["limit"]) & (answered < rule["answer_cap"]),
+        "thinking": flags["thinking"] & ~((closed & ~is_eos) | too_long),
+        "done": done,
+        "cut": torch.where(thinks, too_long, flags["cut"]),
+    }
+    blocks, index = rows.blocks, rows.index
+    if rows.undo is not None:
+        place = rows["t"] % rows.undo["numbers"].size(1)
+        rows.undo["numbers"][index, place] = rows.numbers.t()
+        rows.undo["flags"][index, place] = torch.stack([flags[name] for name in FLAGS], -1)
+    blocks["numbers"][index] = torch.stack([changed.get(name, rows[name]) for name in NUMBERS], -1)
+    blocks["flags"][index] = torch.stack([flagged[name] for name in FLAGS], -1)
+    column = rows["t"].clamp(max=blocks["ids"].size(1) - 1)
+    put(blocks["ids"], token, index, column, active)
+    is_thought = thinks & ~closed if closes_as_token else thinks
+    put(blocks["masks"], torch.stack((active, is_thought, now.forced), -1), index, column, active)
+    return Turn(token, torch.where(active, token, rule["filler"]), column, active, thinks, answers, closed)
+
+
+def put(target: torch.Tensor, value: torch.Tensor, index: torch.Tensor, t: torch.Tensor, mask: torch.Tensor) -> None:
+    """Rows of `value` (N, ...) in the mask (N,) into `target` (S, C, ...), at `index` and `t` (N,)."""
+    if kernels.fused(target.device):
+        from ..kernels import book
+
+        return book.put(target, value, index, t, mask)
+    target[index, t] = torch.where(_like(mask, value), value.to(target.dtype), target[index, t])
+
+
+def take(source: torch.Tensor, index: torch.Tensor, t: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Of `source` (S, C, ...), the rows at `index` and `t` (N,), and zeros outside the mask (N,): (N, ...)."""
+    if kernels.fused(source.device):
+        from ..kernels import book
+
+        return book.take(source, index, t, mask)
+    value = source[index, t]
+    return value.masked_fill(~_like(mask, value), 0)
+
+
+def thoughts_at(blocks: dict[str, torch.Tensor], index: torch.Tensor, position: torch.Tensor):
+    """
+    What completions `index` (N,) have at some positions (N,) of their texts, prompts included.
+
+    Returns:
+        (N,) int64, the column, and (N,) bool, whether a thought stands there.
+    """
+    if kernels.fused(index.device):
+        from ..kernels import book
+
+        return book.thoughts_at(blocks, index, position)
+    t = position - blocks["numbers"][index, NUMBERS.index("prompt_length")]
+    column = t.clamp(0, blocks["ids"].size(1) - 1)
+    return column, blocks["masks"][index, column, 1] & (t == column)
+
+
+def feed(target: torch.Tensor, value: torch.Tensor, rows: torch.Tensor, mask: torch.Tensor) -> None:
+    """Rows of `value` (N, H) in the mask (N,) into `target` (T, H), at `rows` (N,)."""
+    if kernels.fused(target.device):
+        from ..kernels import book
+
+        return book.feed(target, value, rows, mask)
+    target[rows] = torch.where(mask.unsqueeze(-1), value.to(target.dtype), target[rows])
+
+
+def _like(mask: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    return mask.view(-1, *[1] * (value.dim() - 1))

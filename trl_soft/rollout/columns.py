@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is known of a completion in flight: the columns of a few blocks of memory, and how they begin."""
+
+import torch
+
+
+# One entry a slot.
+NUMBERS = (
+    "sample",  # whose noise
+    "rule",  # row of its plan in `Rules`
+    "prompt",  # last token of the prompt
+    "prompt_length",
+    "t",  # tokens drawn
+    "limit",  # and how many there may be
+    "cursor",  # forced tokens it was fed
+    "answered",  # tokens of its answer
+    "calm",  # cold steps in a row
+    "thinking_length",  # thoughts drawn, the closing step among them
+    "close_at",  # position whose thought is the last, where only its text could tell; -1 is none
+    "matched",  # state of the matcher: characters of the text that ends a thought, with which the shadow ends
+    "surplus",  # characters that the closing step's token writes beyond that text
+    "script",  # row of the forced texts that follows the thought
+)
+FLAGS = (
+    "active",  # False once it has finished
+    "thinking",  # in its thought
+    "done",  # ended by an end-of-sequence token
+    "cut",  # its thought reached a cap
+)
+# C entries a slot, and so has the action.
+_MASKS = ("completion_mask", "thinking_mask", "forced_mask")
+_VALUES = ("log_probs", "entropies")
+_COLUMNS = {"numbers": NUMBERS, "flags": FLAGS, "masks": _MASKS, "values": _VALUES}
+
+
+def block_shapes(count: int, length: int) -> dict[str, tuple[tuple, torch.dtype]]:
+    """Shapes and types of the blocks that hold `count` completions of up to `length` tokens, thoughts' actions apart."""
+    return {
+        "numbers": ((count, len(NUMBERS)), torch.long),
+        "flags": ((count, len(FLAGS)), torch.bool),
+        "masks": ((count, length, len(_MASKS)), torch.bool),
+        "values": ((count, length, len(_VALUES)), torch.float32),
+        "ids": ((count, length), torch.long),
+    }
+
+
+def by_name(blocks: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Views of the columns of blocks, by name."""
+    views = dict(blocks)
+    for block, columns in _COLUMNS.items():
+        views |= zip(columns, blocks[block].unbind(-1), strict=True)
+    return views
+
+
+def begin(blocks: dict[str, torch.Tensor], index: torch.Tensor, **values) -> None:
+    """Make rows `index` of the blocks those of completions that begin to think; `values` are columns, by name."""
+    for block in blocks.values():
+        block[index] = 0
+    columns = by_name(blocks)
+    for name, value in {"close_at": -1, "active": True, "thinking": True, **values}.items():
+        columns[name][index] = value
