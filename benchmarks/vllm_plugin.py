@@ -1,18 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the vLLM plugin costs: loaded and idle against stock, soft against hard, and records on their way out.
+"""What the vLLM plugin costs: loaded and idle against stock, soft against plain requests, and records on their way out.
 
     make bench-vllm          (the file is not called vllm.py, or `import vllm` would find it)
+    VLLM_USE_V2_MODEL_RUNNER=1 VLLM_ENABLE_V1_MULTIPROCESSING=0 PYTHONPATH=. python benchmarks/vllm_plugin.py      on a GPU
 
 One process, two engines on the same random model: one built before the plugin was registered, one after. Prints one JSON
 object last, of medians over interleaved rounds (wall time on a GPU, processor time on a CPU):
 
     idle_vs_stock         hard tokens a second with the plugin loaded, over those without it
-    soft_vs_hard          gumbel thoughts all the way against hard tokens, both with the plugin
+    gumbel_vs_plain, hard_vs_plain, mixed_vs_plain
+                          tokens a second of thoughts all the way over those of plain requests, both with the plugin; `mixed` is a
+                          batch of gumbel, hard and plain requests; `settings` is gumbel, each request with a cap of its own
+    ms_a_step             of each
+    of_a_step             host: milliseconds in our sampler and in our feeding; device (on a GPU): milliseconds of all
+                          kernels, of how many, and the longest, as torch's profiler has them
     record_us_per_token   processor time of 64 records of 600 tokens, K = 10, from slots to one bulk each in the host's memory
-    hard_logprobs_us_per_token   what vLLM's own way out costs on the host, for comparison: `logprobs=10`, over none
+    hard_logprobs_us_per_token   what vLLM's own way out costs on the host, for comparison: `logprobs=10`, over none (a CPU)
 
-On a CPU, Model Runner V2 runs its Triton kernels in an interpreter, which takes most of each step: the ratios say that the
-plugin adds nothing of that order, and no more. Its true share takes a GPU: `--dtype bfloat16 --batch 64 --tokens 512`.
+On a GPU the model has the shape of Qwen2.5-0.5B, 256 requests of 256 tokens, bfloat16, CUDA graphs and asynchronous scheduling;
+less than four minutes. On a CPU, Model Runner V2 runs its Triton kernels in an interpreter, which takes most of each step:
+the ratios say that the plugin adds nothing of that order, and no more.
 """
 
 import argparse
@@ -21,11 +28,11 @@ import os
 import statistics
 import tempfile
 import time
+from contextlib import contextmanager
 
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from trl_soft import ThinkingSettings
 from trl_soft.rollout import Plan, StopRule
 from trl_soft.rollout.vllm.layout import layout_of
 from trl_soft.rollout.vllm.pool import Pool
@@ -61,46 +68,136 @@ def record_microseconds(count: int = 64, tokens: int = 600) -> float:
     return 1e6 * statistics.median(times) / (count * tokens)
 
 
-def save(folder: str, layers: int, hidden: int, dtype: str) -> None:
+def save(folder: str, shape: dict, dtype: str) -> None:
     """A random model, and a tokenizer that knows where a thought ends."""
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
     torch.manual_seed(0)
     config = Qwen2Config(
-        vocab_size=V, hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers,
-        num_attention_heads=hidden // 64, num_key_value_heads=hidden // 64, tie_word_embeddings=True,
-        max_position_embeddings=4096, eos_token_id=1, pad_token_id=0,
+        **shape, tie_word_embeddings=True, max_position_embeddings=4096, eos_token_id=1, pad_token_id=0,
+        dtype=getattr(torch, dtype),
     )  # fmt: skip
-    Qwen2ForCausalLM(config).to(getattr(torch, dtype)).save_pretrained(folder)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        Qwen2ForCausalLM(config).to(getattr(torch, dtype)).save_pretrained(folder)
+    torch.cuda.empty_cache()
     core = Tokenizer(models.WordLevel({f"w{i}": i for i in range(V)}, unk_token="w0"))
     core.add_tokens(["w2"])
     PreTrainedTokenizerFast(tokenizer_object=core, eos_token="w1", pad_token="w0").save_pretrained(folder)
 
 
+def rivals_of(batch: int, tokens: int) -> dict[str, tuple[str, list]]:
+    """What is compared: an engine, and the parameters of each request."""
+    from vllm import SamplingParams
+
+    plain = {"max_tokens": tokens, "temperature": 1.0, "ignore_eos": True, "detokenize": False}
+
+    def soft(sample: int, thought: str = "gumbel", cap: int = tokens - 2, **more) -> SamplingParams:
+        """Thoughts all the way: by default the last two tokens are the forced end and an answer."""
+        extra = {
+            "soft_thinking": True, "soft_thought": thought, "soft_seed": 0, "soft_sample": sample,
+            "soft_end_of_thinking": "w2", "soft_max_thinking_length": cap, **more,
+        }  # fmt: skip
+        return SamplingParams(**plain, extra_args=extra)
+
+    each = range(batch)
+    gumbel = [soft(i, soft_thinking_top_k=10) for i in each]
+    hard = [soft(i, "hard") for i in each]
+    hards = [SamplingParams(**plain)] * batch
+    rivals = {
+        "stock": ("stock", hards),
+        "plain": ("plugin", hards),
+        "gumbel": ("plugin", gumbel),
+        "hard": ("plugin", hard),
+        "settings": ("plugin", [soft(i, cap=tokens - 2 - i % 8, soft_thinking_top_k=10) for i in each]),
+        "mixed": ("plugin", [(gumbel, hard, hards)[i % 3][i] for i in each]),
+    }
+    if not torch.cuda.is_available():
+        rivals["logprobs"] = ("plugin", [SamplingParams(**plain, logprobs=10)] * batch)
+    return rivals
+
+
+@contextmanager
+def host_time():
+    """Seconds of the host's in our sampler and in our feeding, by name."""
+    from trl_soft.rollout.vllm.sampler import SoftSampler
+    from trl_soft.rollout.vllm.state import SoftModelState
+
+    seconds = {"sample": 0.0, "feed": 0.0}
+    places = ((SoftSampler, "__call__", "sample"), (SoftModelState, "prepare_inputs", "feed"))
+    before = [getattr(owner, method) for owner, method, _ in places]
+
+    def timed(call, name):
+        def wrapped(*args, **kwargs):
+            start = time.perf_counter()
+            try:
+                return call(*args, **kwargs)
+            finally:
+                seconds[name] += time.perf_counter() - start
+
+        return wrapped
+
+    for (owner, method, name), call in zip(places, before, strict=True):
+        setattr(owner, method, timed(call, name))
+    try:
+        yield seconds
+    finally:
+        for (owner, method, _), call in zip(places, before, strict=True):
+            setattr(owner, method, call)
+
+
+def of_a_step(generate, steps: int) -> dict:
+    """What one more round spends where, a step."""
+    with host_time() as seconds:
+        generate()
+    found: dict = {"host_ms": {name: round(1e3 * value / steps, 3) for name, value in seconds.items()}}
+    if torch.cuda.is_available():
+        from torch.profiler import ProfilerActivity, profile
+
+        with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+            generate()
+        rows = sorted(profiler.key_averages(), key=lambda row: -row.self_device_time_total)
+        found["device_ms"] = round(sum(row.self_device_time_total for row in rows) / 1e3 / steps, 3)
+        found["kernels"] = round(sum(row.count for row in rows if row.self_device_time_total) / steps)
+        found["longest"] = {row.key[:60]: round(row.self_device_time_total / 1e3 / steps, 3) for row in rows[:8]}
+    return found
+
+
 def main():
+    cuda = torch.cuda.is_available()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--tokens", type=int, default=12)
-    parser.add_argument("--layers", type=int, default=2)
-    parser.add_argument("--hidden", type=int, default=128)
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--rounds", type=int, default=14)
+    parser.add_argument("--batch", type=int, default=256 if cuda else 8)
+    parser.add_argument("--tokens", type=int, default=256 if cuda else 12)
+    parser.add_argument("--layers", type=int, default=24 if cuda else 2)
+    parser.add_argument("--hidden", type=int, default=896 if cuda else 128)
+    parser.add_argument("--vocabulary", type=int, default=151_936 if cuda else V)
+    parser.add_argument("--dtype", default="bfloat16" if cuda else "float32")
+    parser.add_argument("--rounds", type=int, default=3 if cuda else 14)
     options = parser.parse_args()
 
     os.environ["VLLM_PLUGINS"] = "none"  # registered below, after the stock engine
-    from vllm import LLM, SamplingParams
+    from vllm import LLM
     from vllm.model_executor.model_loader.utils import _MODEL_ARCH_BY_HASH
 
     from trl_soft.rollout.vllm import plugin
 
+    shape = {
+        "vocab_size": options.vocabulary, "hidden_size": options.hidden, "num_hidden_layers": options.layers,
+        "intermediate_size": (11 * options.hidden // 2) // 64 * 64 if cuda else 2 * options.hidden,
+        "num_attention_heads": options.hidden // 64, "num_key_value_heads": 2 if cuda else options.hidden // 64,
+    }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        save(folder, options.layers, options.hidden, options.dtype)
-        cuda = torch.cuda.is_available()
-        sizes = {"gpu_memory_utilization": 0.4} if cuda else {"kv_cache_memory_bytes": 2**28, "enforce_eager": True}
+        save(folder, shape, options.dtype)
+        if cuda:
+            sizes = {
+                "gpu_memory_utilization": 0.3,
+                "compilation_config": {"cudagraph_capture_sizes": [1, options.batch]},
+            }
+        else:
+            sizes = {"kv_cache_memory_bytes": 2**28, "enforce_eager": True, "block_size": 32}
         shared = {
             "model": folder, "dtype": options.dtype, "max_model_len": options.tokens + 64, "max_num_seqs": options.batch,
-            "block_size": 32, "seed": 0, "enable_prefix_caching": False, **sizes,
+            "seed": 0, "enable_prefix_caching": False, "disable_log_stats": True, **sizes,
         }  # fmt: skip
         engines = {"stock": LLM(**shared)}
         plugin.register()
@@ -110,20 +207,7 @@ def main():
                  for name, engine in engines.items()}  # fmt: skip
         assert names["plugin"] == "SoftQwen2ForCausalLM" != names["stock"]
         prompts = [{"prompt_token_ids": [3 + i, 7, 9, 11]} for i in range(options.batch)]
-        plain = {"max_tokens": options.tokens, "temperature": 1.0, "ignore_eos": True, "detokenize": False}
-        settings = ThinkingSettings(thought="gumbel", thinking_top_k=10)
-        soft = {
-            "soft_thinking": True, "soft_thought": settings.thought, "soft_thinking_top_k": settings.thinking_top_k,
-            "soft_seed": 0, "soft_end_of_thinking": "w2",
-        }  # fmt: skip
-        # The last two tokens are the forced end and an answer.
-        soft["soft_max_thinking_length"] = options.tokens - 2
-        rivals = {
-            "stock": ("stock", SamplingParams(**plain)),
-            "idle": ("plugin", SamplingParams(**plain)),
-            "soft": ("plugin", SamplingParams(**plain, extra_args=soft)),
-            "logprobs": ("plugin", SamplingParams(**plain, logprobs=10)),
-        }
+        rivals = rivals_of(options.batch, options.tokens)
         # On a CPU everything is in this process, and others on the machine are not to count.
         clock = time.perf_counter if cuda else time.process_time
         seconds: dict[str, list[float]] = {name: [] for name in rivals}
@@ -138,20 +222,29 @@ def main():
         median = {name: statistics.median(values) for name, values in seconds.items()}
         tokens = options.batch * options.tokens
         print(json.dumps({"classes": names, **{name: round(value, 3) for name, value in median.items()}}), flush=True)
+        softs = ("gumbel", "hard", "settings", "mixed")
         results = {
             "device": torch.cuda.get_device_name() if cuda else "cpu, Triton interpreted",
             "batch": options.batch,
             "tokens": tokens,
-            "idle_vs_stock": median["stock"] / median["idle"],
+            "idle_vs_stock": median["stock"] / median["plain"],
             "idle_vs_stock_spread": [
-                min(a / b for a, b in zip(seconds["stock"], seconds["idle"], strict=True)),
-                max(a / b for a, b in zip(seconds["stock"], seconds["idle"], strict=True)),
+                min(a / b for a, b in zip(seconds["stock"], seconds["plain"], strict=True)),
+                max(a / b for a, b in zip(seconds["stock"], seconds["plain"], strict=True)),
             ],
-            "idle_vs_stock_fastest": min(seconds["stock"]) / min(seconds["idle"]),
-            "soft_vs_hard": median["idle"] / median["soft"],
+            "idle_vs_stock_fastest": min(seconds["stock"]) / min(seconds["plain"]),
+            **{f"{name}_vs_plain": median["plain"] / median[name] for name in softs},
+            "tokens_per_second": {name: round(tokens / value) for name, value in median.items()},
+            "ms_a_step": {name: round(1e3 * value / options.tokens, 3) for name, value in median.items()},
             "record_us_per_token": record_microseconds(),
-            "hard_logprobs_us_per_token": 1e6 * (median["logprobs"] - median["idle"]) / tokens,
         }
+        if "logprobs" in median:
+            results["hard_logprobs_us_per_token"] = 1e6 * (median["logprobs"] - median["plain"]) / tokens
+        print(json.dumps(results), flush=True)
+        results["of_a_step"] = {
+            name: of_a_step(lambda name=name: engines["plugin"].generate(prompts, rivals[name][1], use_tqdm=False), options.tokens)
+            for name in ("plain", *softs)
+        }  # fmt: skip
         for engine in engines.values():
             engine.llm_engine.engine_core.shutdown()
     print(json.dumps(results))

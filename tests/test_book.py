@@ -112,6 +112,18 @@ def test_rows_are_put_and_taken(shape, dtype):
     assert torch.equal(found[0][2][mask], value[mask].to(dtype)) and not found[0][2][~mask].any()
 
 
+def test_scores_are_put():
+    n, found = 33, []
+    index, t, mask, score = torch.randperm(S)[:n], torch.randint(0, C, (n,)), torch.rand(n) < 0.5, torch.randn(2, n)
+    for context in (kernels.plain, kernels.interpreted):
+        values = torch.zeros(S, C, 2)
+        with context():
+            book.put_score(values, tuple(score), index, t, mask)
+        found.append(values)
+    assert torch.equal(*found) and torch.equal(found[0][index[mask], t[mask]], score[:, mask].T)
+    assert not found[0][index[~mask]].any()
+
+
 def test_where_thoughts_stand():
     found = []
     for context in (kernels.plain, kernels.interpreted):

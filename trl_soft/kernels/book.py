@@ -162,6 +162,17 @@ def put_rows(target, value, index, t, mask, n, width, to_row, to_column, ROWS: t
 
 
 @triton.jit
+def put_pairs(values, log_prob, entropy, index, t, mask, n, length, ROWS: tl.constexpr):
+    """`trl_soft.rollout.book.put_score`."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    here = row < n
+    here = here & (tl.load(mask + row, mask=here, other=0) != 0)
+    place = (tl.load(index + row, mask=here, other=0) * length + tl.load(t + row, mask=here, other=0)) * 2
+    tl.store(values + place, tl.load(log_prob + row, mask=here), mask=here)
+    tl.store(values + place + 1, tl.load(entropy + row, mask=here), mask=here)
+
+
+@triton.jit
 def take_rows(source, out, index, t, mask, n, width, to_row, to_column, ROWS: tl.constexpr, WIDTH: tl.constexpr):
     """`trl_soft.rollout.book.take`."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -239,6 +250,15 @@ def put(target: torch.Tensor, value: torch.Tensor, index: torch.Tensor, t: torch
     launch(
         put_rows, grid, _bytes(target), _bytes(value), index, t, _bytes(mask), n, width, target.stride(0), target.stride(1),
         moved=_moved(value, target), **tile,
+    )  # fmt: skip
+
+
+def put_score(values: torch.Tensor, score, index: torch.Tensor, t: torch.Tensor, mask: torch.Tensor) -> None:
+    log_prob, entropy = (x.contiguous() for x in score)
+    n = len(index)
+    launch(
+        put_pairs, (triton.cdiv(n, _ROWS),), values, log_prob, entropy, index, t, _bytes(mask), n, values.size(1),
+        ROWS=_ROWS, moved=n * 33,
     )  # fmt: skip
 
 

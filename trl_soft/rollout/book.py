@@ -141,6 +141,15 @@ def put(target: torch.Tensor, value: torch.Tensor, index: torch.Tensor, t: torch
     target[index, t] = torch.where(_like(mask, value), value.to(target.dtype), target[index, t])
 
 
+def put_score(values: torch.Tensor, score: tuple[torch.Tensor, torch.Tensor], index, t, mask) -> None:
+    """`put` of log-probabilities and entropies (N,) into `values` (S, C, 2)."""
+    if kernels.fused(values.device):
+        from ..kernels import book
+
+        return book.put_score(values, score, index, t, mask)
+    put(values, torch.stack(score, -1), index, t, mask)
+
+
 def take(source: torch.Tensor, index: torch.Tensor, t: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Of `source` (S, C, ...), the rows at `index` and `t` (N,), and zeros outside the mask (N,): (N, ...)."""
     if kernels.fused(source.device):

@@ -6,7 +6,9 @@ import torch
 
 # One entry a slot.
 NUMBERS = (
-    "sample",  # whose noise
+    "seed",  # whose noise, with
+    "generation",  # and
+    "sample",  # seed and generation are 0 where all slots share them
     "rule",  # row of its plan in `Rules`
     "prompt",  # last token of the prompt
     "prompt_length",

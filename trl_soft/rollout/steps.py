@@ -101,26 +101,22 @@ class Steps:
                 cold = thinks.spread(thinks.of(logits).entropy(self.cold))
         drawn = thinks.spread(token), answers.spread(None if hard is None else hard.token)
         turn = book.decide(rows, self.rules, *drawn, cold, self.closes_as_token)
-        blocks = rows.blocks
-        log_probs, entropies = blocks["values"].unbind(-1)
+        values = rows.blocks["values"]
         if thinks.any:
             assert made is not None and token is not None
             if thought.closes_one_hot:
                 made = thought.close(made, thinks.of(turn.closed), token)
-            log_prob, entropy = hard.score if shared else thought.score(thinks.of(logits), made)  # type: ignore[union-attr]
+            score = hard.score if shared else thought.score(thinks.of(logits), made)  # type: ignore[union-attr]
             for name, value in made.items():
                 thinks.put(room(name, value), value, turn.t, turn.thinks)
-            thinks.put(log_probs, log_prob, turn.t, turn.thinks)
-            thinks.put(entropies, entropy, turn.t, turn.thinks)
+            thinks.put_score(values, score, turn.t, turn.thinks)
         if thinks.any and self.closes_as_token:
             closing = thinks if every_row else _Some(rows, turn.closed)
             if closing.any:
-                log_prob, entropy = answer.score(closing.of(logits), {"ids": closing.of(turn.token)})
-                closing.put(log_probs, log_prob, turn.t, turn.closed)
-                closing.put(entropies, entropy, turn.t, turn.closed)
+                score = answer.score(closing.of(logits), {"ids": closing.of(turn.token)})
+                closing.put_score(values, score, turn.t, turn.closed)
         if hard is not None:
-            answers.put(log_probs, hard.score[0], turn.t, turn.answers)
-            answers.put(entropies, hard.score[1], turn.t, turn.answers)
+            answers.put_score(values, hard.score, turn.t, turn.answers)
         if rows.seen is not None:
             rows.seen[rows.index, turn.token] |= turn.active
         return turn.written
@@ -162,6 +158,10 @@ class _Some:
         """Into the t-th column. These rows are those in the mask."""
         target[self.of(self.rows.index), self.of(t)] = value.to(target.dtype)
 
+    def put_score(self, values: torch.Tensor, score: tuple, t: torch.Tensor, mask: torch.Tensor) -> None:
+        """A log-probability and an entropy."""
+        self.put(values, torch.stack(score, -1), t, mask)
+
 
 class _Every:
     """All rows, of which those outside a mask are computed for nothing and written as they were."""
@@ -180,3 +180,6 @@ class _Every:
 
     def put(self, target: torch.Tensor, value: torch.Tensor, t: torch.Tensor, mask: torch.Tensor) -> None:
         book.put(target, value, self.rows.index, t, mask)
+
+    def put_score(self, values: torch.Tensor, score: tuple, t: torch.Tensor, mask: torch.Tensor) -> None:
+        book.put_score(values, score, self.rows.index, t, mask)

@@ -125,7 +125,6 @@ class Pool:
         shapes = block_shapes(count, length)
         self.blocks = {name: torch.zeros(shape, dtype=kind, device=device) for name, (shape, kind) in shapes.items()}
         self.arena = torch.zeros(count, length, width, dtype=torch.uint8, device=device)
-        self.keys = torch.zeros(count, 2, dtype=torch.long, device=device)  # seed, generation
         self.undo = {
             name: self.blocks[name].new_zeros(count, UNDO, self.blocks[name].size(-1)) for name in ("numbers", "flags")
         }
@@ -141,7 +140,7 @@ class Pool:
 
     def bytes(self) -> int:
         """Memory held."""
-        blocks = [*self.blocks.values(), *self.undo.values(), self.arena, self.keys]
+        blocks = [*self.blocks.values(), *self.undo.values(), self.arena]
         return sum(block.numel() * block.itemsize for block in blocks)
 
     # Plans
@@ -204,8 +203,10 @@ class Pool:
         )
         seed, generation, sample, length, limit, answers = columns.unbind(-1)
         rule = self.on_device([self.ruled[int(number)].rule for number in numbers])
-        begin(self.blocks, index, sample=sample, rule=rule, prompt_length=length, limit=limit, thinking=answers == 0)
-        self.keys[index] = torch.stack((seed, generation), -1)
+        begin(
+            self.blocks, index, seed=seed, generation=generation, sample=sample, rule=rule, prompt_length=length, limit=limit,
+            thinking=answers == 0,
+        )  # fmt: skip
         self.number[list(slots)], self.drawn[list(slots)] = list(numbers), 0
 
     def see(self, slot: int, tokens: Sequence[int]) -> None:
@@ -225,7 +226,6 @@ class Pool:
         rows["arena"] = self.arena[slot, :drawn, : group.layout.width]
         rows |= {name: self.blocks[name][slot] for name in ("numbers", "flags")}
         rows |= {f"undo_{name}": block[slot] for name, block in self.undo.items()}
-        rows["keys"] = self.keys[slot]
         target = self.device if to is None else torch.device(to)
         size = sum(row.size(drawn) for row in group.schema)
         pinned = self.device.type == "cuda" and target.type == "cpu"
@@ -242,7 +242,6 @@ class Pool:
             blocks["arena"] = (self.arena[:, :, : layout.width], True)
             blocks |= {name: (self.blocks[name], False) for name in ("numbers", "flags")}
             blocks |= {f"undo_{name}": (block, False) for name, block in self.undo.items()}
-            blocks["keys"] = (self.keys, False)
             self._schemas[layout] = tuple(
                 Row(name, block.dtype, tuple(block.shape[2 if stepwise else 1 :]), stepwise)
                 for name, (block, stepwise) in blocks.items()
@@ -269,7 +268,6 @@ class Pool:
         for name in ("masks", "values"):
             self.blocks[name][slot, drawn:] = 0
         self.arena[slot, :drawn, : parked.layout.width] = rows["arena"][:drawn]
-        self.keys[slot] = rows["keys"]
         for name, block in self.undo.items():
             block[slot] = rows[f"undo_{name}"]
             taken_back = drawn < parked.drawn
@@ -290,8 +288,7 @@ class Pool:
         group = self.ruled[number].group
         self.drawn[slots] += 1
         rows = Rows(self.blocks, index, self.undo, self.seen if group.steps.penalised else None)
-        seed, generation = self.keys.index_select(0, index).t().contiguous()
-        noise = KeyedNoise(seed, generation, rows["sample"], rows["t"])
+        noise = KeyedNoise(rows["seed"], rows["generation"], rows["sample"], rows["t"])
         return group.steps(rows, logits, noise, group.room, self.every_row)
 
     def fed(
@@ -346,7 +343,8 @@ class Pool:
     def on_device(self, values) -> torch.Tensor:
         """Numbers of the host's, int64."""
         made = torch.as_tensor(values, dtype=torch.long)
-        return made if self.device.type == "cpu" else made.pin_memory().to(self.device, non_blocking=True)
+        made = made.pin_memory() if self.device.type == "cuda" else made
+        return made.to(self.device, non_blocking=True)
 
 
 class _Fields(Mapping):

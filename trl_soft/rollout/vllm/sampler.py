@@ -31,10 +31,9 @@ class SoftSampler:
             return self.base(logits, input_batch)
         asked = self._logprobs_asked(slots)
         drawn = [(member.rows, *self._draw(logits, member, asked)) for member in members.drawn]
-        if asked is not None or self.base.compute_nans or members.hards:
-            output = self.base(logits, input_batch)
-        else:
-            output = self._nothing(input_batch)
+        if asked is None and not self.base.compute_nans and not members.hards:
+            return self._output(input_batch, [(rows, tokens) for rows, tokens, _ in drawn])
+        output = self.base(logits, input_batch)
         for rows, tokens, logprobs in drawn:
             output.sampled_token_ids[rows, 0] = tokens.to(output.sampled_token_ids.dtype)
             if logprobs is not None:
@@ -59,8 +58,8 @@ class SoftSampler:
             return most
         return 0 if self.base.logprob_token_ids_state.max_num_token_ids(slots) > 0 else None
 
-    def _nothing(self, batch):
-        """The base sampler's output for a batch that has nothing for it to do."""
+    def _output(self, batch, drawn):
+        """What the base sampler returns, for a batch in which it has nothing to do: rows and their tokens, of each member."""
         num_sampled, num_rejected = get_num_sampled_and_rejected(
             batch.seq_lens.new_ones(batch.num_reqs),
             batch.seq_lens,
@@ -68,9 +67,14 @@ class SoftSampler:
             batch.idx_mapping,
             self.base.req_states.prefill_len.gpu,
         )
-        tokens = torch.zeros(batch.num_reqs, 1, dtype=torch.int64, device=batch.seq_lens.device)
+        if len(drawn) == 1 and isinstance(drawn[0][0], slice):
+            tokens = drawn[0][1]
+        else:
+            tokens = torch.zeros(batch.num_reqs, dtype=torch.int64, device=batch.seq_lens.device)
+            for rows, values in drawn:
+                tokens[rows] = values
         return SamplerOutput(
-            sampled_token_ids=tokens,
+            sampled_token_ids=tokens.unsqueeze(-1),
             logprobs_tensors=None,
             num_nans=None,
             num_sampled=num_sampled,
