@@ -17,6 +17,7 @@ from tests.test_vllm_parts import STEPS, H, V, draw, params, plan, pool_of, serv
 from trl_soft import ThinkingSettings
 from trl_soft.ranges import LENGTHS, RANGES
 from trl_soft.rollout import matcher
+from trl_soft.rollout.columns import NUMBERS
 from trl_soft.rollout.pieces import Pieces
 from trl_soft.rollout.rules import Rules
 from trl_soft.rollout.stop import EndOfThinking
@@ -415,7 +416,8 @@ def test_records_are_fetched_as_completions_end(monkeypatch):
             i = int(name.rpartition("-")[2])
             assert i == 0 or here[i - 1].wait(5)
             kept.put((name, 0), parked[i])
-            return {"choices": [{"token_ids": parked[i].rows["ids"][: parked[i].rows["numbers"][3]].tolist()}]}
+            drawn = parked[i].rows["numbers"][NUMBERS.index("t")]
+            return {"choices": [{"token_ids": parked[i].rows["ids"][:drawn].tolist()}]}
         found = kept.take(body["args"][0])
         for name in body["args"][0]:
             here[int(name.rpartition("-")[2])].set()

@@ -65,7 +65,9 @@ def turns(rows: "Rows", rules: Rules) -> Turns:
     return Turns(active & thinking, rest & scripted, rest & ~scripted, token)
 
 
-def decide(rows: "Rows", rules: Rules, thought_token, answer_token, cold, closes_as_token: bool) -> Turn:
+def decide(
+    rows: "Rows", rules: Rules, thought_token, answer_token, cold, closes_as_token: bool, now: Turns | None = None
+) -> Turn:
     """
     Bring numbers, flags, ids and masks up to what was drawn.
 
@@ -73,13 +75,14 @@ def decide(rows: "Rows", rules: Rules, thought_token, answer_token, cold, closes
         thought_token, answer_token (`torch.Tensor` of shape `(N,)`): what each row would write as a thought and as an answer.
         cold (`torch.Tensor` of shape `(N,)`, *optional*): entropy of the prediction, where a plan has a Cold Stop.
         closes_as_token (`bool`): the step that ends a thought is recorded as a token, and no thought.
+        now (`Turns`, *optional*): of these rows, where they are known.
     """
     if kernels.fused(rows.index.device):
         from ..kernels import book
 
         return Turn(*book.decide(rows, rules, thought_token, answer_token, cold, closes_as_token))
     flags, rule = rows.flags, _rules_of(rows, rules)
-    now = turns(rows, rules)
+    now = now or turns(rows, rules)
     active, thinks, answers = flags["active"], now.thinks, now.answers
     token = torch.where(thinks, thought_token, torch.where(answers, answer_token, now.token))
     is_eos = (token.unsqueeze(-1) == rules.eos.index_select(0, rows["rule"])).any(-1)

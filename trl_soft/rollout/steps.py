@@ -80,6 +80,7 @@ class Steps:
             (N,) int64: the tokens to write down; of a completion that is over, its plan's filler.
         """
         thought, answer = self.thought, self.answer
+        turns = None
         if every_row:
             thinks: _Every | _Some = _Every(rows)
             answers = thinks
@@ -87,26 +88,28 @@ class Steps:
             turns = book.turns(rows, self.rules)
             thinks, answers = _Some(rows, turns.thinks), _Some(rows, turns.answers)
         tokens = self._penalised(logits, rows)  # what tokens are sampled from; scored as the model has them
-        hard = made = token = cold = None
+        hard = made = token = cold = mine = None
         if answers.any:
             hard = self._token(answers, tokens, logits, noise)
         shared = self.one_sampler and every_row
         if thinks.any:
+            mine = thinks.of(logits)
             if shared:
                 assert hard is not None
                 made, token = hard.action, hard.token
             else:
-                made, token = thought.sample(thinks.of(tokens if thought.is_token else logits), thinks.of(noise))
+                drawn_from = thinks.of(tokens) if thought.is_token and self.penalised else mine
+                made, token = thought.sample(drawn_from, thinks.of(noise))
             if self.cold is not None:
-                cold = thinks.spread(thinks.of(logits).entropy(self.cold))
+                cold = thinks.spread(mine.entropy(self.cold))
         drawn = thinks.spread(token), answers.spread(None if hard is None else hard.token)
-        turn = book.decide(rows, self.rules, *drawn, cold, self.closes_as_token)
+        turn = book.decide(rows, self.rules, *drawn, cold, self.closes_as_token, turns)
         values = rows.blocks["values"]
         if thinks.any:
             assert made is not None and token is not None
             if thought.closes_one_hot:
                 made = thought.close(made, thinks.of(turn.closed), token)
-            score = hard.score if shared else thought.score(thinks.of(logits), made)  # type: ignore[union-attr]
+            score = hard.score if shared else thought.score(mine, made)  # type: ignore[union-attr]
             for name, value in made.items():
                 thinks.put(room(name, value), value, turn.t, turn.thinks)
             thinks.put_score(values, score, turn.t, turn.thinks)
@@ -123,8 +126,9 @@ class Steps:
 
     def _token(self, rows, tokens: DenseLogits, logits: DenseLogits, noise: KeyedNoise) -> SimpleNamespace:
         """A hard token for each row, as answers are drawn."""
-        action, token = self.answer.sample(rows.of(tokens), rows.of(noise))
-        return SimpleNamespace(action=action, token=token, score=self.answer.score(rows.of(logits), action))
+        scored = rows.of(logits)
+        action, token = self.answer.sample(rows.of(tokens) if self.penalised else scored, rows.of(noise))
+        return SimpleNamespace(action=action, token=token, score=self.answer.score(scored, action))
 
     def _penalised(self, logits: DenseLogits, rows: Rows) -> DenseLogits:
         """Logits less likely to repeat prompt and shadow, as `generate` has it; for sampling, not for scoring."""
