@@ -2,8 +2,7 @@
 """A paper's table beside what has been run: seeds, gaps, what is no whole run, and nothing counted twice."""
 
 import json
-import os
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -144,12 +143,13 @@ def test_the_command_line(outputs, capsys):
 
 
 @pytest.mark.parametrize("paper", ["soft_grpo", "soft_tokens"])
-def test_with_nothing_run(paper, tmp_path):
-    command = [sys.executable, "-m", "trl_soft.evaluate.paper_table", f"recipes/papers/{paper}.yaml", "--outputs"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([*command, str(tmp_path)], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0 and "0 of " in done.stdout
-    ours = [line for line in done.stdout.splitlines() if line.startswith("|  |  | ours |")]
+def test_with_nothing_run(paper, tmp_path, capsys, monkeypatch):
+    words = ["paper_table", str(ROOT / f"recipes/papers/{paper}.yaml"), "--outputs", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", words)
+    runpy.run_module("trl_soft.evaluate.paper_table", run_name="__main__")
+    text = capsys.readouterr().out
+    assert "0 of " in text
+    ours = [line for line in text.splitlines() if line.startswith("|  |  | ours |")]
     assert len(ours) > 25 and all("not run" in line for line in ours)
 
 

@@ -228,26 +228,26 @@ def made(tmp_path_factory) -> Path:
     return root
 
 
-def test_a_report_is_the_same_bytes_twice(tmp_path, made):
-    first, second = everything(tmp_path / "a", made).parent, everything(tmp_path / "b", made).parent
-    names = sorted(path.name for path in first.iterdir())
+@pytest.fixture(scope="module")
+def whole(made, tmp_path_factory) -> Path:
+    """The folder of a report with everything in it."""
+    return everything(tmp_path_factory.mktemp("whole") / "report", made).parent
+
+
+def test_a_report_has_its_tables_and_figures(whole):
     tables = [f"{table}.{suffix}" for table in ("accuracy", "costs") for suffix in ("csv", "md", "tex")]
-    drawn = [f"{figure}.{suffix}" for figure in FIGURES for suffix in ("png", "svg")]
-    assert names == sorted([*tables, *drawn, "numbers.csv", "report.md"])
-    assert all((first / name).read_bytes() == (second / name).read_bytes() for name in names)
+    pictures = [f"{figure}.{suffix}" for figure in FIGURES for suffix in ("png", "svg")]
+    assert sorted(path.name for path in whole.iterdir()) == sorted([*tables, *pictures, "numbers.csv", "report.md"])
+    text = (whole / "report.md").read_text()
     for figure in FIGURES:
-        assert (first / f"{figure}.png").read_bytes().startswith(b"\x89PNG") and f"{figure}.png" in (
-            first / "report.md"
-        ).read_text()
-        assert b"<dc:date>" not in (first / f"{figure}.svg").read_bytes()
+        assert (whole / f"{figure}.png").read_bytes().startswith(b"\x89PNG") and f"{figure}.png" in text
+        assert b"<dc:date>" not in (whole / f"{figure}.svg").read_bytes()
     # base has no seeds of its own, soft-grpo has two, and a log without KL is said to have none.
-    text = (first / "report.md").read_text()
     assert "l2.json has no kl, so hard has no such curve." in text and text.count("±") > 10
 
 
-def test_figures_are_the_same_in_another_process_with_other_settings(tmp_path, made):
+def test_a_report_is_the_same_bytes_in_another_process_with_other_settings(tmp_path, made, whole):
     """Hash randomisation and a user's matplotlibrc change nothing."""
-    everything(tmp_path / "a", made)
     (tmp_path / "matplotlibrc").write_text("font.size: 20\nsvg.hashsalt: other\naxes.linewidth: 3\n")
     logs = ["--training_log", f"soft={made}/l0.json", "--training_log", f"soft={made}/l1.json"]
     command = [sys.executable, "-m", "trl_soft.evaluate.report", *(f"{made}/{r}" for r in ("s0", "s1", "base"))]
@@ -255,8 +255,16 @@ def test_figures_are_the_same_in_another_process_with_other_settings(tmp_path, m
     command += ["--training_log", f"hard={made}/l2.json", "--reference", f"{made}/reference.csv"]
     environment = {**os.environ, "PYTHONHASHSEED": "7", "MATPLOTLIBRC": str(tmp_path / "matplotlibrc")}
     subprocess.run(command, env=environment, cwd=Path(__file__).parent.parent, check=True)
-    for name in ("report.md", *(f"{figure}.svg" for figure in FIGURES)):
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    names = sorted(path.name for path in whole.iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "b").iterdir())
+    assert [name for name in names if (whole / name).read_bytes() != (tmp_path / "b" / name).read_bytes()] == []
+
+
+def test_a_figure_is_the_same_bytes_twice_in_one_process(tmp_path):
+    cells = {("b", f"pass@{k}"): ResultCell(10.0 * k, 5.0, 50.0) for k in (1, 2, 4)}
+    rows = [ResultRow("a", "hard", cells=cells), ResultRow("a", "soft", cells=cells)]
+    files = [figures.curves(rows, [], ["b"], "pass", tmp_path / stem) for stem in ("x", "y")]
+    assert [path.read_bytes() for path in files[0]] == [path.read_bytes() for path in files[1]]
 
 
 def test_bands_and_curves_are_drawn_where_the_numbers_are():

@@ -77,6 +77,15 @@ def finished(world, tmp_path_factory):
     return folder, evaluate(evaluation(world, folder, candidates=3))
 
 
+BRIEF = {"limit": 2, "chunk": 4, "candidates": 3}  # six chunks: one, three and two of the three decodings
+
+
+@pytest.fixture(scope="module")
+def brief(world, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("brief")
+    return folder, evaluate(evaluation(world, folder, **BRIEF))
+
+
 def test_every_sample_is_there_once_and_scored(world, finished):
     folder, metrics = finished
     rows = lines(folder)
@@ -136,24 +145,24 @@ def test_another_question_in_the_same_folder_is_refused(world, finished):
 def test_other_rows_weights_or_thoughts_under_the_same_path_are_refused(world, tmp_path):
     own = tmp_path / "world"
     shutil.copytree(world, own)
-    evaluate(evaluation(own, tmp_path / "out"))
+    evaluate(evaluation(own, tmp_path / "out", limit=2))
     rows, kept = own / "sums.jsonl", (own / "sums.jsonl").read_text()
     thinking = ThinkingSettings.load_thinking(own / "model")
     rows.write_text(kept.replace("0+1", "8+8"))
     with pytest.raises(ValueError, match="whose `problems` is"):
-        evaluate(evaluation(own, tmp_path / "out"))
+        evaluate(evaluation(own, tmp_path / "out", limit=2))
     rows.write_text(kept)
     ThinkingSettings.load_thinking(own / "model", thinking_top_k=3).save_thinking(own / "model")
     with pytest.raises(ValueError, match="whose `decodings` is"):
-        evaluate(evaluation(own, tmp_path / "out"))
+        evaluate(evaluation(own, tmp_path / "out", limit=2))
     thinking.save_thinking(own / "model")
-    evaluate(evaluation(own, tmp_path / "out"))
+    evaluate(evaluation(own, tmp_path / "out", limit=2))
     tiny.model(seed=5).save_pretrained(own / "model")
     with pytest.raises(ValueError, match="whose `weights` is"):
-        evaluate(evaluation(own, tmp_path / "out"))
+        evaluate(evaluation(own, tmp_path / "out", limit=2))
     (tmp_path / "out" / "manifest.json").unlink()
     with pytest.raises(ValueError, match="no manifest says of what"):
-        evaluate(evaluation(own, tmp_path / "out"))
+        evaluate(evaluation(own, tmp_path / "out", limit=2))
 
 
 def test_answers_are_read_where_they_were_prefilled(world, tmp_path, monkeypatch):
@@ -183,9 +192,9 @@ def test_answers_are_read_where_they_were_prefilled(world, tmp_path, monkeypatch
     assert all(phase == "" or phase.startswith(("=a", "b=a")) for phase in phases)
 
 
-def test_a_torn_chunk_is_as_if_it_had_never_been(world, finished, tmp_path):
+def test_a_torn_chunk_is_as_if_it_had_never_been(world, brief, tmp_path):
     """Cut at every kind of place: in a line, between lines, before the seal; gone on with, the run is the same."""
-    folder, metrics = finished
+    folder, metrics = brief
     whole = (folder / "samples" / "0.jsonl").read_bytes()
     cuts = [len(whole) // 3, whole.index(b'{"seal"'), whole.rindex(b"\n", 0, len(whole) - 1) + 1, len(whole) - 1]
     for number, cut in enumerate(cuts):
@@ -193,14 +202,14 @@ def test_a_torn_chunk_is_as_if_it_had_never_been(world, finished, tmp_path):
         (torn / "samples").mkdir(parents=True)
         (torn / "manifest.json").write_text((folder / "manifest.json").read_text())
         (torn / "samples" / "0.jsonl").write_bytes(whole[:cut])
-        again = evaluate(evaluation(world, torn, candidates=3))
+        again = evaluate(evaluation(world, torn, **BRIEF))
         assert plain(again) == plain(metrics) and lines(torn) == lines(folder)
         assert (torn / "samples" / "0.jsonl").read_bytes().startswith(whole[:cut])  # append-only
 
 
 COMMAND = (
-    "import sys; from pathlib import Path; from tests.test_evaluate_runner import evaluation, evaluate; "
-    "evaluate(evaluation(Path(sys.argv[1]), Path(sys.argv[2]), candidates=3))"
+    "import sys; from pathlib import Path; from tests.test_evaluate_runner import BRIEF, evaluation, evaluate; "
+    "evaluate(evaluation(Path(sys.argv[1]), Path(sys.argv[2]), **BRIEF))"
 )
 
 
@@ -208,9 +217,9 @@ def environment() -> dict:
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
-def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(world, finished, tmp_path):
+def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(world, brief, tmp_path):
     """SIGKILL as soon as a random number of bytes is on the disk, three times over; then left alone."""
-    folder, metrics = finished
+    folder, metrics = brief
     draw = random.Random(0)
     file = tmp_path / "samples" / "0.jsonl"
     total = (folder / "samples" / "0.jsonl").stat().st_size
@@ -228,12 +237,12 @@ def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(world, finished,
                 pass
         process.send_signal(signal.SIGKILL)
         process.wait()
-    again = evaluate(evaluation(world, tmp_path, candidates=3))
+    again = evaluate(evaluation(world, tmp_path, **BRIEF))
     assert plain(again) == plain(metrics) and lines(tmp_path) == lines(folder)
 
 
-def test_two_processes_share_the_work(world, finished, tmp_path):
-    folder, metrics = finished
+def test_two_processes_share_the_work(world, brief, tmp_path):
+    folder, metrics = brief
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--no-python"]
     command = [*launch, sys.executable, "-c", COMMAND, str(world), str(tmp_path)]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=240)
@@ -243,8 +252,8 @@ def test_two_processes_share_the_work(world, finished, tmp_path):
     assert plain(json.loads((tmp_path / "metrics.json").read_text())) == plain(metrics)
 
 
-def test_scores_are_of_sealed_samples_alone(finished, tmp_path):
-    folder, metrics = finished
+def test_scores_are_of_sealed_samples_alone(brief, tmp_path):
+    folder, metrics = brief
     (tmp_path / "samples").mkdir()
     text = (folder / "samples" / "0.jsonl").read_text()
     (tmp_path / "samples" / "0.jsonl").write_text(text + text.splitlines()[1] + "\n")
@@ -351,15 +360,17 @@ def test_entropy_by_position_is_of_what_each_token_was_drawn_from(world, tmp_pat
 
 
 def test_entropies_of_a_part_of_the_chunks_are_no_mean(world, tmp_path):
-    run = evaluation(world, tmp_path / "run", entropy_positions=4)
-    evaluate(run)
+    run = evaluation(world, tmp_path / "run", entropy_positions=4, limit=4, chunk=2)
+    run.decodings = run.decodings[:1]
+    assert "entropy_by_position" in evaluate(run)[run.benchmarks[0]]["hard greedy"]
     file = next((tmp_path / "run/samples").glob("*.jsonl"))
     text = file.read_text().splitlines()
-    seal = next(number for number, line in enumerate(text) if '"entropy_by_position"' in line)
-    kept = {name: value for name, value in json.loads(text[seal]).items() if name != "entropy_by_position"}
-    file.write_text("\n".join([*text[:seal], json.dumps(kept), *text[seal + 1 :]]) + "\n")
-    (found,) = score(Store(tmp_path / "run")).values()
-    assert "entropy_by_position" not in found[kept["seal"][1]]
+    seals = [number for number, line in enumerate(text) if '"entropy_by_position"' in line]
+    assert len(seals) == 2
+    rest = {name: value for name, value in json.loads(text[seals[0]]).items() if name != "entropy_by_position"}
+    file.write_text("\n".join([*text[: seals[0]], json.dumps(rest), *text[seals[0] + 1 :]]) + "\n")
+    (metrics,) = score(Store(tmp_path / "run")).values()
+    assert "entropy_by_position" not in metrics["hard greedy"]
 
 
 def test_the_length_of_right_completions_stands_beside_that_of_all(finished):

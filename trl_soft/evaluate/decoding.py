@@ -41,10 +41,10 @@ class Decoding:
         """A decoding from a flat mapping with `name` and any fields of those three dicts; else a `ValueError`."""
         if not isinstance(entry, dict) or "name" not in entry:
             raise ValueError(f"A decoding is {entry!r}, but it must be a mapping with a `name` and its settings.")
-        known = {*_THINKING, *_ANSWER, *_OTHERS}
+        names = {*_THINKING, *_ANSWER, *_OTHERS}
         for key in entry:
-            if key not in known:
-                nearest = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)[0]
+            if key not in names:
+                nearest = difflib.get_close_matches(str(key), names, n=1, cutoff=0.0)[0]
                 raise ValueError(
                     f"The decoding {entry['name']!r} has the key `{key}`, which nothing reads. The nearest known name is "
                     f"`{nearest}`."

@@ -196,8 +196,8 @@ def _studentised(values: np.ndarray, level: float, resamples: int, seed: int) ->
     variance = square.mean(1)
     t = []
     for block in _blocks(resamples, problems):
-        drawn = rng.integers(problems, size=(block, problems)) + problems * np.arange(block)[:, None]
-        weights = np.bincount(drawn.ravel(), minlength=block * problems).reshape(block, problems) / problems
+        indices = rng.integers(problems, size=(block, problems)) + problems * np.arange(block)[:, None]
+        weights = np.bincount(indices.ravel(), minlength=block * problems).reshape(block, problems) / problems
         shift = x @ weights.T  # (D, block)
         # A resample of equal values gets a t* of 1e5, in the direction of its shift.
         spread = np.maximum(square @ weights.T - shift**2, _FLAT * variance[:, None])

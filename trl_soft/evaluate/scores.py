@@ -195,12 +195,12 @@ def _check_k(k: int, rows: list[np.ndarray]) -> None:
 def _subsets(n: int, k: int, resamples: int, seed: int) -> np.ndarray:
     """Subsets of k of n samples, as 0 and 1: (subsets, n). All subsets where they are few, else `resamples` of them."""
     if math.comb(n, k) <= max(resamples, n):
-        chosen = np.array(list(itertools.combinations(range(n), k)))
+        subsets = np.array(list(itertools.combinations(range(n), k)))
     else:
         order = np.random.default_rng([seed, n, k]).random((resamples, n))
-        chosen = np.argpartition(order, k - 1, axis=1)[:, :k]
-    members = np.zeros((len(chosen), n))
-    np.put_along_axis(members, chosen, 1.0, axis=1)
+        subsets = np.argpartition(order, k - 1, axis=1)[:, :k]
+    members = np.zeros((len(subsets), n))
+    np.put_along_axis(members, subsets, 1.0, axis=1)
     return members
 
 

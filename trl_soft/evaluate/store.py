@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run on disk: a manifest of what was asked, and files of samples that only grow.
+"""A run on disk: a manifest, and files of samples that are only appended to.
 
-Samples are computed and written in chunks. A chunk is a `begin` line, its samples, and a `seal` line, written at once; one
-without its seal, because the process died, is as if it had never been and is computed again whole. Chunks are the same
-whoever computes them and whenever, so that a resumed run ends with what an uninterrupted one would have, to the letter.
+Samples are computed and written in chunks. A chunk is a `begin` line, its samples, and a `seal` line, written together. A
+chunk without its seal, because the process died, counts as missing and is computed again. The content of a chunk does not
+depend on the process or on the time, so a resumed run ends with the same samples as an uninterrupted one.
 """
 
 import json
@@ -20,8 +20,11 @@ Chunk = tuple[str, str, int]  # benchmark, decoding, number
 
 class Store:
     """
+    The folder of a run.
+
     Args:
-        folder: of the run. rank (`int`): of this process, which writes `samples/<rank>.jsonl` and reads all.
+        folder (`path`).
+        rank (`int`): number of this process. It writes `samples/<rank>.jsonl` and reads the files of all processes.
     """
 
     def __init__(self, folder: str | os.PathLike, rank: int = 0):
@@ -29,7 +32,7 @@ class Store:
 
     @property
     def path(self) -> Path:
-        """Where this process writes."""
+        """The file that this process writes."""
         return self.folder / "samples" / f"{self.rank}.jsonl"
 
     def open(self, manifest: dict[str, Any], settled: tuple[str, ...]) -> None:

@@ -64,9 +64,9 @@ def report(
     if figures:
         draw.require_matplotlib()
     notes: list[str] = []
-    loaded = [load_run(Path(run)) for run in runs]
-    check_runs(loaded)
-    rows, benchmarks = rows_of(loaded, notes)
+    results = [load_run(Path(run)) for run in runs]
+    check_runs(results)
+    rows, benchmarks = rows_of(results, notes)
     theirs = paper_rows(Path(papers), benchmarks, notes) if papers is not None else []
     tables = _tables(rows, theirs, benchmarks, metrics, notes)
     logs = load_logs(training_logs, training_metrics, notes)
@@ -78,7 +78,7 @@ def report(
     _write(output / "numbers.csv", _numbers_csv(rows + theirs))
     pictures = _result_figures(rows, theirs, benchmarks, output, notes) if figures else []
     pictures += _training_figure(logs, references, training_metrics, output) if figures else []
-    return _write(output / "report.md", _document(loaded, rows, tables, pictures, notes))
+    return _write(output / "report.md", _document(results, rows, tables, pictures, notes))
 
 
 def _write(path: Path, text: str) -> Path:

@@ -82,10 +82,10 @@ def _read_yaml_rows(path: Path) -> Iterator[PublishedRow]:
         if missing or not isinstance(entry["values"], dict):
             raise ValueError(f"{path} has an entry without {missing or ['values']}: {entry}. Add them.")
         values = {
-            benchmark: {metric: _printed(value, f"{path}: {metric} on {benchmark}") for metric, value in by.items()}
+            benchmark: {metric: _cell(value, f"{path}: {metric} on {benchmark}") for metric, value in by.items()}
             for benchmark, by in entry["values"].items()
         }
-        average = {m: _printed(value, f"{path}: average {m}") for m, value in (entry.get("average") or {}).items()}
+        average = {m: _cell(value, f"{path}: average {m}") for m, value in (entry.get("average") or {}).items()}
         source, name, decoding = (str(entry[key] or "") for key in ("source", "name", "decoding"))
         yield PublishedRow(source, name, decoding, values, average, entry.get("over") or list(values))
 
@@ -93,12 +93,12 @@ def _read_yaml_rows(path: Path) -> Iterator[PublishedRow]:
 def _read_csv_rows(path: Path) -> Iterator[PublishedRow]:
     for row in read_csv(path, _COLUMNS):
         parts = {"value": parse_number(row["value"]), "std": parse_number(row.get("std"))}
-        estimate = _printed(parts, f"{path}: {row['metric']} of {row['name']!r} on {row['benchmark']}")
+        estimate = _cell(parts, f"{path}: {row['metric']} of {row['name']!r} on {row['benchmark']}")
         source, name, decoding = (row[key] or "" for key in ("source", "name", "decoding"))
         yield PublishedRow(source, name, decoding, {row["benchmark"]: {row["metric"]: estimate}})
 
 
-def _printed(number: Any, where: str) -> ResultCell:
+def _cell(number: Any, where: str) -> ResultCell:
     parts = number if isinstance(number, dict) else {"value": number}
     value, std = (finite_number(parts.get(key)) for key in ("value", "std"))
     if value is None or (std is None and parts.get("std") is not None) or (std is not None and std < 0):
@@ -116,18 +116,18 @@ def paper_rows(path: Path, benchmarks: list[str], notes: list[str]) -> list[Resu
     rows: dict[tuple[str, str, str], ResultRow] = {}
     unknown: dict[str, None] = {}
     largest = 0.0
-    for published in read_papers(path):
-        for benchmark, by in published.values.items():
+    for entry in read_papers(path):
+        for benchmark, by in entry.values.items():
             for metric, estimate in by.items():
                 if not 0 <= estimate.value <= 100:
                     raise ValueError(
-                        f"{path}: {metric} of {published.name!r} on {benchmark} is {estimate.value:g}, which is not a "
+                        f"{path}: {metric} of {entry.name!r} on {benchmark} is {estimate.value:g}, which is not a "
                         "percentage. Write it as the paper prints it, between 0 and 100."
                     )
                 if benchmark not in benchmarks:
                     unknown[benchmark] = None
                     continue
-                key = (published.name, published.decoding, published.source)
+                key = (entry.name, entry.decoding, entry.source)
                 row = rows.setdefault(key, ResultRow(*key, seeds=None))
                 name, n = parse_metric(metric, str(path)), metric.partition("@")[2]
                 if name == "mean@n" and n.isdigit() and n not in row.samples.split(", "):

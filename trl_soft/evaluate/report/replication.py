@@ -101,10 +101,10 @@ def _rewards(root: Path, notes: list[str]) -> Iterator[tuple[Path, str, Cell, fl
         yield file.parent, file.parent.name, cell, 100 * statistics.fmean(rewards[-_REWARDS:])
 
 
-def with_averages(published: Sequence[PublishedRow], ours: Ours) -> Ours:
+def with_averages(theirs: Sequence[PublishedRow], ours: Ours) -> Ours:
     """Our numbers, and the averages that a paper prints, of the runs that have all benchmarks of an average."""
     averages: Ours = {}
-    for row in published:
+    for row in theirs:
         for metric in row.average:
             cells = [ours.get((row.name, row.decoding, benchmark, metric), []) for benchmark in row.over]
             # Columns of unequal length mean that a seed lacks a benchmark; then there is no average.
@@ -115,10 +115,10 @@ def with_averages(published: Sequence[PublishedRow], ours: Ours) -> Ours:
     return ours | averages
 
 
-def tables(published: Sequence[PublishedRow], ours: Ours) -> str:
+def tables(theirs: Sequence[PublishedRow], ours: Ours) -> str:
     """Markdown: a section for each table of the paper, and in it two lines for each row, theirs and ours."""
     sections: dict[str, list[PublishedRow]] = defaultdict(list)
-    for row in published:
+    for row in theirs:
         sections[row.source].append(row)
     return "\n".join(f"## {source}\n\n{_table(rows, ours)}\n" for source, rows in sections.items())
 
@@ -176,17 +176,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     paper = options.paper.stem
     try:
-        published = read_papers(options.paper)
+        theirs = read_papers(options.paper)
         ours, notes = read_ours(options.outputs, paper)
-        ours = with_averages(published, ours)
+        ours = with_averages(theirs, ours)
     except (OSError, ValueError) as error:
         parser.exit(2, f"{error}\n")
-    cells = {
-        (row.name, row.decoding, b, m) for row in published for b, metrics in row.columns.items() for m in metrics
-    }
+    cells = {(row.name, row.decoding, b, m) for row in theirs for b, metrics in row.columns.items() for m in metrics}
     both = sorted(cells & ours.keys())
     head = f"# {paper}: {len(both)} of {len(cells)} cells run\n\nIn percent; lengths in tokens, nll in nats.\n"
-    text = "\n".join([head, tables(published, ours), *(f"- {note}" for note in notes)])
+    text = "\n".join([head, tables(theirs, ours), *(f"- {note}" for note in notes)])
     print(text)
     if options.output is not None:
         options.output.mkdir(parents=True, exist_ok=True)

@@ -36,15 +36,15 @@ class ResultTable:
         self.columns = [column for column in self.columns if column not in empty]
         for metric in dict.fromkeys(metric for _, metric in empty):
             where = [b for b, m in empty if m == metric]
-            notes.append(f"No run has {heading(metric)} on {_listed(where)}, so there is no such column.")
+            notes.append(f"No run has {heading(metric)} on {_enumeration(where)}, so there is no such column.")
         for row in ours:
             for metric in dict.fromkeys(metric for _, metric in self.columns):
                 lacking = [b for b, m in self.columns if m == metric and (b, m) not in row.cells]
                 if lacking:
-                    notes.append(f"{row.label} has no {heading(metric)} on {_listed(lacking)}: left empty.")
+                    notes.append(f"{row.label} has no {heading(metric)} on {_enumeration(lacking)}: left empty.")
 
 
-def _listed(words: list[str]) -> str:
+def _enumeration(words: list[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
@@ -58,24 +58,24 @@ def accuracy_columns(
     """
     columns = []
     for benchmark in benchmarks:
-        chosen = metrics
-        if chosen is None:
+        scores = metrics
+        if scores is None:
             own = {m for row in ours for b, m in row.cells if b == benchmark and score_name(m) in SCORES}
             largest = (
                 max((m for m in own if score_name(m) == score), key=metric_order, default="")
                 for score in ("pass", "maj")
             )
-            published = {m for row in theirs for b, m in row.cells if b == benchmark}
-            chosen = sorted({"mean@n", *filter(None, largest), *published}, key=metric_order)
-        columns += [(benchmark, metric) for metric in chosen]
+            of_papers = {m for row in theirs for b, m in row.cells if b == benchmark}
+            scores = sorted({"mean@n", *filter(None, largest), *of_papers}, key=metric_order)
+        columns += [(benchmark, metric) for metric in scores]
     return columns
 
 
 def beside(ours: list[ResultRow], theirs: list[ResultRow]) -> list[ResultRow]:
     """Our rows. Below each stand the papers' rows of its name and decoding; the papers' other rows stand at the end."""
-    ordered, rest = [], list(theirs)
+    rows, rest = [], list(theirs)
     for row in ours:
         same = [paper for paper in rest if (paper.name, paper.decoding) == (row.name, row.decoding)]
-        ordered += [row, *same]
+        rows += [row, *same]
         rest = [paper for paper in rest if paper not in same]
-    return ordered + rest
+    return rows + rest

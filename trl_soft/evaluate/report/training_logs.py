@@ -19,17 +19,17 @@ References = PathLike | Mapping[str, PathLike | Sequence[PathLike]] | None
 def load_logs(logs: Logs, metrics: Sequence[str], notes: list[str]) -> list[tuple[str, dict[str, Series]]]:
     """Pairs of a label and the series of each metric. `notes` receives the metrics that a log does not have."""
     if isinstance(logs, Mapping):
-        pairs = [(label, path) for label, paths in logs.items() for path in _listed(paths)]
+        pairs = [(label, path) for label, paths in logs.items() for path in _paths_in(paths)]
     else:
         pairs = [(log_label(path), Path(path)) for path in logs or ()]
-    labelled = []
+    labels_and_series = []
     for label, path in pairs:
         lines = read_training_log(path)
         series = {metric: _series(lines, metric) for metric in metrics}
         missing = [metric for metric in metrics if not series[metric]]
         notes += [f"The training log {path} has no {metric}, so {label} has no such curve." for metric in missing]
-        labelled.append((label, series))
-    return labelled
+        labels_and_series.append((label, series))
+    return labels_and_series
 
 
 def log_label(path: PathLike) -> str:
@@ -40,7 +40,7 @@ def log_label(path: PathLike) -> str:
     return path.name if path.is_dir() else path.stem
 
 
-def _listed(paths: PathLike | Sequence[PathLike]) -> list[Path]:
+def _paths_in(paths: PathLike | Sequence[PathLike]) -> list[Path]:
     return [Path(path) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
 
 
@@ -94,7 +94,7 @@ def load_references(curves: References) -> dict[str, dict[str, Series]]:
         return {}
     files = curves if isinstance(curves, Mapping) else {"reward": curves}
     references: dict[str, dict[str, Series]] = {}
-    for default, path in ((metric, path) for metric, paths in files.items() for path in _listed(paths)):
+    for default, path in ((metric, path) for metric, paths in files.items() for path in _paths_in(paths)):
         if not path.is_file():
             raise FileNotFoundError(f"The reference curves {path} do not exist. Correct the path, or leave it out.")
         for row in read_csv(path, ("step", "value", "label")):
