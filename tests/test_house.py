@@ -22,9 +22,10 @@ CIRCLES = {
     "trl_soft.rollout.vllm.state",
 }
 NEEDS_SCRIPTS = {"trl_soft.plan"}
-LONG_MODULES = {"trl_soft.memory", "trl_soft.plan", "trl_soft.trainer"}
+LONG_MODULES = {"trl_soft.memory", "trl_soft.plan", "trl_soft.tiles", "trl_soft.trainer"}
 LONG_FUNCTIONS = {
     "trl_soft.config:refuse",
+    "trl_soft.kernels.tiles:_fold",
     "trl_soft.plan:run_of",
     "trl_soft.plan:savings",
     "trl_soft.rollout.generate:soft_generate",
@@ -32,8 +33,8 @@ LONG_FUNCTIONS = {
     "trl_soft.rollout.vllm.request:spec_of",
     "trl_soft.settings:check",
 }
-SAME_MODULES = {"base", "plan", "state", "worker"}
-SAME_CLASSES = {"_Token"}
+SAME_MODULES = {"base", "plan", "state", "tiles", "worker"}
+SAME_CLASSES = {"Row", "_Token"}
 # `inspect` is the name of a command.
 SHADOWS = {"code", "inspect"}
 
