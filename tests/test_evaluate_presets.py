@@ -115,6 +115,7 @@ def test_caps_of_the_papers():
         ("soft_grpo", r"\boxed{1}</think>\boxed{2}", r"\boxed{1}</think>\boxed{2}"),
         ("plain", r"\boxed{1}</think>\boxed{2}", r"\boxed{2}"),
         ("plain", r"no thought: \boxed{2}", r"no thought: \boxed{2}"),
+        ("plain", r"a</think>b</think>\boxed{2}", r"b</think>\boxed{2}"),
         ("soft_tokens", r"so. The final answer is: \boxed{\frac{1}{2}}. User: \boxed{3}", r"\boxed{\frac{1}{2}}"),
         ("soft_tokens", r"\boxed{7}, The final answer is: \boxed{\{1, 2", ""),
         ("soft_tokens", r"The final answer is: \boxed{1} so: The final answer is: \boxed{2} User:", r"\boxed{2}"),

@@ -17,6 +17,8 @@ MODULE_LINES, FUNCTION_LINES = 400, 60
 CIRCLES = {
     "trl_soft.evaluate.grading.mathematics",
     "trl_soft.evaluate.grading.worker",
+    "trl_soft.rollout.book",
+    "trl_soft.rollout.steps",
     "trl_soft.rollout.vllm.frontend",
     "trl_soft.rollout.vllm.models",
     "trl_soft.rollout.vllm.state",
@@ -25,15 +27,17 @@ NEEDS_SCRIPTS = {"trl_soft.plan"}
 LONG_MODULES = {"trl_soft.memory", "trl_soft.plan", "trl_soft.tiles", "trl_soft.trainer"}
 LONG_FUNCTIONS = {
     "trl_soft.config:refuse",
+    "trl_soft.kernels.book:decide_rows",
     "trl_soft.kernels.tiles:_fold",
     "trl_soft.plan:run_of",
     "trl_soft.plan:savings",
+    "trl_soft.rollout.book:decide",
     "trl_soft.rollout.generate:soft_generate",
     "trl_soft.rollout.reference:_batch",
     "trl_soft.rollout.vllm.request:spec_of",
     "trl_soft.settings:check",
 }
-SAME_MODULES = {"base", "plan", "state", "tiles", "worker"}
+SAME_MODULES = {"base", "book", "plan", "state", "tiles", "worker"}
 SAME_CLASSES = {"Row", "_Token"}
 # `inspect` is the name of a command.
 SHADOWS = {"code", "inspect"}
