@@ -99,6 +99,9 @@ def test_hostile_text_stays_text(tmp_path):
     harmless = inspect_page(run_of(tmp_path / "safe", [sample("soft", ["a", "2"])]), tmp_path / "s.html")
     tags = [[tag for tag, _ in Elements(p.read_text(encoding="utf-8")).found] for p in (path, harmless)]
     assert tags[0] == tags[1] and "img" not in tags[0]
+    # Python's parser needs a `>` to end a script, and a browser does not: so no mark of HTML may stand in the data at all.
+    (data,) = re.findall('id="data">(.*)\n?</script>\n', path.read_text(encoding="utf-8"))
+    assert not set(data) & set("<>&\u2028\u2029")
     line = page_data(path)["benchmarks"]["b"]["problems"]["0"]["soft"]["0"]
     assert line["thoughts"][0]["token"] == line["answer"] == HOSTILE and line["thoughts"][1]["token"] == "\ud83d"
     assert "&lt;/script&gt;" in re.search("<title>(.*)</title>", path.read_text(encoding="utf-8"))[1]
