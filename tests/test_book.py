@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The bookkeeping of a step: kernels against plain torch, and plans that are drawn together against each by itself."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -139,6 +143,13 @@ def test_where_thoughts_stand():
         assert torch.equal(ours, theirs)
 
 
+def test_kernels_compile_for_devices_that_are_not_here():
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "tests.compiled_book", "80", "90"]
+    made = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.splitlines()
+    assert len(made) == 26 and all(int(line.split()[-1]) > 0 for line in made)
+
+
 # Plans that are drawn together
 
 
@@ -181,6 +192,7 @@ def test_who_is_drawn_together():
     assert [m.slots.tolist() for m in found.fed] == [[3], [1, 0]]
     before = found.drawn
     assert members.of(slots.copy(), draws.copy()).drawn is before
+    assert [m.slots.tolist() for m in members.of(slots, ~draws).drawn] == [[0]]
     pool.clear(3)
     assert [m.slots.tolist() for m in members.of(slots, draws).drawn] == [[1], [2]]
 

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compiles the kernels of the bookkeeping for devices that need not be there: `python -m tests.compiled_book 80 90`, without TRITON_INTERPRET."""
+
+import sys
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from trl_soft.kernels import book
+
+
+# Types of parameters, by name; int64 tensors where a name is not here.
+TYPES = dict.fromkeys(("n", "length", "width", "to_row", "to_column"), "i32")
+TYPES |= dict.fromkeys(("flags", "masks", "undo_flags", "out_flags", "mask", "found"), "*u8")
+TYPES |= dict.fromkeys(("cold", "cold_entropy", "values", "log_prob", "entropy"), "*fp32")
+TYPES |= dict.fromkeys(("classes", "matches"), "*i16")
+ALL = {"UNDO": 4, "TEXTS": True, "COLD": True, "CLOSES_AS_TOKEN": True, "EOS": 64, "ROWS": 32}
+NONE = {"UNDO": 0, "TEXTS": False, "COLD": False, "CLOSES_AS_TOKEN": False, "EOS": 1, "ROWS": 32}
+COPIES = [("*i64", "*i32"), ("*bf16", "*bf16")]
+SHAPES = [{"ROWS": 32, "WIDTH": 1}, {"ROWS": 1, "WIDTH": 1024}]
+VARIANTS = [
+    (book.decide_rows, {}, ALL, 1),
+    (book.decide_rows, {"classes": "*i32"}, ALL, 1),
+    (book.decide_rows, {}, NONE, 1),
+    (book.put_pairs, {}, {"ROWS": 32}, 4),
+    (book.find_thoughts, {}, {"ROWS": 32}, 4),
+    *((book.put_rows, {"value": a, "target": b}, shape, 4) for a, b in COPIES for shape in SHAPES),
+    *((book.take_rows, {"source": b, "out": b}, shape, 4) for _, b in COPIES for shape in SHAPES),
+]
+
+
+def compiled(kernel, types: dict, constants: dict, warps: int, capability: int) -> int:
+    """Bytes of the machine code."""
+    types = {name: (TYPES | types).get(name, "*i64") for name in kernel.arg_names}
+    source = ASTSource(fn=kernel, signature=types | dict.fromkeys(constants, "constexpr"), constexprs=constants)
+    target = GPUTarget("cuda", capability, 32)
+    return len(triton.compile(source, target=target, options={"num_warps": warps}).asm["cubin"])
+
+
+if __name__ == "__main__":
+    for variant in VARIANTS:
+        for capability in map(int, sys.argv[1:]):
+            print(variant[0].__name__, f"sm_{capability}", compiled(*variant, capability), flush=True)
