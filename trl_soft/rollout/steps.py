@@ -79,7 +79,7 @@ class Steps:
         Returns:
             (N,) int64: the tokens to write down; of a completion that is over, its plan's filler.
         """
-        thought, answer = self.thought, self.answer
+        thought = self.thought
         turns = None
         if every_row:
             thinks: _Every | _Some = _Every(rows)
@@ -113,16 +113,19 @@ class Steps:
             for name, value in made.items():
                 thinks.put(room(name, value), value, turn.t, turn.thinks)
             thinks.put_score(values, score, turn.t, turn.thinks)
-        if thinks.any and self.closes_as_token:
-            closing = thinks if every_row else _Some(rows, turn.closed)
-            if closing.any:
-                score = answer.score(closing.of(logits), {"ids": closing.of(turn.token)})
-                closing.put_score(values, score, turn.t, turn.closed)
+            if self.closes_as_token:
+                self._score_closing(thinks if every_row else _Some(rows, turn.closed), turn, logits, values)
         if hard is not None:
             answers.put_score(values, hard.score, turn.t, turn.answers)
         if rows.seen is not None:
             rows.seen[rows.index, turn.token] |= turn.active
         return turn.written
+
+    def _score_closing(self, closing, turn: book.Turn, logits: DenseLogits, values: torch.Tensor) -> None:
+        """The steps that end a thought, as tokens of the answer."""
+        if closing.any:
+            score = self.answer.score(closing.of(logits), {"ids": closing.of(turn.token)})
+            closing.put_score(values, score, turn.t, turn.closed)
 
     def _token(self, rows, tokens: DenseLogits, logits: DenseLogits, noise: KeyedNoise) -> SimpleNamespace:
         """A hard token for each row, as answers are drawn."""
