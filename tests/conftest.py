@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every test runs offline, on one thread, and finds the global generators seeded; hypothesis searches the same examples."""
 
+import gc
 import os
 import random
 
@@ -23,6 +24,21 @@ torch.set_num_threads(1)
 settings.register_profile("repeatable", max_examples=100, derandomize=True, deadline=None, print_blob=True)
 settings.register_profile("search", max_examples=5000, derandomize=False, deadline=None, print_blob=True)
 settings.load_profile("repeatable")
+
+
+def pytest_collection_finish():
+    """
+    Take what has been imported out of Python's garbage collection.
+
+    `Trainer.train` calls `gc.collect`, which looks at every object that is alive. Half a million of them belong to modules and
+    stay alive. To look at them took longer than the training of a tiny model.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure():
+    gc.unfreeze()  # else nanobind reports the types of its modules as leaks when Python exits
 
 
 @pytest.fixture(autouse=True)

@@ -212,16 +212,16 @@ def test_code_in_a_checkpoint_does_not_run(tmp_path, written, name):
 def test_what_was_written_last_is_taken_whatever_its_step(tmp_path, written, monkeypatch):
     """A run that starts afresh where another one had been is told so, and goes on from its own checkpoint."""
     shutil.copytree(written, tmp_path / "run")
-    told = []
-    monkeypatch.setattr(choose.logger, "warning", told.append)
+    warnings = []
+    monkeypatch.setattr(choose.logger, "warning", warnings.append)
     run_of(tmp_path / "run", max_steps=1).train()
-    assert "holds 3 of another run's checkpoints, up to checkpoint-3." in told[0]
+    assert "holds 3 of another run's checkpoints, up to checkpoint-3." in warnings[0]
     trainer = run_of(tmp_path / "run", max_steps=2)
     trainer.train("auto")
     assert trainer._resumed_from == str(tmp_path / "run" / "checkpoint-1")
-    assert "because written earlier: checkpoint-3, checkpoint-2. Resuming" in told[1]
+    assert "because written earlier: checkpoint-3, checkpoint-2. Resuming" in warnings[1]
     run_of(tmp_path / "run", max_steps=2).train(str(tmp_path / "run" / "checkpoint-1"))
-    assert "checkpoint-2 was written later" in told[2]
+    assert "checkpoint-2 was written later" in warnings[2]
 
 
 def test_a_renamed_checkpoint_is_refused(tmp_path, written):
@@ -428,9 +428,11 @@ def test_a_disk_that_is_really_full(small_disk):
     trainer = tiny.trainer(small_disk, **{**SAVING, "max_steps": 8})
     with pytest.raises(CheckpointError) as caught:
         trainer.train()
-    told, last = str(caught.value), f"checkpoint-{trainer.state.global_step - 1}"
-    assert f"checkpoint-{trainer.state.global_step} could not be saved" in told
-    assert f"the disk of {small_disk} is full" in told and f"last good checkpoint is {small_disk / last}:" in told
+    sentence, last = str(caught.value), f"checkpoint-{trainer.state.global_step - 1}"
+    assert f"checkpoint-{trainer.state.global_step} could not be saved" in sentence
+    assert (
+        f"the disk of {small_disk} is full" in sentence and f"last good checkpoint is {small_disk / last}:" in sentence
+    )
     assert checkpoint.problem_of(str(small_disk / last)) is None
     assert not (small_disk / checkpoint.STAGING).exists()
 
@@ -564,6 +566,22 @@ def test_a_signal_leaves_no_time_to_evaluate(tmp_path, when):
     saved = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint-4").state_dict()
     assert all(torch.equal(value, saved[name]) for name, value in trainer.model.state_dict().items())
     assert not json.loads((tmp_path / "checkpoint-4" / "progress_0.json").read_text())["metrics"].get("eval")
+
+
+def test_a_signal_saves_what_is_not_the_best(tmp_path):
+    """With `save_strategy: best`, `Trainer` saves if an evaluation is the best. The signal ends the evaluation before that."""
+
+    def reward(completion_ids, **kwargs):
+        if not trainer.model.training:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return tiny.reward(completion_ids)
+
+    best = {"save_strategy": "best", "metric_for_best_model": "reward", "greater_is_better": True}
+    settings = {"eval_strategy": "steps", "eval_steps": 1, "per_device_eval_batch_size": 4, "num_generations_eval": 4}
+    trainer = tiny.trainer(tmp_path, reward_funcs=reward, eval_dataset=tiny.prompts(1), **best, **settings)
+    with pytest.raises(SystemExit):
+        trainer.train()
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-1"]
 
 
 def test_transformers_own_way_with_sigterm_is_refused(tmp_path):

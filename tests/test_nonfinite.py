@@ -87,13 +87,13 @@ def test_stop(tmp_path, name):
         trainer.train()
     saved = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint-1").state_dict()
     assert all(torch.equal(value, saved[key]) for key, value in trainer.model.state_dict().items())
-    told = json.loads((tmp_path / "nonfinite" / "step-1-rank-0.json").read_text())
+    content = json.loads((tmp_path / "nonfinite" / "step-1-rank-0.json").read_text())
     tensors = load_file(tmp_path / "nonfinite" / "step-1-rank-0.safetensors")
-    assert BAD[name][1] in told["problems"][0] and len(told["samples"]) == 8
-    assert told["samples"][0]["prompt"].endswith("=") and told["samples"][0]["completion"]
+    assert BAD[name][1] in content["problems"][0] and len(content["samples"]) == 8
+    assert content["samples"][0]["prompt"].endswith("=") and content["samples"][0]["completion"]
     assert {"0.completion_ids", "0.advantages", "0.soft_thinking_mask", "0.soft_log_probs"} <= set(tensors)
     if "reward" in name:
-        assert not math.isfinite(told["samples"][2]["rewards"]["reward"])
+        assert not math.isfinite(content["samples"][2]["rewards"]["reward"])
 
 
 # With two micro-batches an update, one alone is not finite. A reward marks each micro-batch of its rollout by itself, so one
@@ -136,7 +136,7 @@ def test_a_bad_reward_leaves_out_every_update_of_its_rollout(tmp_path):
 @pytest.mark.parametrize("nonfinite", ["stop", "skip"])
 def test_a_batch_that_cannot_be_written_is_told_beside_the_nan(tmp_path, monkeypatch, nonfinite):
     """safetensors' own error too, which is no `OSError`: here of a file that may not be as large."""
-    before, told = resource.getrlimit(resource.RLIMIT_FSIZE), []
+    before, warnings = resource.getrlimit(resource.RLIMIT_FSIZE), []
 
     class Limited(SoftGRPOTrainer):
         def _report(self, *args, **kwargs):
@@ -150,14 +150,14 @@ def test_a_batch_that_cannot_be_written_is_told_beside_the_nan(tmp_path, monkeyp
     trainer = tiny.trainer(
         tmp_path, trainer_class=Limited, reward_funcs=reward, nonfinite=nonfinite, **{**SAVING, "max_steps": 1}
     )
-    monkeypatch.setattr(trl_soft.runs.nonfinite.logger, "warning", told.append)
+    monkeypatch.setattr(trl_soft.runs.nonfinite.logger, "warning", warnings.append)
     sentence = "returned nan.*could not be written: SafetensorError.*0.0 MB at most, by `ulimit -f`"
     if nonfinite == "stop":
         with pytest.raises(NonfiniteError, match=sentence):
             trainer.train()
     else:
         trainer.train()
-        assert re.search(f"{sentence}.*The update is skipped", told[0])
+        assert re.search(f"{sentence}.*The update is skipped", warnings[0])
 
 
 def test_none_still_says_that_a_reward_does_not_apply(tmp_path):

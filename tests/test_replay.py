@@ -18,7 +18,7 @@ WHOLE = {"max_steps": 1, "per_device_train_batch_size": 16, "beta": 0.0}
 
 
 @pytest.fixture
-def told(monkeypatch):
+def warnings(monkeypatch):
     sentences = []
     monkeypatch.setattr(trl_soft.runs.replay.logger, "warning", sentences.append)
     return sentences
@@ -36,63 +36,63 @@ def decode_hard(monkeypatch):
 
 
 @pytest.mark.parametrize("settings", TRAINED, ids=tiny.name)
-def test_every_thought_is_told_from_hard_tokens(tmp_path, settings, told, decode_hard):
+def test_every_thought_is_told_from_hard_tokens(tmp_path, settings, warnings, decode_hard):
     tiny.trainer(tmp_path, **WHOLE, **settings).train()
-    assert told == []
+    assert warnings == []
     decode_hard()
     tiny.trainer(tmp_path, **WHOLE, **settings).train()
     if settings["thought"] == "hard":
-        assert told == []  # it was fed what it is
+        assert warnings == []  # it was fed what it is
     else:
-        assert len(told) == 1 and "fed hard tokens where the update feeds mixtures" in told[0]
-        assert f"in a healthy run of {kind_of(ThinkingSettings(**settings))} thoughts in float32" in told[0]
+        assert len(warnings) == 1 and "fed hard tokens where the update feeds mixtures" in warnings[0]
+        assert f"in a healthy run of {kind_of(ThinkingSettings(**settings))} thoughts in float32" in warnings[0]
 
 
 @pytest.mark.parametrize("settings", [{"thought": "gumbel", "gumbel_density": "softgrpo"}, {"thought": "gaussian"}])
-def test_bfloat16_is_told_from_hard_tokens(tmp_path, settings, told, decode_hard):
+def test_bfloat16_is_told_from_hard_tokens(tmp_path, settings, warnings, decode_hard):
     """Thoughts that are nearly one token stay within what bfloat16 may round; the shadow's fit tells them all the same."""
     tiny.trainer(tmp_path, tiny.model().bfloat16(), **WHOLE, **settings).train()
-    assert told == []
+    assert warnings == []
     decode_hard()
     tiny.trainer(tmp_path, tiny.model().bfloat16(), **WHOLE, **settings).train()
-    assert len(told) == 1 and "fed hard tokens where the update feeds mixtures" in told[0]
-    assert ("in a healthy run of" in told[0]) is (settings["thought"] == "gaussian")
+    assert len(warnings) == 1 and "fed hard tokens where the update feeds mixtures" in warnings[0]
+    assert ("in a healthy run of" in warnings[0]) is (settings["thought"] == "gaussian")
 
 
 @pytest.mark.parametrize("classes", [GRPO, RLOO])
-def test_stop_ends_the_run_before_the_update(tmp_path, classes, told, decode_hard):
+def test_stop_ends_the_run_before_the_update(tmp_path, classes, warnings, decode_hard):
     decode_hard()
     trainer = tiny.trainer(tmp_path, None, *classes, **WHOLE, replay_disagreement="stop")
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     with pytest.raises(ReplayError, match="fed hard tokens where the update feeds mixtures"):
         trainer.train()
-    assert trainer.state.global_step == 0 and told == []
+    assert trainer.state.global_step == 0 and warnings == []
     assert all(torch.equal(before[name], value) for name, value in trainer.model.state_dict().items())
 
 
 @pytest.mark.parametrize("classes", [GRPO, RLOO])
-def test_another_temperature_leaves_the_range(tmp_path, classes, told):
+def test_another_temperature_leaves_the_range(tmp_path, classes, warnings):
     """Hard thoughts have no mixture to be told from; they are drawn at a temperature the update knows nothing of."""
     trainer = tiny.trainer(tmp_path, None, *classes, **{**WHOLE, "max_steps": 2}, thought="hard")
     trainer._plans["train"].thought = Hard(2.0)
     trainer.train()
-    assert len(told) == 1 and "stays below 0.001 in a healthy run of hard thoughts in float32" in told[0]
+    assert len(warnings) == 1 and "stays below 0.001 in a healthy run of hard thoughts in float32" in warnings[0]
 
 
-def test_ignored_or_within_the_users_own_limit(tmp_path, told, decode_hard):
+def test_ignored_or_within_the_users_own_limit(tmp_path, warnings, decode_hard):
     decode_hard()
     tiny.trainer(tmp_path, **WHOLE, replay_disagreement="ignore").train()
     trainer = tiny.trainer(tmp_path, **WHOLE, replay_tolerance=1e6)
     assert trainer._watch.limit == 1e6
-    assert told == []
+    assert warnings == []
 
 
-def test_several_draws_are_summed_as_the_rollout_noted_them(tmp_path, told):
+def test_several_draws_are_summed_as_the_rollout_noted_them(tmp_path, warnings):
     tiny.trainer(tmp_path, **WHOLE, thought="multiplex", multiplex_ratio="draw").train()
-    assert told == []
+    assert warnings == []
 
 
-def test_what_is_drawn_afterwards_is_the_same(tmp_path, told):
+def test_what_is_drawn_afterwards_is_the_same(tmp_path, warnings):
     """Looking takes nothing from the random numbers that dropout and the sampler draw from."""
     states = []
     for action in ("warn", "ignore"):
@@ -115,7 +115,7 @@ def watch(**changes) -> ReplayWatch:
     return ReplayWatch(ThinkingSettings(), **{**options, **changes})
 
 
-def test_a_few_thoughts_wait_for_more(told):
+def test_a_few_thoughts_wait_for_more(warnings):
     seen = watch()
     everywhere = torch.ones(1, 30, dtype=torch.bool)
     for step in range(2):
@@ -123,34 +123,34 @@ def test_a_few_thoughts_wait_for_more(told):
         seen.note(torch.full((1, 30), 0.2), everywhere, torch.full((1, 30), 0.19))
         assert not seen.wants_contrast  # one look an update
         seen.judge(step)
-    assert told == []
+    assert warnings == []
     seen.note(torch.full((1, 30), 0.2), everywhere, torch.full((1, 30), 0.19))
     seen.judge(2)
     # 0.2 is above the limit, and not much worse than the shadow's 0.19.
-    assert len(told) == 1 and told[0].startswith(
+    assert len(warnings) == 1 and warnings[0].startswith(
         "Update 2: the mean of `thinking/logp_difference` is 0.2 nats over 90"
     )
     assert not seen.wants_contrast
     seen.note(torch.full((9, 30), 9.0), torch.ones(9, 30, dtype=torch.bool), None)
     seen.judge(3)
-    assert len(told) == 1
+    assert len(warnings) == 1
 
 
-def test_only_thoughts_are_looked_at(told):
+def test_only_thoughts_are_looked_at(warnings):
     seen = watch()
     mask = torch.zeros(2, 100, dtype=torch.bool)
     mask[0] = True
     difference = torch.where(mask, 0.01, 50.0)
     seen.note(difference, mask, difference)
     seen.judge(0)
-    assert told == []
+    assert warnings == []
 
 
-def test_a_nan_is_left_to_nonfinite(told):
+def test_a_nan_is_left_to_nonfinite(warnings):
     seen = watch(action="stop")
     seen.note(torch.full((1, 100), torch.nan), torch.ones(1, 100, dtype=torch.bool), torch.full((1, 100), torch.nan))
     seen.judge(0)
-    assert told == []
+    assert warnings == []
 
 
 def test_the_range_grows_with_what_rounding_grows_with():

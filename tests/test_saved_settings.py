@@ -63,8 +63,8 @@ def assert_found(folder, trainer) -> None:
     """Whoever reads a folder: the package, an evaluation, vLLM."""
     stored = trainer.thinking.thinking_dict()
     assert ThinkingSettings.load_thinking(folder).thinking_dict() == stored
-    found = saved_beside(str(folder))
-    assert found is not None and found.thinking_dict() == stored
+    beside = saved_beside(str(folder))
+    assert beside is not None and beside.thinking_dict() == stored
     assert stored_of(SimpleNamespace(model=str(folder), revision=None)) == stored
 
 
