@@ -9,6 +9,8 @@
                On the CPU: by either engine
     gradient   a batch padded to 192 = 128 + 64 tokens in bfloat16, an attention head with a logsumexp far below -88.7: every
                gradient is finite (docs/gpu.md); and how many are not where cuDNN's attention is left on
+    attention  a decode step by each kernel that can run here, in bfloat16 and float32, with a window and a cap, eagerly and captured,
+               against the mask (docs/gpu.md); a kernel that cannot says why. On the CPU: FlexAttention, not compiled
     replay     drawn against re-scored in bfloat16, mean within the limits of docs/replay.md, and not better with the shadow
                tokens fed
 
@@ -21,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext, redirect_stdout
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,6 +33,8 @@ from tests import tiny
 from tests.rescored import logp_difference
 from trl_soft import SoftGRPOConfig, SoftGRPOTrainer, SoftRLOOConfig, SoftRLOOTrainer, ThinkingSettings, soft_generate
 from trl_soft.attention import sound_gradients
+from trl_soft.rollout import decode_attention
+from trl_soft.rollout.decode_attention import Step
 from trl_soft.runs.replay import tolerance
 from trl_soft.thoughts import THOUGHTS
 
@@ -121,6 +126,31 @@ def finite_gradients(device: torch.device) -> Result:
     return guarded == 0, {"not_finite": guarded, "with_cudnn": not_finite(False)}
 
 
+def attends(kernel: str, dtype: torch.dtype, device: torch.device, **asked) -> Result:
+    """Heads in groups of six, as Qwen2.5 has them."""
+    like = Step(
+        torch.zeros(1, 12, 1, 64, dtype=dtype, device=device),
+        *(torch.zeros(1, 1, 2, 64, dtype=dtype, device=device) for _ in "kv"),
+        torch.zeros(1, dtype=torch.long, device=device), **asked,
+    )  # fmt: skip
+    features = decode_attention.Features(dtype, 64, 64, softcap="softcap" in asked, window="window" in asked)
+    if device.type == "cuda":
+        reason = decode_attention.why_not(kernel, decode_attention.installed(device), features)
+        if reason is not None:
+            return True, {"cannot": reason}
+    reason = decode_attention.try_out(kernel, like)
+    return reason is None, {} if reason is None else {"reason": reason}
+
+
+def attends_uncompiled() -> Result:
+    kernels, own = decode_attention.KERNELS, decode_attention.KERNELS["FlexAttention"]
+    kernels["FlexAttention"] = partial(decode_attention._flex, compiled=False)
+    try:
+        return attends("FlexAttention", torch.float32, CPU, window=100, softcap=5.0)
+    finally:
+        kernels["FlexAttention"] = own
+
+
 def replayed(settings: dict, device: torch.device) -> Result:
     net, out = drawn(settings, device, torch.bfloat16)
     rows = [prompt for prompt in prompts() for _ in range(2)]
@@ -151,6 +181,14 @@ def checks(device: torch.device | None) -> Iterator[tuple[str, str, str, Callabl
         yield "trainer", case, on_device, device and (lambda s=settings, c=classes: same_steps(s, c, device))
     yield "gradient", f"{LENGTH} tokens", "cpu", lambda: finite_gradients(CPU)
     yield "gradient", f"{LENGTH} tokens", on_device, device and (lambda: finite_gradients(device))
+    yield "attention", "FlexAttention, not compiled", "cpu", attends_uncompiled
+    for kernel in decode_attention.KERNELS:
+        for dtype in (torch.bfloat16, torch.float32):
+            for asked in ({}, {"window": 100}, {"window": 100, "softcap": 5.0}):
+                yield (
+                    "attention", f"{kernel} {str(dtype)[6:]} {' '.join(asked)}", on_device,
+                    device and (lambda k=kernel, d=dtype, a=asked: attends(k, d, device, **a)),
+                )  # fmt: skip
     for settings in TRAINED:
         case = tiny.name(settings)
         if device is None:

@@ -91,8 +91,9 @@ def test_two_processes_equal_one(world, name, case):
         assert ours.keys() == theirs.keys()
         for key in ours.keys() - {"thinking/logp_difference/max"}:
             assert theirs[key] == pytest.approx(ours[key], abs=5e-5, rel=2e-5), key
-        # A gaussian log-density is tens of nats, in float32.
-        assert theirs["thinking/logp_difference/max"] < (1e-3 if "gaussian" in case or case == "rloo" else 1e-4)
+        # A gaussian log-density is tens of nats, in float32. What a bf16 copy has drawn is re-scored in float32.
+        limit = 1e-3 if "gaussian" in case or case == "rloo" else 1e-4
+        assert theirs["thinking/logp_difference/max"] < (BF16 if "rollout_dtype" in CASES[case] else limit)
     drawn, expected = two["completions"], one["completions"]
     if case == "odd":
         # One prompt is left for two ranks, and accelerate gives the second rank the first prompt again.

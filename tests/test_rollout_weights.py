@@ -81,7 +81,8 @@ def same(ours: dict, theirs: dict) -> bool:
     ],
 )
 def test_it_draws_what_a_model_in_that_type_draws(tmp_path, case, bf16, engine):
-    """Ids and log-probabilities to the last bit: no autocast is left around the copy."""
+    """Ids and log-probabilities to the last bit, and no autocast is left around the copy."""
+    under_autocast = []
 
     def built(folder, **changes):
         extra = {"lora": {"peft_config": LORA}, "gaussian": {"thought": "gaussian"}}.get(case, {})
@@ -92,10 +93,27 @@ def test_it_draws_what_a_model_in_that_type_draws(tmp_path, case, bf16, engine):
     for parameter, its in zip(by_hand.model.parameters(), trainer.model.parameters(), strict=True):
         assert its.dtype == torch.float32
         parameter.data = its.detach().to(torch.bfloat16)
+
+    def look(table, inputs):
+        if table.weight.dtype == torch.bfloat16:
+            under_autocast.append(torch.is_autocast_enabled("cpu"))
+
+    trainer.model.get_input_embeddings().register_forward_pre_hook(look)
     trainer.train()
+    assert under_autocast and not any(under_autocast)
     by_hand._soft_generate(by_hand.model, *trainer.asked[0], None)
     ours, theirs = trainer.drawn[0].tensors(), by_hand.drawn[0].tensors()
     assert all(torch.equal(mine, its) for mine, its in zip(ours, theirs, strict=True))
+
+
+def test_a_head_that_is_to_stay_in_float32_does(tmp_path, noting):
+    """`cast_lm_head_to_fp32`, where the head is not the table that is looked up as well; refused where it is."""
+    options = {"max_steps": 1, "cast_lm_head_to_fp32": True, **COPY}
+    trainer = noting(watched(tmp_path, tiny.model(tie_word_embeddings=False), **options))
+    trainer.train()
+    assert {name for name, weight in trainer.ran_on[0].items() if weight.dtype == torch.float32} == {"lm_head.weight"}
+    with pytest.raises(ValueError, match="`cast_lm_head_to_fp32` with a head that is the table"):
+        watched(tmp_path, tiny.model(), **options)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -103,9 +121,9 @@ def test_it_is_made_once_a_rollout_of_the_weights_of_that_moment(tmp_path, monke
     """Two rollouts of four updates each: two copies, each of what was trained by then, and nothing of them is left."""
     made = []
 
-    def counted(model, dtype, forward=None):
+    def counted(model, dtype, *others):
         made.append({name: p.detach().to(dtype) for name, p in model.named_parameters()})
-        return weights_in(model, dtype, forward)
+        return weights_in(model, dtype, *others)
 
     monkeypatch.setattr(trl_soft.precision, "weights_in", counted)
     options = {"steps_per_generation": 2, "num_iterations": 2, "max_steps": 8, "per_device_train_batch_size": 4}
@@ -187,6 +205,16 @@ def test_the_loss_is_multiplied_by_the_ratio(tmp_path):
     assert losses[0] != 0 and losses[1] == pytest.approx(3 * losses[0], rel=1e-5)
 
 
+def test_a_rollout_outside_of_training_leaves_no_trace(tmp_path):
+    trainer = watched(tmp_path, **COPY)
+    prompts = [row["prompt"] for row in tiny.prompts(2)]
+    trainer._generate(prompts)
+    assert trainer.use_vllm is False and len(trainer.drawn) == 1
+    trainer.train()
+    trainer._generate(prompts)
+    assert trainer.use_vllm is False
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_correction_can_be_left_out(tmp_path, kind):
     """GRPO by TRL's switch; TRL's RLOO has none. The mismatch is logged all the same."""
@@ -257,6 +285,8 @@ FAST = {"cuda": True, "mixed": "bf16", "backend": "single", "widest": torch.floa
         ({"backend": "fsdp2"}, {}, None, None),
         ({}, {"thought": "gaussian"}, None, "casts again at every token, because a gaussian"),
         ({}, {"thought": "multiplex", "multiplex_ratio": "draw"}, None, "`multiplex_ratio` is draw"),
+        ({"tied": True}, {"cast_lm_head_to_fp32": True}, None, "`cast_lm_head_to_fp32` with a head"),
+        ({}, {"cast_lm_head_to_fp32": True}, torch.bfloat16, "copy of the weights"),
         ({}, {"loss_type": "vespo"}, None, "token_truncate or token_mask"),
         ({"cuda": False, "mixed": "no"}, COPY, torch.bfloat16, "copy of the weights"),
         ({}, {**COPY, "thought": "gaussian"}, torch.bfloat16, "copy of the weights"),
@@ -302,5 +332,5 @@ def test_what_is_said_is_said_once_and_a_refusal_comes_first(tmp_path, monkeypat
 def test_surroundings_are_the_trainers(tmp_path):
     trainer = watched(tmp_path, tiny.model().bfloat16(), peft_config=LORA, bf16=True)
     found = trl_soft.precision.surroundings(trainer.accelerator, trainer.model)
-    assert found == Surroundings(False, "bf16", "single", torch.float32)  # PEFT keeps adapters in float32
+    assert found == Surroundings(False, "bf16", "single", torch.float32, tied=True)  # PEFT keeps adapters in float32
     assert isinstance(trainer.model, nn.Module)

@@ -240,7 +240,7 @@ def run_of(
     everywhere = thought.mixes_vocabulary or thought.needs_hidden or training.thought == "multiplex"
     wide = torch.float32 if weight == FLOAT or shape.adapter else torch.bfloat16
     mixed = "fp16" if training.fp16 else "bf16" if half else "no"
-    copy, _ = rollout_dtype(training, Surroundings(cuda, mixed, world.backend, wide))
+    copy, _ = rollout_dtype(training, Surroundings(cuda, mixed, world.backend, wide, shape.tied))
     fed = torch.float32 if weight == FLOAT and world.backend in ("single", "ddp") and copy is None else torch.bfloat16
     rows = training.generation_batch_size // world.gpus
     every = training.steps_per_generation * training.num_iterations

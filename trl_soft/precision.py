@@ -24,6 +24,7 @@ logger = logging.get_logger(__name__)
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 CHOICES = ("auto", "training", *DTYPES)
+_TIED = "`cast_lm_head_to_fp32` with a head that is the table of the embeddings has TRL feed embeddings in the trained type"
 _MIXED = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -36,12 +37,14 @@ class Surroundings:
         cuda (`bool`). mixed (`str`): accelerate's `mixed_precision`.
         backend (`str`): `single`, `ddp`, `zero0` to `zero3`, `fsdp1` or `fsdp2`.
         widest (`torch.dtype`): of the weights, adapters among them.
+        tied (`bool`): the head is the table of the embeddings.
     """
 
     cuda: bool
     mixed: str
     backend: str
     widest: torch.dtype
+    tied: bool = False
 
 
 def surroundings(accelerator, model) -> Surroundings:
@@ -52,7 +55,14 @@ def surroundings(accelerator, model) -> Surroundings:
         backend = "fsdp2" if accelerator.is_fsdp2 else "fsdp1"
     else:
         backend = "ddp" if accelerator.num_processes > 1 else "single"
-    return Surroundings(accelerator.device.type == "cuda", accelerator.mixed_precision, backend, widest(model))
+    cuda, tied = accelerator.device.type == "cuda", _own_head(model) is None
+    return Surroundings(cuda, accelerator.mixed_precision, backend, widest(model), tied)
+
+
+def _own_head(model):
+    """The head's weight, where it is not the table of the embeddings as well."""
+    head = model.get_output_embeddings().weight
+    return None if head is model.get_input_embeddings().weight else head
 
 
 def corrects(args) -> bool:
@@ -82,6 +92,7 @@ def rollout_dtype(args, where: Surroundings) -> tuple[torch.dtype | None, str | 
         ValueError: if a copy was asked for that cannot be made.
     """
     asked, autocast = args.rollout_dtype, _MIXED.get(where.mixed)
+    tied = getattr(args, "cast_lm_head_to_fp32", False) and where.tied
     if args.use_vllm or asked == "training":
         return None, None
     if asked == "auto":
@@ -92,18 +103,20 @@ def rollout_dtype(args, where: Surroundings) -> tuple[torch.dtype | None, str | 
         reason = no_correction(args)
         if args.thought == "gaussian":
             reason = "a gaussian thought's density multiplies the rounding of a copy by 1/sigma^2"
+        if tied:
+            reason = _TIED
         if reason is None:
             return autocast, _told(args, autocast)
         return None, (
             f"Rollouts run on the training weights, which autocast casts again at every token, because {reason}. "
-            f"`rollout_dtype: {_name(autocast)}`, with `vllm_importance_sampling_correction: false` where the correction is "
-            "in the way, rolls out on a copy; `rollout_dtype: training` is what is done here."
+            "Set that otherwise, or `vllm_importance_sampling_correction: false` where the correction is in the way; "
+            "`rollout_dtype: training` is what is done here."
         )
     dtype = DTYPES[asked]
     if where.backend not in ("single", "ddp", "fsdp1") and autocast == dtype:
         return (
             None,
-            f"`rollout_dtype: {asked}` changes nothing: rollouts under {where.backend} have such weights as it is.",
+            f"`rollout_dtype: {asked}` changes nothing: rollouts under {where.backend} have such weights already.",
         )
     if where.backend in ("zero3", "fsdp1", "fsdp2"):
         raise ValueError(
@@ -111,6 +124,8 @@ def rollout_dtype(args, where: Surroundings) -> tuple[torch.dtype | None, str | 
             "for its length, in the precision they are trained in, and no copy is made of those. Set `mixed_precision: bf16` "
             "in the accelerate config of ZeRO or FSDP2, which gathers them in bfloat16, or leave `rollout_dtype` unset."
         )
+    if tied:
+        raise ValueError(f"`rollout_dtype` is {asked}, but {_TIED}. Leave one of the two unset.")
     if where.widest.itemsize <= dtype.itemsize:
         return None, f"`rollout_dtype: {asked}` changes nothing: no weight is wider than that."
     return dtype, _told(args, dtype)
@@ -150,12 +165,14 @@ class RolloutWeights:
         self.name = "training" if self.dtype is None else _name(self.dtype)
         self.corrects = self.dtype is not None and corrects(args)
         self._forward = model.forward
+        head = _own_head(model)
+        self._keep = (head,) if getattr(args, "cast_lm_head_to_fp32", False) and head is not None else ()
         if told and accelerator.is_main_process:
             logger.warning_once(told)
 
     def of(self, model) -> AbstractContextManager[None]:
         """`model`, without wrappers, has these weights inside the block."""
-        return nullcontext() if self.dtype is None else weights_in(model, self.dtype, self._forward)
+        return nullcontext() if self.dtype is None else weights_in(model, self.dtype, self._forward, self._keep)
 
 
 @contextmanager

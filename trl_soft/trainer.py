@@ -289,7 +289,7 @@ class SoftTokensMixin(_Host):
         self._answer_phases = [answer_phase(self._tokenizer, *of_row, plan) for of_row in lengths]
         for name, value in rollout_metrics(drawn, self.accelerator).items():
             self._metrics[self._mode][name].append(value)
-        if self._weights.corrects:
+        if self._weights.corrects and self._scoring is not None:
             # From here on TRL scores what was drawn, as it scores what vLLM has drawn.
             self._scoring.enter_context(as_vllm(self))
         return outputs
@@ -310,6 +310,7 @@ class SoftTokensMixin(_Host):
 
     def _generate_and_score_completions(self, inputs):
         with self._replaying(None), ExitStack() as self._scoring:
+            self._scoring.callback(setattr, self, "_scoring", None)
             output = super()._generate_and_score_completions(inputs)
             record = self._record.to_length(output["completion_ids"].size(1))
         return {**output, **record.to_batch()}

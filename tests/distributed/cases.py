@@ -53,6 +53,8 @@ CASES: dict[str, dict] = {
     "bf16": {"bf16": True, "replay": "gumbel", "only": _ALL},
     "bf16-gaussian": {"bf16": True, "replay": "gaussian", "thought": "gaussian", "only": _ALL},
     "bf16-lora": {**_BF16_LORA, "only": _ALL},
+    # One step, as an update's last bit can round a weight of the next copy otherwise, and another token is drawn.
+    "rollout-copy": {"rollout_dtype": "bfloat16", "beta": 0.1, "max_steps": 1, "only": ("ddp", "zero2")},
     # A loss is computed before any wrapper sees it, so these run where reduction differs most.
     **{f"loss-{kind}": {"loss_type": kind, "max_steps": 1, "only": ("ddp", "zero3")} for kind in LOSS_TYPES},
 }

@@ -2,7 +2,7 @@
 """A model whose weights are in another precision, for the length of a rollout."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -10,7 +10,9 @@ from torch import nn
 
 
 @contextmanager
-def weights_in(model: nn.Module, dtype: torch.dtype, forward: Callable | None = None) -> Iterator[None]:
+def weights_in(
+    model: nn.Module, dtype: torch.dtype, forward: Callable | None = None, keep: Sequence[nn.Parameter] = ()
+) -> Iterator[None]:
     """
     Inside the block every module of `model` has a copy in `dtype` in the place of each parameter that is wider.
 
@@ -19,13 +21,17 @@ def weights_in(model: nn.Module, dtype: torch.dtype, forward: Callable | None = 
     in a model that is loaded in `dtype`; so does what transformers keeps in float32 whatever a model is loaded in.
 
     Args:
+        keep: parameters that stay as they are.
         forward (*optional*): what `model.forward` is inside the block, to leave out what was wrapped around it (autocast).
     """
     copies: dict[int, nn.Parameter] = {}
+    kept = {id(parameter) for parameter in keep}
     places = []
     for path, module in model.named_modules():
         for name, parameter in module._parameters.items():
-            if parameter is not None and _is_wider(parameter, dtype) and not _stays_wide(model, f"{path}.{name}"):
+            if parameter is None or id(parameter) in kept or not _is_wider(parameter, dtype):
+                continue
+            if not _stays_wide(model, f"{path}.{name}"):
                 places.append((module, name, parameter))
     own = vars(model).get("forward")
     try:
