@@ -202,6 +202,25 @@ def test_a_gaussian_thought_of_bfloat16_weights_is_scored_as_it_was_drawn():
     assert (thought._density(action["embedding"], in_one) - drawn).abs().mean() > 0.01
 
 
+def test_float32_weights_under_autocast():
+    """
+    The kernels multiply what autocast would round to bfloat16; values are those of the rounded numbers, and the head's
+    gradient stays float32. 2**-7 is what the interpreter's rounding of dL/dz leaves. On a CPU float32 stays float32.
+    """
+    rounded, low_head, table = world(dtype=torch.bfloat16)
+    hidden, head, _ = world()
+    ids = many_ids(3, 90)
+    (low_p, _), (d_low, d_low_head) = scored(kernels.interpreted, rounded, low_head, table, ids)
+    (plain_p, _), _ = scored(kernels.plain, hidden, head, table, ids)
+    with torch.autocast("cpu", torch.bfloat16):
+        (log_p, _), (d_hidden, d_head) = scored(kernels.interpreted, hidden, head, table, ids)
+        (kept, _), _ = scored(kernels.plain, hidden, head, table, ids)
+    assert torch.equal(log_p, low_p) and torch.equal(kept, plain_p) and not torch.equal(log_p, kept)
+    assert d_head.dtype == d_hidden.dtype == torch.float32
+    torch.testing.assert_close(d_hidden.bfloat16(), d_low)
+    torch.testing.assert_close(d_head.bfloat16(), d_low_head)
+
+
 def test_float16_gradients_do_not_overflow_at_a_low_temperature():
     """dL/dz of 1e5 fits no float16. Here it is of two tokens that have the same weights, and cancels."""
     hidden, head, embedding = world(dtype=torch.float16)

@@ -359,13 +359,14 @@ def thought_tile(shape: Shape, run: Run, backward: bool) -> float:
     if not run.cuda:
         rows = FLOAT * columns * H * (2 + (run.compute < FLOAT))
         return FLOAT * n * columns * 3 + rows + of_rows
-    low = run.weight < FLOAT
     # Forward: z, and exp(x) in two parts for a mixture. Backward: z, its gradient, <g, E_v> and exp(x) for a mixture.
     if not backward:
-        each = FLOAT + (2 * run.weight if run.mixes and low else 0)
+        each = FLOAT + (2 * run.weight if run.mixes and run.weight < FLOAT else 0)
     else:
-        each = FLOAT + (run.weight if low else 0) + run.mixes * (FLOAT + (0 if shape.adapter else run.weight))
-    return n * columns * each + of_rows
+        low = run.compute if run.compute < FLOAT else 0
+        each = FLOAT + low + run.mixes * (FLOAT + (0 if shape.adapter else run.weight))
+    cast = run.compute * columns * H if run.autocast else 0
+    return n * columns * each + cast + of_rows
 
 
 def scoring_forward(shape: Shape, run: Run) -> float:

@@ -9,9 +9,10 @@ forward, `gradient` on the way back), and products take what it writes. On CUDA 
 
 Which products are rounded, and where:
 
-    z = h W^T          inputs in the weights' dtype, sums and z in float32
+    z = h W^T          inputs in the weights' dtype, sums and z in float32. Under autocast to bfloat16, on CUDA, float32
+                       weights and hidden states are rounded to it first, as they are in the layers before and in a rollout
     softmax(z/T) E     sums in float32. With E in bfloat16 on CUDA each exp(x) is two bfloat16 numbers, that is 16 bits
-    dL/dz              made in float32. With W in bfloat16 on CUDA rounded to bfloat16 once, as it is written, for the
+    dL/dz              made in float32. With a product in bfloat16 on CUDA rounded to it once, as it is written, for the
                        two products that read it; sums in float32
     <g, E_v>           g is rounded to bfloat16 with E in bfloat16 on CUDA, and is the same rounded number wherever it
                        occurs: the result is the gradient of a g that is 2**-8 away, at any T
@@ -54,6 +55,22 @@ def without_autocast(device: torch.device):
     """Products as they are asked for: a density multiplies the rounding of what it is made of."""
     kind = device.type
     return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+
+
+def product_dtype(weight: torch.Tensor) -> torch.dtype:
+    """In what `h W^T` is multiplied: as the weights are, or as autocast would have float32 weights on tensor cores."""
+    kind = weight.device.type
+    if weight.dtype != torch.float32 or not _on_tensor_cores(weight.device):
+        return weight.dtype
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+        return weight.dtype
+    # float16 does not hold dL/dz, see `_Sweep`.
+    return torch.bfloat16 if torch.get_autocast_dtype(kind) == torch.bfloat16 else weight.dtype
+
+
+def _on_tensor_cores(device: torch.device) -> bool:
+    """Whether bfloat16 products are worth their rounding; the kernels round in the interpreter too."""
+    return device.type in _MIXED or kernels.fused(device)
 
 
 @dataclass(frozen=True)
@@ -227,6 +244,8 @@ def put_product(out: torch.Tensor, a: torch.Tensor, x: torch.Tensor) -> None:
     """`out = a^T x`: (n, H), (N, n) and (N, H). The sum is rounded once, to the dtype of `out`."""
     if _mixed(a, x) and out.dtype == x.dtype:
         torch.mm(a.T, x, out=out)
+    elif _mixed(a, x) and out.dtype == torch.float32:
+        torch.mm(a.T, x, out_dtype=torch.float32, out=out)
     else:
         out.copy_(a.float().T @ x.float())
 
@@ -238,17 +257,16 @@ class _Sweep:
     Attributes:
         fused (`bool`): tiles go through the Triton kernels.
         low, low_table (`bool`): products of W, of E, take bfloat16 on both sides.
-        hidden: h (N, H) in the weights' dtype.
+        hidden: h (N, H) as it is multiplied.
     """
 
-    def __init__(self, hidden, weight, bias, table, ids, form: Form):
+    def __init__(self, hidden, weight, bias, table, ids, form: Form, dtype: torch.dtype):
         kind = hidden.device.type
         self.fused = kernels.fused(hidden.device)
-        tensor_cores = self.fused or kind in _MIXED
-        self.low, self.low_table = (
-            x is not None and x.dtype == torch.bfloat16 and tensor_cores for x in (weight, table)
-        )
-        self.hidden, self.weight, self.bias, self.table = hidden.to(weight.dtype), weight, bias, table
+        tensor_cores = _on_tensor_cores(hidden.device)
+        self.low = tensor_cores and dtype == torch.bfloat16
+        self.low_table = tensor_cores and table is not None and table.dtype == torch.bfloat16
+        self.hidden, self.weight, self.bias, self.table = hidden.to(dtype), weight, bias, table
         self.ids, self.form = ids, form
         self.rows, self.vocabulary = hidden.size(0), weight.size(0)
         self.width = tile_columns(self.rows, self.vocabulary, kind)
@@ -268,10 +286,13 @@ class _Sweep:
     def empty(self, dtype: torch.dtype) -> torch.Tensor:
         return torch.empty((self.rows, self.width), dtype=dtype, device=self.weight.device)
 
-    def product(self, columns: slice) -> torch.Tensor:
+    def of_head(self, columns: slice) -> torch.Tensor:
+        """Rows of W (n, H) as they are multiplied."""
+        return self.weight[columns].to(self.hidden.dtype)
+
+    def product(self, rows: torch.Tensor) -> torch.Tensor:
         """`h W^T` of a tile (N, n) float32."""
-        out = None if self.buffer is None else self.buffer[:, : columns.stop - columns.start]
-        return product(self.hidden, self.weight[columns], out)
+        return product(self.hidden, rows, None if self.buffer is None else self.buffer[:, : len(rows)])
 
 
 class _Forward(_Sweep):
@@ -283,7 +304,7 @@ class _Forward(_Sweep):
     def run(self) -> Sums:
         sums = Sums.empty(self.hidden, self.ids, self.table)
         for columns in self:
-            for part in self._fold(self.product(columns), columns, sums):
+            for part in self._fold(self.product(self.of_head(columns)), columns, sums):
                 add_product(sums.R, part, self.table[columns])
         return sums
 
@@ -356,7 +377,8 @@ class _Backward(_Sweep):
         # Each row's share of g, for E.
         share = None if self.g is None else (self.g.float() / (1 + sums.r)).to(self.g.dtype)
         for columns in self:
-            z, g_rows = self.product(columns), None
+            rows = self.of_head(columns)
+            z, g_rows = self.product(rows), None
             if self.g is not None:
                 out = None if self.g_rows is None else self.g_rows[:, : z.size(1)]
                 g_rows = product(self.g, self.table[columns], out)
@@ -364,7 +386,7 @@ class _Backward(_Sweep):
             if share is not None and self.d_table is not None:
                 put_product(self.d_table[columns], e, share)
             if self.d_hidden is not None:
-                add_product(self.d_hidden, d_z, self.weight[columns])
+                add_product(self.d_hidden, d_z, rows)
             if self.d_weight is not None:
                 put_product(self.d_weight[columns], d_z, self.hidden)
             if self.d_bias is not None:
@@ -408,20 +430,23 @@ class OverVocabulary(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, table, ids, form: Form):
+        dtype = product_dtype(weight)
         with without_autocast(hidden.device):
-            sums = _Forward(hidden, weight, bias, table, ids, form).run()
+            sums = _Forward(hidden, weight, bias, table, ids, form, dtype).run()
         r = sums.r
         entropy = (torch.log1p(r) - sums.u / (1 + r)).squeeze(-1)
         mean = None if table is None else (table[sums.top.squeeze(-1)].float() + sums.R) / (1 + r)
         log_p = None if ids is None else (sums.z_ids - sums.largest) / form.temperature - torch.log1p(r)
         ctx.save_for_backward(hidden, weight, bias, table, ids, *vars(sums).values())
-        ctx.form = form
+        ctx.form, ctx.dtype = form, dtype
         return mean, log_p, entropy
 
     @staticmethod
     def backward(ctx, g, c, a):
         hidden, weight, bias, table, ids, *sums = ctx.saved_tensors
         with gathered(weight, bias, table), without_autocast(hidden.device):
-            sweep = _Backward(hidden, weight, bias, table, ids, ctx.form, g=g, wanted=ctx.needs_input_grad[:4])
+            sweep = _Backward(
+                hidden, weight, bias, table, ids, ctx.form, ctx.dtype, g=g, wanted=ctx.needs_input_grad[:4]
+            )
             d_hidden, *of_weights = sweep.run(Sums(*sums), c, a)
         return None if d_hidden is None else d_hidden.to(hidden.dtype), *of_weights, None, None
