@@ -7,6 +7,8 @@
                and from CUDA graphs. On the CPU: the slots against the simple engine
     trainer    three updates in float32 on the device against the CPU: loss, gradient norm and reward to 1e-3 of themselves.
                On the CPU: by either engine
+    scoring    log-probabilities, entropies, mixtures and gradients over a vocabulary in tiles, whose kernels run, against float64
+               of the same numbers: values to 1e-5, gradients to 1e-4 in float32 and to 2e-2 in bfloat16
     gradient   a batch padded to 192 = 128 + 64 tokens in bfloat16, an attention head with a logsumexp far below -88.7: every
                gradient is finite (docs/gpu.md); and how many are not where cuDNN's attention is left on
     attention  a decode step by each kernel that can run here, in bfloat16 and float32, with a window and a cap, eagerly and captured,
@@ -24,7 +26,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext, redirect_stdout
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import torch
 import transformers
@@ -36,7 +40,9 @@ from trl_soft.attention import sound_gradients
 from trl_soft.rollout import decode_attention
 from trl_soft.rollout.decode_attention import Step
 from trl_soft.runs.replay import tolerance
+from trl_soft.scoring import DenseLogits, HeadLogits, transformed
 from trl_soft.thoughts import THOUGHTS
+from trl_soft.tiles import LOWEST, TILE
 
 
 CPU = torch.device("cpu")
@@ -52,6 +58,13 @@ STEPS = [
     ({"thought": "gumbel"}, (SoftGRPOTrainer, SoftGRPOConfig)),
     ({"thought": "multiplex"}, (SoftGRPOTrainer, SoftGRPOConfig)),
     ({"thought": "gaussian", "noise_scale": 1.0}, (SoftRLOOTrainer, SoftRLOOConfig)),
+]
+# Type of the weights; temperature, scale and cap of the logits.
+SCORED = [
+    ("float32", torch.float32, (1.0, 1.0, None)),
+    ("float32, capped, T = 0.1", torch.float32, (0.1, 0.5, 4.0)),
+    ("bfloat16", torch.bfloat16, (1.0, 1.0, None)),
+    ("bfloat16, capped, T = 0.1", torch.bfloat16, (0.1, 0.5, 4.0)),
 ]
 LENGTH = 192  # 128 + 64
 
@@ -103,6 +116,44 @@ def same_steps(settings: dict, classes, device: torch.device | None) -> Result:
         for name in ("loss", "grad_norm", "reward")
     }
     return max(apart.values()) <= 1e-3, apart
+
+
+def same_scores(device: torch.device, dtype: torch.dtype, temperature: float, scale: float, softcap) -> Result:
+    """300 positions, 5,000 tokens of which three are suppressed, 12 candidates of which two are the same, five tiles."""
+    draw = torch.Generator().manual_seed(0)
+    n, vocabulary, size = 300, 5000, 64
+    shapes = ((n, size), (vocabulary, size), (vocabulary, size))
+    hidden, head, table = (torch.randn(shape, generator=draw).to(dtype) for shape in shapes)
+    bias = torch.zeros(vocabulary, dtype=dtype).index_fill(0, torch.tensor([0, 77, vocabulary - 1]), -torch.inf)
+    ids = torch.randint(78, vocabulary - 1, (n, 12), generator=draw)
+    ids[:, 5] = ids[:, 3]
+    of_loss = [torch.randn(shape, generator=draw) for shape in ((n, size), (n,), (n, 12), (n,))]
+
+    def run(
+        view_of: Callable, where: torch.device, dtype: torch.dtype
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        leaves = [x.to(where, dtype, copy=True).requires_grad_() for x in (hidden, head / 4, table)]
+        view = view_of(*leaves, bias.to(where, dtype))
+        values = [*view.mixture(temperature), *view.log_prob(ids.to(where), temperature)]
+        sum((value * w.to(where)).sum() for value, w in zip(values, of_loss, strict=True)).backward()  # type: ignore[union-attr]
+        return [x.detach().cpu().double() for x in values], [
+            x.grad.cpu().double() for x in leaves if x.grad is not None
+        ]
+
+    def tiled(h, w, e, b):
+        return HeadLogits(h, SimpleNamespace(weight=w, bias=b), SimpleNamespace(weight=e), scale, softcap)
+
+    def dense(h, w, e, b):
+        return DenseLogits(transformed((h @ w.T + b).clamp(min=LOWEST), scale, softcap), e)
+
+    with mock.patch.dict(TILE, dict.fromkeys(TILE, n * 1024)):
+        ours = run(tiled, device, dtype)
+    values, gradients = (
+        max(((a - b).norm() / b.norm()).item() for a, b in zip(have, want, strict=True))
+        for have, want in zip(ours, run(dense, CPU, torch.float64), strict=True)
+    )
+    limit = 1e-4 if dtype == torch.float32 else 2e-2
+    return values <= 1e-5 and gradients <= limit, {"values": values, "gradients": gradients}
 
 
 def finite_gradients(device: torch.device) -> Result:
@@ -179,6 +230,10 @@ def checks(device: torch.device | None) -> Iterator[tuple[str, str, str, Callabl
         if device is None:
             yield "trainer", case, "cpu", lambda s=settings, c=classes: same_steps(s, c, None)
         yield "trainer", case, on_device, device and (lambda s=settings, c=classes: same_steps(s, c, device))
+    for case, dtype, form in SCORED:
+        if device is None:
+            yield "scoring", case, "cpu", lambda d=dtype, f=form: same_scores(CPU, d, *f)
+        yield "scoring", case, on_device, device and (lambda d=dtype, f=form: same_scores(device, d, *f))
     yield "gradient", f"{LENGTH} tokens", "cpu", lambda: finite_gradients(CPU)
     yield "gradient", f"{LENGTH} tokens", on_device, device and (lambda: finite_gradients(device))
     yield "attention", "FlexAttention, not compiled", "cpu", attends_uncompiled
