@@ -2,6 +2,7 @@
 """One process of a run that will be killed: plain, DDP or ZeRO-3, over the tiny world, leaving a trail of what it does."""
 
 import errno
+import gc
 import math
 import os
 import signal
@@ -115,6 +116,7 @@ def train(folder: str, world: str, rank: int, port: int, changes: dict, begun) -
     os.dup2(log, 1)
     os.dup2(log, 2)
     torch.set_num_threads(1)
+    gc.freeze()  # see tests/conftest.py
     if WORLDS[world] > 1:
         os.environ |= {
             "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORLDS[world]),
