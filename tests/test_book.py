@@ -197,6 +197,24 @@ def test_who_is_drawn_together():
     assert [m.slots.tolist() for m in members.of(slots, draws).drawn] == [[1], [2]]
 
 
+def test_rules_say_what_plans_say():
+    plans = [*different_plans(), text_plan("1;")]
+    rules = Rules("cpu")
+    for row, made in enumerate(plans):
+        assert rules.add(made) == row
+    for row, made in enumerate(plans):
+        of = dict(zip(RULES, rules.numbers[row].tolist(), strict=True))
+        assert [i for i in rules.eos[row].tolist() if i >= 0] == made.eos_token_ids
+        assert of["filler"] == (made.eos_token_ids or [made.pad_token_id])[0] and of["cap"] == made.stop.cap
+        assert of["answer_cap"] == (made.max_answer_length or of["answer_cap"]) and of["answer_cap"] > 1
+        end = made.stop.end
+        assert of["end"] == (end.ids[0] if end.is_token else -1)
+        assert of["text_length"] == (len(end.table) if isinstance(end, EndMatcher) else 0)
+        for i, ids in enumerate(made.forced):
+            begin, length = rules.scripts[of["script"] + i].tolist()
+            assert rules.script_ids[begin : begin + length].tolist() == list(ids)
+
+
 def test_rules_are_forgotten_and_their_rows_used_again():
     rules = Rules("cpu")
     plans = [plan({"answer_prefill": ["=a", "b+"]}), plan({"max_thinking_length": 3})]
