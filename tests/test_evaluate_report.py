@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.synthetic_run import PAPERS, write_log, write_run
-from trl_soft.evaluate.report import figures
-from trl_soft.evaluate.report.__main__ import main
+from trl_soft.evaluate.report import figures, main
 from trl_soft.evaluate.report.document import report
 from trl_soft.evaluate.report.results import ResultCell, ResultRow
 from trl_soft.evaluate.report.run_results import load_run, rows_of
