@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiles the kernels of tiles for devices that need not be there: `python -m tests.compiled_tiles 80 90`, without TRITON_INTERPRET."""
+"""Compiles the kernels of tiles and rows for devices that need not be there: `python -m tests.compiled_tiles 80 90`, without TRITON_INTERPRET."""
 
 import sys
 
@@ -7,7 +7,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from trl_soft.kernels import tiles
+from trl_soft.kernels import rows, tiles
 
 
 # Types of parameters, by name; float32 tensors where a name is not here.
@@ -32,6 +32,7 @@ VARIANTS = [
         4,
     ),
     (tiles._of_equal, {}, {"K": 16}, 1),
+    (rows._dot, LOW | {"hidden": "*bf16"}, {"B": 1024}, 4),
 ]
 
 

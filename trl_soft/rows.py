@@ -10,6 +10,8 @@ and has no bf16 backward for them; a lookup and an einsum write the N x K x H ro
 
 import torch
 
+from . import kernels
+
 
 def mix_rows(weights: torch.Tensor, ids: torch.Tensor, table: torch.Tensor, padding_idx: int | None = None):
     """`weights`, `ids` (N, K), `table` (V, H) -> (N, H). The table takes a gradient; the weights are data."""
@@ -73,6 +75,10 @@ class _Dot(torch.autograd.Function):
         x = hidden.to(torch.promote_types(table.dtype, torch.float32))
         ctx.save_for_backward(hidden, ids, table)
         ctx.gathered = gathered
+        if x.dtype == torch.float32 and kernels.fused(table.device):
+            from .kernels import rows
+
+            return rows.dot(hidden.contiguous(), ids.long().contiguous(), table.contiguous())
         z = [(table.index_select(0, i).to(x.dtype) * x).sum(-1) for (i,) in _columns(ids)]
         return torch.stack(z, dim=-1)
 
