@@ -119,7 +119,7 @@ CASES = [(path, kind) for path in ("mask", *KERNELS) for kind in KINDS if kind n
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@pytest.mark.parametrize(("path", "kind"), CASES, ids="-".join)
+@pytest.mark.parametrize(("path", "kind"), CASES, ids=["-".join(case) for case in CASES])
 def test_each_slot_attends_to_its_own_length(path, kind, flash, varlen, uncompiled):
     given = step(**KINDS[kind])
     found = (KERNELS | {"mask": decode_attention._by_mask})[path](given)
