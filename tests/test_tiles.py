@@ -204,6 +204,28 @@ def test_a_gaussian_thought_of_bfloat16_weights_is_scored_as_it_was_drawn():
     assert (thought._density(action["embedding"], in_one) - drawn).abs().mean() > 0.01
 
 
+def test_an_incoming_gradient_is_rounded_once():
+    """
+    Rows of E that are alike: of <g, E_v - mean> almost all cancels, and what is left is that of one rounded g. Were g rounded
+    in <g, E_v> and not in <g, mean>, 2**-8 of |g| |E_v| would stay, a hundred times this bound.
+    """
+    n, vocabulary, size, temperature = 4, 60, 16, 0.5
+    hidden, head, table = world(n, vocabulary, size, dtype=torch.bfloat16)
+    draw = torch.Generator().manual_seed(5)
+    table.weight.data = (16 + torch.randint(0, 4, (vocabulary, size), generator=draw) / 8).bfloat16()
+    g = torch.randn(n, size, generator=draw)
+    with kernels.interpreted():
+        (HeadLogits(hidden, head, table).mixture(temperature)[0] * g).sum().backward()
+    w, E = head.weight.detach().double(), table.weight.detach().double()
+    z = (hidden.detach().double() @ w.T).requires_grad_()
+    p = torch.softmax(z / temperature, -1)
+    ((p @ E) * g).sum().backward()
+    unsigned = g.double().norm(dim=1, keepdim=True) * p * (p @ torch.cdist(E, E)) / temperature
+    want, rounding = z.grad @ w, 2.0**-7
+    limit = (2 * rounding + 1e-5) * ((z.grad.abs() + unsigned) @ w.norm(dim=1)) + rounding * want.norm(dim=1)
+    assert ((hidden.grad.double() - want).norm(dim=1) <= limit).all()
+
+
 def test_float32_weights_under_autocast():
     """
     The kernels multiply what autocast would round to bfloat16; values are those of the rounded numbers, and the head's
