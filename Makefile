@@ -11,6 +11,7 @@
 # make bench-rollout  what a soft rollout costs on the CPU, as ratios       make bench-gpu   the same on a GPU
 # make bench-gpu-trainer   the part of it that is a rollout in the trainer: float32 weights, a copy of them, bf16 weights
 # make bench-scoring  what scoring over the vocabulary costs on a GPU: minutes. SCORING=--count counts it without one
+# make bench-steps    what a step asks of a device, counted without one: operations, bytes, waits
 # make bench-scale    how a training step grows with length, K, group and vocabulary
 # make plan CONFIG=RECIPE   the memory a recipe takes (PLAN="--gpu_gb 80 --accelerate_config ..." for more)
 # make table PAPER=soft_grpo   a paper's tables, with what has been run; also PAPER=soft_tokens
@@ -35,7 +36,7 @@ VLLM_READY := $(VLLM_VENV)/.ready
 VLLM_SETTINGS := VLLM_USE_V2_MODEL_RUNNER=1 TRITON_INTERPRET=1 PYTHONPATH=tests/vllm/site:. VLLM_ENABLE_V1_MULTIPROCESSING=0 \
 	VLLM_CPU_CI_ENV=1 VLLM_CPU_KVCACHE_SPACE=1 VLLM_NO_USAGE_STATS=1 HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 
-.PHONY: install quickstart test test-search test-hostile sweep-golds table plan bench-update bench-rollout bench-scale bench-gpu bench-gpu-trainer bench-scoring quality style clean test-kill test-distributed test-vllm check-vllm-window bench-vllm test-real check-gpu
+.PHONY: install quickstart test test-search test-hostile sweep-golds table plan bench-update bench-rollout bench-scale bench-gpu bench-steps bench-gpu-trainer bench-scoring quality style clean test-kill test-distributed test-vllm check-vllm-window bench-vllm test-real check-gpu
 
 install: $(READY)
 
@@ -113,6 +114,9 @@ bench-rollout: $(READY)
 
 bench-scale: $(READY)
 	$(BIN)/python benchmarks/scale.py
+
+bench-steps: $(READY)
+	PYTHONPATH=. $(BIN)/python benchmarks/steps.py
 
 # Where torch and transformers are at hand for the device; no environment is made for it.
 bench-gpu:

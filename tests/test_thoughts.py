@@ -9,14 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributions import Gumbel as TorchGumbel
 from torch.distributions.relaxed_categorical import ExpRelaxedCategorical
+from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from trl_soft import KeyedNoise, ThinkingSettings
+from trl_soft.categorical import inverse_cdf
 from trl_soft.lookup import Lookup
 from trl_soft.scoring import DenseLogits, HeadLogits
 from trl_soft.thoughts import Dirichlet, Gaussian, Gumbel, Hard, Latent, Mixture, Multiplex, Soft
 from trl_soft.thoughts.candidates import candidates
 from trl_soft.thoughts.gaussian import HiddenGaussian, LogitsGaussian, ProbabilitiesGaussian
-from trl_soft.thoughts.hard import inverse_cdf
 from trl_soft.tiles import TILE
 
 
@@ -231,6 +232,28 @@ def test_hard_frequencies_and_warpers():
     _, token = Hard(top_p=0.7).sample(view, noise(n))
     assert set(token.tolist()) == {0, 1}
     assert Hard(temperature=0.0).sample(view, noise(n))[1].unique().tolist() == [0]
+
+
+@pytest.mark.parametrize("options", [{}, {"top_p": 0.7}, {"min_p": 0.1}, {"top_p": 0.9, "min_p": 0.02}], ids=str)
+def test_hard_with_top_k_draws_from_what_the_warpers_of_generate_leave(options):
+    """The slices of the kept tokens, in the order of ids, are those of the warped vocabulary."""
+    z = torch.randn(300, 600, generator=torch.Generator().manual_seed(1)) * 3
+    keep = [TopKLogitsWarper(12)]
+    keep += [TopPLogitsWarper(options["top_p"])] if "top_p" in options else []
+    keep += [MinPLogitsWarper(options["min_p"])] if "min_p" in options else []
+    warped = z / 0.7
+    for warper in keep:
+        warped = warper(None, warped)
+    expected = inverse_cdf(torch.softmax(warped, -1), noise(300).uniform(1)).squeeze(-1)
+    _, token = Hard(temperature=0.7, top_k=12, **options).sample(DenseLogits(z), noise(300))
+    assert torch.equal(token, expected) and len(token.unique()) > 100
+
+
+def test_hard_with_top_k_keeps_as_many_tokens_where_logits_are_equal():
+    _, token = Hard(top_k=2).sample(DenseLogits(torch.zeros(50, 9)), noise(50))
+    assert len(token.unique()) == 2
+    _, token = Hard(top_k=20).sample(DenseLogits(torch.zeros(50, 3)), noise(50))
+    assert set(token.tolist()) == {0, 1, 2}
 
 
 @pytest.mark.parametrize("density", ["gumbel", "concrete", "softgrpo"])

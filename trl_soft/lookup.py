@@ -4,6 +4,8 @@
 import torch
 from torch import nn
 
+from . import kernels
+from .dense import scaled
 from .rows import mix_rows
 from .scoring import whole
 
@@ -11,6 +13,20 @@ from .scoring import whole
 def embedding_scale(embedding: nn.Module) -> float:
     """What the embedding module multiplies its table by: 1, or `embed_scale` on Gemma's scaled embeddings."""
     return float(getattr(embedding, "embed_scale", 1.0))
+
+
+def mixing_table(embedding: nn.Module, mixes_vocabulary: bool) -> tuple[torch.Tensor | None, float, torch.dtype]:
+    """
+    What `DenseLogits` needs to mix the whole vocabulary, for a rollout: a float32 copy of the table, or on CUDA the table itself, whose
+    products the kernels make of two numbers a probability (`trl_soft.dense.summed`); its scale; the dtype that is fed.
+    """
+    weight, table = embedding.weight, None
+    assert isinstance(weight, torch.Tensor)
+    if mixes_vocabulary:
+        table = whole(weight)
+        if not kernels.fused(table.device):
+            table = table.float()
+    return table, embedding_scale(embedding), weight.dtype
 
 
 class Lookup:
@@ -31,4 +47,13 @@ class Lookup:
     def mix(self, weights: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         """`sum_k w_k e_{i_k}` in float32 at least: `weights`, `ids` (N, K) -> (N, H)."""
         mixed = mix_rows(weights, ids, whole(self.embedding.weight), self.embedding.padding_idx)
-        return mixed * embedding_scale(self.embedding)
+        return scaled(mixed, embedding_scale(self.embedding))
+
+    def fed(self, thought, action, thinks: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """What a step feeds: the thoughts' embeddings at the rows that think, (N,) bool, and `tokens` (N, H) elsewhere."""
+        weights, table = thought.weights(action), whole(self.embedding.weight)
+        if weights is not None and kernels.fused(table.device) and not torch.is_grad_enabled():
+            from .kernels.row_mixtures import mix_where
+
+            return mix_where(weights, action["ids"], table, embedding_scale(self.embedding), thinks, tokens)
+        return torch.where(thinks.unsqueeze(-1), thought.embed(action, self).to(tokens.dtype), tokens)

@@ -12,18 +12,14 @@ import math
 
 import torch
 
+from . import kernels
+from . import noise_streams as streams
+
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
-_POSITION_BITS = 28
-# One stream a distribution, so that a token's Gumbel number and a coordinate's normal number never coincide.
-_GUMBEL, _NORMAL, _UNIFORM, _GAMMA = range(4)
-# Marsaglia and Tsang accept at least 95 % of attempts, so all of them fail once in 10**20 draws. The first is taken then: a
-# finite number, and the law is that of the gamma distribution but for this probability.
-_ATTEMPTS = 16
-_ATTEMPT_SHIFT = 24  # candidates are below 2**24
 
 
 def philox(counter: tuple[torch.Tensor, ...], key) -> tuple[torch.Tensor, ...]:
@@ -73,8 +69,15 @@ class KeyedNoise:
         seed, generation = (x[rows] if isinstance(x, torch.Tensor) else x for x in (self.seed, self.generation))
         return KeyedNoise(seed, generation, self.sample[rows], self.position[rows])
 
+    @property
+    def _kernels(self):
+        """The same in a launch each."""
+        from .kernels import philox
+
+        return philox
+
     def _words(self, stream: int, index: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        position = self.position.unsqueeze(-1) | (stream << _POSITION_BITS)
+        position = self.position.unsqueeze(-1) | (stream << streams.POSITION_BITS)
         seed, generation = self.seed, self.generation
         if isinstance(generation, torch.Tensor):
             seed, generation = seed.unsqueeze(-1), generation.unsqueeze(-1)
@@ -85,20 +88,28 @@ class KeyedNoise:
 
     def gumbel(self, ids: torch.Tensor) -> torch.Tensor:
         """Standard Gumbel noise `-log(-log u)`, keyed by candidate: `ids` (N, K) int64 -> (N, K)."""
-        w0, w1, _, _ = self._words(_GUMBEL, ids)
+        if kernels.fused(self.sample.device):
+            return self._kernels.gumbel(self, ids)
+        w0, w1, _, _ = self._words(streams.GUMBEL, ids)
         return (-torch.log(-torch.log(_unit(w0, w1)))).float()
 
     def normal(self, size: int) -> torch.Tensor:
         """Standard normal noise, keyed by coordinate: (N, size), by Box and Muller."""
+        if kernels.fused(self.sample.device):
+            return self._kernels.normal(self, size)
         pairs = torch.arange((size + 1) // 2, device=self.sample.device).expand(len(self), -1)
-        w0, w1, w2, w3 = self._words(_NORMAL, pairs)
+        w0, w1, w2, w3 = self._words(streams.NORMAL, pairs)
         radius, angle = torch.sqrt(-2 * torch.log(_unit(w0, w1))), 2 * math.pi * _unit(w2, w3)
         both = torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1)  # (N, pairs, 2)
         return both.flatten(1)[:, :size].float()
 
     def uniform(self, size: int) -> torch.Tensor:
         """Uniform noise in (0, 1), keyed by index: (N, size), float64 so that a tail of 1e-9 can still be drawn."""
-        w0, w1, _, _ = self._words(_UNIFORM, torch.arange(size, device=self.sample.device).expand(len(self), -1))
+        if kernels.fused(self.sample.device):
+            return self._kernels.uniform(self, size)
+        w0, w1, _, _ = self._words(
+            streams.UNIFORM, torch.arange(size, device=self.sample.device).expand(len(self), -1)
+        )
         return _unit(w0, w1)
 
     def log_gamma(self, ids: torch.Tensor, shape: torch.Tensor) -> torch.Tensor:
@@ -108,14 +119,16 @@ class KeyedNoise:
         Marsaglia and Tsang, "A simple method for generating gamma variables" (ACM TOMS 2000), for shape + 1, brought
         down by u**(1/shape): in logarithms, so that a shape of 1e-6, whose variates underflow, is drawn as well.
         """
+        if kernels.fused(self.sample.device):
+            return self._kernels.log_gamma(self, ids, shape)
         shape = shape.double()
         d = shape + 1 - 1 / 3
-        attempts = torch.arange(_ATTEMPTS, device=ids.device).view(-1, 1, 1)
-        w0, w1, w2, w3 = self._words(_GAMMA, ids | (attempts << _ATTEMPT_SHIFT))  # (attempts, N, K) each
-        x = torch.sqrt(-2 * torch.log(_unit(w0, w1))) * torch.cos(2 * math.pi * (w2 + 0.5) * 2.0**-32)
+        attempts = torch.arange(streams.ATTEMPTS, device=ids.device).view(-1, 1, 1)
+        w0, w1, w2, w3 = self._words(streams.GAMMA, ids | (attempts << streams.ATTEMPT_SHIFT))  # (attempts, N, K) each
+        x = torch.sqrt(-2 * torch.log(_unit(w0, w1))) * torch.cos(2 * math.pi * (w2.double() + 0.5) * 2.0**-32)
         v = (1 + x / torch.sqrt(9 * d)) ** 3
         log_v = torch.log(v.clamp(min=1e-300))
-        accepted = (v > 0) & (torch.log((w3 + 0.5) * 2.0**-32) < 0.5 * x**2 + d * (1 - v + log_v))
+        accepted = (v > 0) & (torch.log((w3.double() + 0.5) * 2.0**-32) < 0.5 * x**2 + d * (1 - v + log_v))
         first = accepted.int().argmax(0, keepdim=True)
-        w0, w1, _, _ = self._words(_GAMMA, ids | (_ATTEMPTS << _ATTEMPT_SHIFT))
+        w0, w1, _, _ = self._words(streams.GAMMA, ids | (streams.ATTEMPTS << streams.ATTEMPT_SHIFT))
         return (torch.log(d) + log_v.gather(0, first).squeeze(0) + torch.log(_unit(w0, w1)) / shape).float()

@@ -123,8 +123,8 @@ class SoftTokens:
             )
         if input_ids.shape == self.shape and input_ids.size(1) == 1:
             # One step of a rollout: every row is mixed and some are taken, so that no count leaves the device.
-            mixed = self.thought.embed({name: value[:, 0] for name, value in self.action.items()}, embed)
-            return torch.where(self.thinking_mask.unsqueeze(-1), mixed.unsqueeze(1).to(embeddings.dtype), embeddings)
+            action, thinks = {name: value[:, 0] for name, value in self.action.items()}, self.thinking_mask[:, 0]
+            return embed.fed(self.thought, action, thinks, embeddings[:, 0]).unsqueeze(1)
         mixed = self.thought.embed(self.flat_action(self.thinking_mask), embed)
         mixed = mixed.detach() if self.thought.detach_inputs else mixed
         positions = F.pad(self.thinking_mask, (input_ids.size(1) - self.shape[1], 0)).unsqueeze(-1)

@@ -16,10 +16,21 @@ the difference of two close logits is exact.
 import torch
 import torch.nn.functional as F
 
+from .dense import DenseLogits, Logits, entropy_of, tempered
 from .rows import dot_rows
 from .sharding import gathered, whole
-from .tiles import LOWEST, Form, OverVocabulary, transform, without_autocast
+from .tiles import Form, OverVocabulary, transform, without_autocast
 
+
+__all__ = [
+    "DenseLogits",
+    "HeadLogits",
+    "Logits",
+    "entropy_of",
+    "logit_transform",
+    "tempered",
+    "transformed",
+]
 
 # More candidates than this are cheaper from one product with the whole head than row by row.
 _MANY = 1024
@@ -42,77 +53,7 @@ def logit_transform(config) -> tuple[float, float | None]:
     return scale, getattr(config, "final_logit_softcapping", None)
 
 
-def tempered(z: torch.Tensor, temperature: float) -> torch.Tensor:
-    """`(z - max z)/T` over the last dimension: what to take a softmax of in place of z/T."""
-    return z if temperature == 1.0 else (z - z.detach().amax(-1, keepdim=True)) / temperature
-
-
-def entropy_of(log_p: torch.Tensor) -> torch.Tensor:
-    """Entropy in nats over the last dimension, at least 0 for log p <= 0; an entry of -inf has probability zero."""
-    return -(log_p.exp() * log_p.clamp(min=LOWEST)).sum(-1)
-
-
-class DenseLogits:
-    """
-    Logits that are already there, as a rollout step has them.
-
-    Args:
-        logits (`torch.Tensor` of shape `(N, V)`).
-        table (`torch.Tensor` of shape `(V, H)`, *optional*):
-            Embedding table, for `mixture`.
-        table_scale (`float`): what the embedding module multiplies the table by (Gemma: sqrt(H)).
-        dtype (`torch.dtype`, *optional*): in which embeddings are fed; the table may be a float32 copy.
-        hidden (`torch.Tensor` of shape `(N, H)`, *optional*): what the LM head made the logits of.
-        project (*optional*): from other hidden states to logits.
-    """
-
-    def __init__(self, logits, table=None, table_scale: float = 1.0, dtype=torch.float32, hidden=None, project=None):
-        self.logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        self.table, self.table_scale, self.dtype = table, table_scale, dtype
-        self.hidden, self.project = hidden, project
-
-    def __len__(self) -> int:
-        return self.logits.size(0)
-
-    def __getitem__(self, rows) -> "DenseLogits":
-        hidden = None if self.hidden is None else self.hidden[rows]
-        return DenseLogits(self.logits[rows], self.table, self.table_scale, self.dtype, hidden, self.project)
-
-    def of_hidden(self, hidden: torch.Tensor) -> "DenseLogits":
-        """The logits of other hidden states (N, H)."""
-        return DenseLogits(self.project(hidden), self.table, self.table_scale, self.dtype, hidden, self.project)
-
-    def at(self, ids: torch.Tensor) -> torch.Tensor:
-        """Logits of the candidates `ids` (N, K) -> (N, K)."""
-        return self.logits.gather(-1, ids.long())
-
-    def dense(self) -> torch.Tensor:
-        """All logits, (N, V), float32 at least."""
-        return self.logits
-
-    def log_softmax(self, temperature: float) -> torch.Tensor:
-        """log softmax(z/T), (N, V)."""
-        return torch.log_softmax(tempered(self.logits, temperature), dim=-1)
-
-    def log_prob(self, ids: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """log softmax(z/T) of the candidates `ids` (N, K), (N, K), and the entropy of softmax(z/T), (N,)."""
-        log_p = self.log_softmax(temperature)
-        return log_p.gather(-1, ids.long()), entropy_of(log_p)
-
-    def entropy(self, temperature: float) -> torch.Tensor:
-        """Entropy of softmax(z/T), (N,)."""
-        return entropy_of(self.log_softmax(temperature))
-
-    def mixture(self, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """`h = sum_v softmax(z/T)_v e_v` (N, H) and the entropy of softmax(z/T) (N,)."""
-        if self.table is None:
-            raise ValueError("These logits came without an embedding table, so there is nothing to mix. Pass `table`.")
-        log_p = self.log_softmax(temperature)
-        mean = (log_p.exp().to(self.table.dtype) @ self.table).to(log_p.dtype)
-        return mean * self.table_scale, entropy_of(log_p)
-
-
-class HeadLogits:
+class HeadLogits(Logits):
     """
     Logits that the LM head would give, computed on demand and differentiable.
 

@@ -8,6 +8,7 @@ the plain functions.
 
 import importlib.util
 import os
+import struct
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 
@@ -64,23 +65,39 @@ def _set(name: str):
         _here[name] = before
 
 
-def launch(kernel, grid: tuple[int, ...], *arguments, moved: int | None = None, **options) -> None:
+def launch(kernel, grid: tuple[int, ...], *arguments, moved: int | Callable[[], int] | None = None, **options) -> None:
     """
     `kernel[grid](*arguments, **options)` on the device of its tensors, which may not be the current one. An empty grid runs
     nothing. Tensors of the meta device have no memory: there a launch is told to `watchers` and no more, so that calls
     of any size can be counted.
 
     Args:
-        moved (`int`, *optional*): bytes that the kernel reads and writes. Default: each of its tensors once.
+        moved (`int`, or what is called for it, *optional*):
+            Bytes that the kernel reads and writes. Default: each of its tensors once.
     """
     if 0 in grid:
         return
     tensors = [x for x in arguments if isinstance(x, torch.Tensor)]
     if watchers:
-        moved = sum(x.numel() * x.element_size() for x in tensors) if moved is None else moved
+        size = nbytes(*tensors) if moved is None else moved() if callable(moved) else moved
         for watch in watchers:
-            watch(kernel.fn.__name__, moved)
+            watch(kernel.fn.__name__, size)
     device = tensors[0].device
     if device.type != "meta":
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
             kernel[grid](*arguments, **options)
+
+
+def power_of_two(count: int) -> int:
+    """The smallest that is at least `count`: sizes of blocks are powers of two."""
+    return 1 << max(count - 1, 0).bit_length()
+
+
+def nbytes(*tensors: torch.Tensor) -> int:
+    """What kernels that read or write all of each move."""
+    return sum(x.numel() * x.element_size() for x in tensors)
+
+
+def bits(x: float) -> int:
+    """A float64 as an integer: Triton rounds a number that is a float to float32."""
+    return struct.unpack("<q", struct.pack("<d", x))[0]

@@ -15,10 +15,9 @@ from transformers import RepetitionPenaltyLogitsProcessor
 from transformers.utils import logging
 
 from ..dropout import evaluating
-from ..lookup import embedding_scale
+from ..lookup import mixing_table
 from ..record import SoftTokens
-from ..scoring import DenseLogits, logit_transform, transformed, whole
-from ..thoughts import Thought
+from ..scoring import DenseLogits, logit_transform, transformed
 from .base import EngineOptions, Key, Parts, Plan, Rollout, forced_row, left_padded, packed, positions
 
 
@@ -43,7 +42,8 @@ def _batch(model, input_ids, attention_mask, plan: Plan, key: Key, numbers, limi
     """Complete B left-padded prompts (B, P), each to at most its `limit` (B,)."""
     steps = _Steps(model, input_ids, attention_mask, plan.thought.needs_hidden)
     batch, length, device = input_ids.size(0), plan.max_completion_length, input_ids.device
-    table, eos = _table(model, plan.thought), torch.tensor(plan.eos_token_ids, device=device)
+    table = mixing_table(model.get_input_embeddings(), plan.thought.mixes_vocabulary)
+    eos = torch.tensor(plan.eos_token_ids, device=device)
     script, script_length = plan.script(device)
     # Padding repeats nothing: a copy of the first token stands in its place.
     own_ids = torch.where(attention_mask.bool(), input_ids, input_ids.gather(1, attention_mask.argmax(1, True)))
@@ -205,13 +205,6 @@ class _Steps:
         """Logits of other hidden states (N, H), through the model's own head."""
         config = self.model.config
         return transformed(self.model.get_output_embeddings()(hidden).float(), *logit_transform(config))
-
-
-def _table(model, thought: Thought) -> tuple[torch.Tensor | None, float, torch.dtype]:
-    """What `DenseLogits` needs to mix the whole vocabulary: cast to float32 once a rollout, and only if it is used."""
-    embedding = model.get_input_embeddings()
-    table = whole(embedding.weight).float() if thought.mixes_vocabulary else None
-    return table, embedding_scale(embedding), embedding.weight.dtype
 
 
 def _penalised(penalise, view: DenseLogits, prompt: torch.Tensor, shadow: torch.Tensor) -> DenseLogits:

@@ -20,9 +20,9 @@ import torch
 from transformers.utils import logging
 
 from ..dropout import evaluating
-from ..lookup import embedding_scale
+from ..lookup import mixing_table
 from ..record import SoftTokens
-from ..scoring import DenseLogits, logit_transform, transformed, whole
+from ..scoring import DenseLogits, logit_transform, transformed
 from .base import EngineOptions, Key, Parts, Plan, Rollout
 from .cache import SlotCache, probe, slots_attended
 from .state import Kept, Slots
@@ -352,10 +352,7 @@ class _Head:
 
     def __init__(self, model, thought, device):
         self.model, self.thought, self.hidden = model, thought, None
-        embedding = model.get_input_embeddings()
-        # Cast once a rollout, and only if the thought mixes the whole vocabulary.
-        table = whole(embedding.weight).float() if thought.mixes_vocabulary else None
-        self.table = table, embedding_scale(embedding), embedding.weight.dtype
+        self.table = mixing_table(model.get_input_embeddings(), thought.mixes_vocabulary)
 
     def watched(self) -> ExitStack:
         """Keep what the LM head is given, for thoughts made of it."""

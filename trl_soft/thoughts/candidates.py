@@ -3,24 +3,31 @@
 
 import torch
 
-from ..scoring import tempered
+from ..dense import DenseLogits, Logits, entropy_of, tempered
 
 
 def candidates(
-    logits: torch.Tensor, temperature: float, top_k: int, top_p: float = 1.0, min_p: float = 0.0
+    logits: Logits, temperature: float, top_k: int, top_p: float = 1.0, min_p: float = 0.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     The kept support of each row.
 
     Args:
-        logits (`torch.Tensor` of shape `(N, V)`).
+        logits (`Logits`, N rows).
         temperature (`float`), top_k (`int`, in `[1, V]`), top_p (`float`, in `(0, 1]`), min_p (`float`, in `[0, 1]`).
 
     Returns:
         ids (N, K) int64, most likely first, and log p (N, K) float32, renormalised over what is kept, -inf for what
         top-p or min-p cut. The most likely token is always kept.
     """
-    values, ids = logits.topk(top_k, dim=-1)
+    if isinstance(logits, DenseLogits) and logits.fused:
+        from ..kernels import tournament
+
+        if top_k <= tournament.LARGEST_K:
+            blocks = logits.blocks(temperature, exactly=False)
+            ids, _, log_p = tournament.candidates(blocks, temperature, top_k, top_p, min_p)
+            return ids, log_p
+    values, ids = logits.topk(top_k)
     log_p = torch.log_softmax(tempered(values.double(), temperature), dim=-1)
     p = log_p.exp()
     cut = p < min_p * p[:, :1]
@@ -40,3 +47,13 @@ def renormalised(z: torch.Tensor, kept: torch.Tensor, temperature: float) -> tor
     # In float64: where one p is close to 1, the gradient is a difference of numbers that agree, divided by T.
     z64 = z.double().masked_fill(~kept, -torch.inf)
     return torch.log_softmax(tempered(z64, temperature), dim=-1).to(z.dtype)
+
+
+def on_support(logits, ids: torch.Tensor, kept: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """`renormalised` of the logits of `ids` (N, K), and the entropy (N,) of it."""
+    if logits.fused:
+        from ..kernels.support import support
+
+        return support(logits.logits, ids, kept, temperature)
+    log_p = renormalised(logits.at(ids), kept, temperature)
+    return log_p, entropy_of(log_p)

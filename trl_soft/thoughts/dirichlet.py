@@ -20,9 +20,8 @@ import math
 
 import torch
 
-from ..scoring import entropy_of
 from .base import Thought
-from .candidates import candidates, renormalised
+from .candidates import candidates, on_support
 
 
 class Dirichlet(Thought):
@@ -42,7 +41,7 @@ class Dirichlet(Thought):
         self.concentration = concentration
 
     def sample(self, logits, noise):
-        ids, log_p = candidates(logits.dense(), self.temperature, self.top_k, self.top_p, self.min_p)
+        ids, log_p = candidates(logits, self.temperature, self.top_k, self.top_p, self.min_p)
         kept = ~log_p.isneginf()
         alpha = self._alpha(log_p, kept)
         log_gamma = noise.log_gamma(ids, alpha).masked_fill(~kept, -torch.inf)
@@ -62,12 +61,12 @@ class Dirichlet(Thought):
 
     def score(self, logits, action):
         kept = action["kept"]
-        log_p = renormalised(logits.at(action["ids"]), kept, self.temperature)
+        log_p, entropy = on_support(logits, action["ids"], kept, self.temperature)
         alpha = self._alpha(log_p, kept)
         log_y = action["log_weights"].masked_fill(~kept, 0.0)
         density = ((alpha * log_y - torch.lgamma(alpha)) * kept).sum(-1)
         density = density + math.lgamma(self.concentration)
-        return torch.where(kept.sum(-1) > 1, density, 0.0), entropy_of(log_p)
+        return torch.where(kept.sum(-1) > 1, density, 0.0), entropy
 
     def embed(self, action, embed):
         return embed.mix(self.weights(action), action["ids"])

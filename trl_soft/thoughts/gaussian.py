@@ -22,9 +22,8 @@ any other, fed and scored with its noise, as in the paper.
 
 import torch
 
-from ..scoring import entropy_of
 from .base import Thought
-from .candidates import candidates, renormalised
+from .candidates import candidates, on_support, renormalised
 
 
 class Gaussian(Thought):
@@ -51,7 +50,7 @@ class Gaussian(Thought):
         mean, _ = logits.mixture(self.temperature)
         embedding = mean + self.sigma * noise.normal(mean.size(-1))
         # What is scored is what was fed: rounded to the model's precision before it is remembered.
-        return {"embedding": embedding.to(logits.dtype)}, logits.dense().argmax(-1)
+        return {"embedding": embedding.to(logits.dtype)}, logits.argmax()
 
     def log_prob(self, logits, action):
         return self.score(logits, action)[0]
@@ -85,7 +84,7 @@ class HiddenGaussian(Gaussian):
         noisy = (hidden + self.sigma * noise.normal(hidden.size(-1))).to(logits.hidden.dtype)
         view = logits.of_hidden(noisy)
         mean, _ = view.mixture(self.temperature)
-        return {"hidden": noisy, "embedding": mean.to(logits.dtype)}, view.dense().argmax(-1)
+        return {"hidden": noisy, "embedding": mean.to(logits.dtype)}, view.argmax()
 
     def score(self, logits, action):
         return self._density(action["hidden"], logits.hidden.float()), logits.entropy(self.temperature)
@@ -105,7 +104,7 @@ class LogitsGaussian(Gaussian):
         self.top_k = top_k
 
     def sample(self, logits, noise):
-        z, ids = logits.dense().topk(self.top_k, dim=-1)
+        z, ids = logits.topk(self.top_k)
         kept = z.isfinite()
         noisy = z + self.sigma * noise.normal(z.size(-1))
         token = ids.gather(-1, noisy.argmax(-1, keepdim=True)).squeeze(-1)
@@ -113,7 +112,8 @@ class LogitsGaussian(Gaussian):
 
     def score(self, logits, action):
         z, kept = logits.at(action["ids"]), action["kept"]
-        return self._density(action["noisy"], _centred(z, kept)), entropy_of(renormalised(z, kept, self.temperature))
+        _, entropy = on_support(logits, action["ids"], kept, self.temperature)
+        return self._density(action["noisy"], _centred(z, kept)), entropy
 
     def embed(self, action, embed):
         return embed.mix(self.weights(action), action["ids"])
@@ -145,15 +145,15 @@ class ProbabilitiesGaussian(Gaussian):
         self.top_k, self.top_p, self.min_p = top_k, top_p, min_p
 
     def sample(self, logits, noise):
-        ids, log_p = candidates(logits.dense(), self.temperature, self.top_k, self.top_p, self.min_p)
+        ids, log_p = candidates(logits, self.temperature, self.top_k, self.top_p, self.min_p)
         kept = ~log_p.isneginf()
         noisy = (log_p.exp() + self.sigma * noise.normal(ids.size(-1))) * kept
         token = ids.gather(-1, noisy.masked_fill(~kept, -torch.inf).argmax(-1, keepdim=True)).squeeze(-1)
         return {"ids": ids, "noisy": noisy, "kept": kept}, token
 
     def score(self, logits, action):
-        log_p = renormalised(logits.at(action["ids"]), action["kept"], self.temperature)
-        return self._density(action["noisy"], log_p.exp()), entropy_of(log_p)
+        log_p, entropy = on_support(logits, action["ids"], action["kept"], self.temperature)
+        return self._density(action["noisy"], log_p.exp()), entropy
 
     def embed(self, action, embed):
         return embed.mix(self.weights(action), action["ids"])

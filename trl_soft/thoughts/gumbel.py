@@ -31,9 +31,9 @@ import math
 
 import torch
 
-from ..scoring import entropy_of
+from .. import kernels
 from .base import Thought
-from .candidates import candidates, renormalised
+from .candidates import candidates, on_support, renormalised
 
 
 DENSITIES = ("gumbel", "concrete", "softgrpo")
@@ -73,14 +73,22 @@ class Gumbel(Thought):
         self.scores_closing = density != "softgrpo"
 
     def sample(self, logits, noise):
-        ids, log_p = candidates(logits.dense(), self.temperature, self.top_k, self.top_p, self.min_p)
+        ids, log_p = candidates(logits, self.temperature, self.top_k, self.top_p, self.min_p)
+        closed = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+        if kernels.fused(ids.device):
+            from ..kernels import gumbel_thought
+
+            softgrpo = self.density == "softgrpo"
+            perturbed, kept, token = gumbel_thought.sample(
+                noise, ids, log_p, self.noise_scale, softgrpo, LOW=_CLAMP[0], HIGH=_CLAMP[1], EPSILON=_EPSILON
+            )
+            return {"ids": ids, "perturbed": perturbed, "kept": kept, "closed": closed}, token
         eps, kept = noise.gumbel(ids), ~log_p.isneginf()
         if self.density == "softgrpo":
             # All K slots enter: those that top-p cut stand at log 1e-6.
             eps, log_p = eps.clamp(*_CLAMP), torch.log(log_p.exp() + _EPSILON)
         perturbed = log_p + self.noise_scale * eps
         token = ids.gather(-1, perturbed.argmax(-1, keepdim=True)).squeeze(-1)
-        closed = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
         return {"ids": ids, "perturbed": perturbed, "kept": kept, "closed": closed}, token
 
     def close(self, action, closed, token):
@@ -92,14 +100,20 @@ class Gumbel(Thought):
         return renormalised(logits.at(action["ids"]), action["kept"], self.temperature)
 
     def log_prob(self, logits, action):
-        return self._log_prob(self.log_p(logits, action), action)
+        return self.score(logits, action)[0]
 
     def entropy(self, logits, action):
-        return entropy_of(self.log_p(logits, action))
+        return self.score(logits, action)[1]
 
     def score(self, logits, action):
-        log_p = self.log_p(logits, action)
-        return self._log_prob(log_p, action), entropy_of(log_p)
+        if logits.fused and self.has_density:
+            from ..kernels import gumbel_thought
+
+            constants = {"LOW": _CLAMP[0], "HIGH": _CLAMP[1], "EPSILON": _EPSILON, "EDGE": _EDGE}
+            density = DENSITIES.index(self.density)
+            return gumbel_thought.score(self, density, logits.logits, action, LOG_P_FLOOR=_LOG_P_FLOOR, **constants)
+        log_p, entropy = on_support(logits, action["ids"], action["kept"], self.temperature)
+        return self._log_prob(log_p, action), entropy
 
     def _log_prob(self, log_p, action):
         if not self.has_density:

@@ -25,7 +25,7 @@ class Latent(Thought):
         self.temperature = temperature
 
     def sample(self, logits, noise):
-        return {"embedding": logits.hidden, "entropy": logits.entropy(self.temperature)}, logits.dense().argmax(-1)
+        return {"embedding": logits.hidden, "entropy": logits.entropy(self.temperature)}, logits.argmax()
 
     def log_prob(self, logits, action):
         return torch.zeros_like(action["entropy"])  # a point mass

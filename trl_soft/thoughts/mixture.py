@@ -13,10 +13,10 @@ import math
 
 import torch
 
-from ..scoring import entropy_of
+from ..categorical import pick
+from ..dense import entropy_of
 from .base import Thought
-from .candidates import candidates, renormalised
-from .hard import inverse_cdf
+from .candidates import candidates, on_support
 
 
 class Mixture(Thought):
@@ -34,9 +34,9 @@ class Mixture(Thought):
         self.temperature, self.top_k, self.top_p, self.min_p, self.beta = temperature, top_k, top_p, min_p, beta
 
     def sample(self, logits, noise):
-        ids, log_p = candidates(logits.dense(), self.temperature, self.top_k, self.top_p, self.min_p)
+        ids, log_p = candidates(logits, self.temperature, self.top_k, self.top_p, self.min_p)
         p, kept = log_p.exp(), ~log_p.isneginf()
-        drawn = inverse_cdf(p, noise.uniform(1)).squeeze(-1)
+        drawn = pick(p, noise.uniform(1))
         h = entropy_of(log_p).unsqueeze(-1) / math.log(max(self.top_k, 2))
         one_hot = _one_hot(drawn, p)
         weights = (h * p + (self.beta + 1 - h) * one_hot) / (self.beta + 1)
@@ -54,8 +54,8 @@ class Mixture(Thought):
         return self.score(logits, action)[1]
 
     def score(self, logits, action):
-        log_p = renormalised(logits.at(action["ids"]), action["kept"], self.temperature)
-        return log_p.gather(-1, action["drawn"].unsqueeze(-1)).squeeze(-1), entropy_of(log_p)
+        log_p, entropy = on_support(logits, action["ids"], action["kept"], self.temperature)
+        return log_p.gather(-1, action["drawn"].unsqueeze(-1)).squeeze(-1), entropy
 
     def embed(self, action, embed):
         return embed.mix(action["weights"], action["ids"])

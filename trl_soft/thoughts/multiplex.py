@@ -15,9 +15,7 @@ does it).
 
 import torch
 
-from ..scoring import tempered
 from .base import Thought
-from .hard import inverse_cdf
 
 
 WEIGHTS = ("mean", "probability")
@@ -41,9 +39,11 @@ class Multiplex(Thought):
         self.draws = width if ratio == "draw" else 1
 
     def sample(self, logits, noise):
-        p = torch.softmax(tempered(logits.dense(), self.temperature), dim=-1)
-        ids = inverse_cdf(p, noise.uniform(self.width))
-        weights = p.gather(-1, ids) if self.weighting == "probability" else torch.ones_like(ids, dtype=p.dtype)
+        ids = logits.draw(noise.uniform(self.width), self.temperature)
+        if self.weighting == "probability":
+            weights = logits.log_prob(ids, self.temperature)[0].exp()
+        else:
+            weights = torch.ones_like(ids, dtype=torch.float32)
         closed = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
         return {"ids": ids, "weights": weights / weights.sum(-1, keepdim=True), "closed": closed}, ids[:, 0]
 

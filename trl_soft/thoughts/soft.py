@@ -9,7 +9,7 @@ A deterministic thought has no density: it serves evaluation, and training refus
 
 import torch
 
-from ..scoring import entropy_of
+from ..dense import entropy_of
 from .base import Thought
 from .candidates import candidates
 
@@ -31,7 +31,7 @@ class Soft(Thought):
         self.width = width
 
     def sample(self, logits, noise):
-        ids, log_p = candidates(logits.dense(), self.temperature, self.top_k, self.top_p, self.min_p)
+        ids, log_p = candidates(logits, self.temperature, self.top_k, self.top_p, self.min_p)
         ids, log_p = ids[:, : self.width], log_p[:, : self.width]
         return {"ids": ids, "log_weights": torch.log_softmax(log_p, dim=-1)}, ids[:, 0]
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import torch
 
+from ...dense import scaled, summed
 from ...lookup import Lookup
 from ...rows import mix_rows
 from ...scoring import DenseLogits, entropy_of
@@ -41,17 +42,19 @@ class Table(Lookup):
         if self.add is not None:
             here = (ids >= self.start) & (ids < self.end)
             ids, weights = torch.where(here, ids - self.start, 0), weights * here
-        return self._summed(mix_rows(weights, ids, self.weight())) * self.scale
+        return scaled(self._summed(mix_rows(weights, ids, self.weight())), self.scale)
 
     def mix_all(self, p: torch.Tensor) -> torch.Tensor:
-        """`sum_v p_v e_v` in float32: (N, V) -> (N, H)."""
+        """`sum_v p_v e_v` in float32, (N, V) -> (N, H); of numbers p (parts, N, V) in the table's dtype, see `summed`."""
         weight, count = self.weight(), self.end - self.start
+        if p.dim() == 3:
+            return scaled(self._summed(summed(p[:, :, self.start : self.end], weight[:count])), self.scale)
         tile = max(1, _TILE_ELEMENTS // weight.size(1))
         mixed = torch.zeros(len(p), weight.size(1), dtype=torch.float32, device=p.device)
         for first in range(0, count, tile):
             last = min(first + tile, count)
             mixed += p[:, self.start + first : self.start + last] @ weight[first:last].float()
-        return self._summed(mixed) * self.scale
+        return scaled(self._summed(mixed), self.scale)
 
     def rms(self) -> float:
         """Per-element RMS of what the model embeds, over the whole table."""
@@ -76,6 +79,9 @@ class ServedLogits(DenseLogits):
         assert self.project is not None
         return ServedLogits(self.project(hidden), self.served, self.dtype, hidden, self.project)
 
-    def mixture(self, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+    def _mixed(self, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.fused:
+            p, entropy = self.softmax(temperature, self.served.weight().dtype)
+            return self.served.mix_all(p), entropy
         log_p = self.log_softmax(temperature)
         return self.served.mix_all(log_p.exp()), entropy_of(log_p)

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compiles every kernel for devices that need not be there: `python -m tests.compiled_kernels 80 90`, without TRITON_INTERPRET.
+
+A kernel is a function of `trl_soft.kernels` under `triton.jit` whose name begins with `_`; others are parts of kernels.
+Prints a line for each, and ends with an error where one does not compile.
+"""
+
+import importlib
+import itertools
+import pkgutil
+import sys
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+from trl_soft import kernels
+
+
+# Types of parameters, by name; i32 where a name is not here. A name's second type is one more kernel.
+TYPES: dict[str, tuple[str, ...]] = {
+    "z": ("*bf16", "*fp32"),
+    "table": ("*bf16", "*fp32"),
+    "p": ("*fp32", "*bf16"),
+    "rest": ("*bf16",),
+    "seed": ("i64", "*i64"),
+    "generation": ("i64", "*i64"),
+    **dict.fromkeys(("key", "ids", "sample", "position", "token", "order", "index"), ("*i64",)),
+    **dict.fromkeys(("s", "t", "log_p", "entropy", "logits", "shape", "perturbed", "log_prob"), ("*fp32",)),
+    **dict.fromkeys(("weights",), ("*fp32",)),
+    **dict.fromkeys(("u", "normaliser"), ("*fp64",)),
+    **dict.fromkeys(("kept", "closed", "thinks"), ("*i1",)),
+    "tokens": ("*bf16",),
+    **dict.fromkeys(("temperature", "top_p", "min_p", "scale", "tau"), ("i64",)),
+}
+# A kernel's own, where its names mean something else.
+OWN = {("_uniform", "out"): ("*fp64",), ("_pick", "p"): ("*fp32",), ("_mix_where", "out"): ("*bf16",)}
+OUT = ("*fp32",)
+CONSTANTS: dict[str, tuple] = {
+    "ROWS": (8,),
+    "COUNT": (1024,),  # blocks of 152k logits
+    "WIDTH": (8,),
+    "LANES": (256,),
+    "KEYED": (False, True),
+    "SPLIT": (False, True),
+    "ONE": (False, True),
+    "RANKED": (False, True),
+    "SOFTGRPO": (False, True),
+    "DENSITY": (0, 1, 2),
+    "LOW": (-1.5,),
+    "HIGH": (3.0,),
+    "EPSILON": (1e-6,),
+    "EDGE": (1e-4,),
+    "LOG_P_FLOOR": (-3.0,),
+}
+
+
+def functions() -> list[JITFunction]:
+    modules = [
+        importlib.import_module(f"{kernels.__name__}.{module.name}")
+        for module in pkgutil.iter_modules(kernels.__path__)
+    ]
+    return [
+        value
+        for module in modules
+        for name, value in vars(module).items()
+        if isinstance(value, JITFunction) and name.startswith("_") and value.__module__ == module.__name__
+    ]
+
+
+def types_of(kernel: JITFunction) -> list[dict[str, str]]:
+    """Signatures: each of a parameter's types once, beside the first of all others."""
+    name = kernel.__name__
+    choices = {p.name: OWN.get((name, p.name), TYPES.get(p.name, ("i32",))) for p in kernel.params}
+    choices |= {p.name: ("constexpr",) for p in kernel.params if p.is_constexpr}
+    choices |= {"out": OWN.get((name, "out"), OUT)} if "out" in choices else {}
+    most = max(map(len, choices.values()))
+    made = [{name: of[min(i, len(of) - 1)] for name, of in choices.items()} for i in range(most)]
+    # Triton compiles a size of one as a constant.
+    one = {name for name in choices if name in ("K", "count", "size")}
+    return [*made, {name: "constexpr" if name in one else of for name, of in made[0].items()}] if one else made
+
+
+def compiled(kernel: JITFunction, capability: int) -> int:
+    """How many variants of it there are."""
+    names = [p.name for p in kernel.params if p.is_constexpr]
+    done = 0
+    for types in types_of(kernel):
+        for values in itertools.product(*(CONSTANTS[name] for name in names)):
+            constants = dict(zip(names, values, strict=True))
+            if "KEYED" in constants and constants["KEYED"] != types["seed"].startswith("*"):
+                continue
+            if "SPLIT" in constants and constants["SPLIT"] != (types["p"] == "*bf16"):
+                continue
+            constants |= {name: 1 for name, of in types.items() if of == "constexpr" and name not in constants}
+            source = ASTSource(fn=kernel, signature=types, constexprs=constants)
+            assert triton.compile(source, target=GPUTarget("cuda", capability, 32)).asm["cubin"]
+            done += 1
+    return done
+
+
+def main():
+    for kernel in functions():
+        for capability in map(int, sys.argv[1:]):
+            print(kernel.__name__, f"sm_{capability}", compiled(kernel, capability), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ceilings on what a captured step asks of a device, counted on tensors without memory (`make bench-steps`)."""
+
+import pytest
+import torch
+
+from benchmarks.steps import CASES, ENGINES, PHASES, Counter, Counts, count, counted
+
+
+SIZES = {"rows": 64, "vocabulary": 151_936, "hidden": 1536}
+LOGITS = SIZES["rows"] * SIZES["vocabulary"] * 2  # bytes, bfloat16
+# What draws and scores thoughts and answers: the rest of a step's forty kernels is for feeding and for writing down.
+DRAWN = ("sample", "answer")
+
+
+def of(case: str, way: str = "kernels", engine: str = "in_process", **sizes) -> Counts:
+    return count(engine, case, way, **{**SIZES, **sizes})
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("case", CASES)
+def test_nothing_is_read_by_the_host_and_forty_kernels_draw_and_score(case, engine):
+    counts = of(case, engine=engine)
+    assert counts.total("host_reads") == 0
+    assert counts.total("operations", DRAWN) <= 40, counts
+
+
+@pytest.mark.parametrize("case", ["hard", "gumbel"])
+def test_the_logits_are_read_once_by_gumbel_and_hard(case):
+    """Thought and answer at one temperature share one reading; their sums over blocks of 256 logits are 3 % of it."""
+    assert of(case).total("logits") <= 1.05 * LOGITS
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_no_thought_but_of_the_whole_vocabulary_reads_the_logits_more_than_twice(case):
+    passes = 10 if case in ("gaussian", "gaussian-hidden") else 2.1
+    assert of(case).total("logits") <= passes * LOGITS
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_operations_do_not_depend_on_the_number_of_rows(case):
+    many, few = of(case), of(case, rows=2)
+    assert all(many[phase]["operations"] == few[phase]["operations"] for phase in PHASES)
+
+
+def test_hard_and_soft_move_as_many_bytes():
+    hard, soft = of("hard").total("bytes"), of("gumbel").total("bytes")
+    assert 0.9 <= soft / hard <= 1.1
+
+
+def test_the_counter_counts():
+    """By hand: three operations of 12 float32 numbers, and what waits for the device."""
+    counter, x = Counter(10**9), torch.ones(3, 4)
+    with counted(counter), counter.within("sample"):
+        y = (x + x).exp_()  # reads x twice and writes; reads and writes
+        y.view(4, 3).sum()  # the view is free; reads 12, writes one
+    assert counter.counts["sample"]["operations"] == 3
+    assert counter.counts["sample"]["bytes"] == 4 * (3 * 12 + 2 * 12 + 12 + 1)
+    for read in (
+        lambda: x.sum().item(),
+        lambda: x[x > 2],
+        lambda: x.nonzero(),
+        lambda: x.tolist(),
+        lambda: x.cpu(),
+        lambda: bool(x.sum() > 0),
+        lambda: x.masked_select(x > 2),
+        lambda: x.index_put_((x > 2,), torch.tensor(0.0)),
+    ):
+        counter = Counter(10**9)
+        with counted(counter):
+            read()
+        assert counter.counts.total("host_reads") >= 1

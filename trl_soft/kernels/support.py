@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is computed of K candidates, a row a program: log p and entropy on the support, and draws by the inverse CDF.
+
+The formulas of `renormalised` (`trl_soft.thoughts.candidates`), `entropy_of` (`trl_soft.scoring`) and `inverse_cdf`
+(`trl_soft.categorical`), in float64.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from . import bits, launch, nbytes, power_of_two
+from .blocks import SCALARS, below, double
+from .tournament import log_softmax
+
+
+_LOWEST = tl.constexpr(-1e15)
+# Candidates that a program draws from: it compares each with each.
+LARGEST_K = 128
+
+
+@triton.jit
+def log_p_of(z, ids, kept, temperature):
+    """log softmax(z/T) over what is kept of the candidates of a row, -inf elsewhere, float64."""
+    x = tl.load(z + ids, mask=kept, other=float("-inf")).to(tl.float64)
+    return log_softmax((x - tl.max(x, 0)) / double(temperature), kept)
+
+
+@triton.jit
+def entropy_of(log_p):
+    return -tl.sum(tl.exp(log_p) * tl.maximum(log_p, _LOWEST), 0)
+
+
+@triton.jit(do_not_specialize=SCALARS)
+def _support(z, stride, ids, kept, log_p, entropy, K, temperature, WIDTH: tl.constexpr):
+    n, k = tl.program_id(0).to(tl.int64), tl.arange(0, WIDTH)
+    at, inside = n * K + k, k < K
+    kept = inside & (tl.load(kept + at, mask=inside, other=0) != 0)
+    log = log_p_of(z + n * stride, tl.load(ids + at, mask=inside, other=0), kept, temperature)
+    tl.store(log_p + at, log.to(tl.float32), mask=inside)
+    tl.store(entropy + n, entropy_of(log).to(tl.float32))
+
+
+def support(
+    logits: torch.Tensor, ids: torch.Tensor, kept: torch.Tensor, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`logits` (N, V), `ids` and `kept` (N, K): log p on the support (N, K) and its entropy (N,), float32."""
+    log_p = torch.empty(ids.shape, dtype=torch.float32, device=ids.device)
+    entropy = torch.empty(len(ids), dtype=torch.float32, device=ids.device)
+    rows = logits, logits.stride(0), ids.contiguous(), kept.contiguous(), log_p, entropy
+
+    def moved() -> int:
+        return nbytes(ids, kept, log_p, entropy) + ids.numel() * logits.element_size()
+
+    launch(_support, (len(ids),), *rows, ids.size(1), bits(temperature), moved=moved, WIDTH=power_of_two(ids.size(1)))
+    return log_p, entropy
+
+
+@triton.jit
+def _pick(p, order, u, index, K, RANKED: tl.constexpr, WIDTH: tl.constexpr):
+    n, k = tl.program_id(0).to(tl.int64), tl.arange(0, WIDTH)
+    at, inside = n * K + k, k < K
+    p = tl.load(p + at, mask=inside, other=0.0).to(tl.float64)
+    order = k.to(tl.int64) if RANKED else tl.load(order + at, mask=inside, other=0)
+    before = inside[None, :] & (order[None, :] <= order[:, None])
+    cdf = tl.sum(tl.where(before, p[None, :], 0.0), 1)  # of each candidate and of those before it in the order
+    total = tl.sum(p, 0)
+    x = tl.minimum(tl.load(u + n) * total, below(total))
+    # The first slice that ends above u. Where rounding leaves none, and where p is NaN: the last that has a width.
+    last = tl.max(tl.where(inside & (p > 0), order, -1), 0)
+    first = tl.min(tl.where(inside & (cdf > x), order, last), 0)
+    first = tl.where(first < 0, tl.max(tl.where(inside, order, -1), 0), first)
+    tl.store(index + n, tl.max(tl.where(inside & (order == first), k, 0), 0).to(tl.int64))
+
+
+def pick(p: torch.Tensor, u: torch.Tensor, order: torch.Tensor | None) -> torch.Tensor:
+    """`trl_soft.categorical.pick`."""
+    index = torch.empty(len(p), dtype=torch.int64, device=p.device)
+    rows = p.contiguous(), index if order is None else order.contiguous(), u.contiguous(), index
+    constants = {"RANKED": order is None, "WIDTH": power_of_two(p.size(1))}
+
+    def moved() -> int:
+        return nbytes(p, u, index) + (0 if order is None else nbytes(order))
+
+    launch(_pick, (len(p),), *rows, p.size(1), moved=moved, **constants)
+    return index
