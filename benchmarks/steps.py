@@ -225,7 +225,7 @@ def in_process(settings: dict, rows: int, vocabulary: int, hidden: int) -> Count
         return DenseLogits(z, table if thought.mixes_vocabulary else None, 1.0, torch.bfloat16, **head)
 
     def feed() -> None:
-        ids, record = slots.fed(rows)
+        ids, record = slots.fed(rows, slots.position(rows))
         if record is not None:
             record.feed(ids, states.unsqueeze(1), Lookup(embedding))  # the embedding of ids is the model's
 

@@ -35,7 +35,12 @@ TYPES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("temperature", "top_p", "min_p", "scale", "tau"), ("i64",)),
 }
 # A kernel's own, where its names mean something else.
-OWN = {("_uniform", "out"): ("*fp64",), ("_pick", "p"): ("*fp32",), ("_mix_where", "out"): ("*bf16",)}
+OWN = {
+    ("_uniform", "out"): ("*fp64",),
+    ("_pick", "p"): ("*fp32",),
+    ("_centred", "z"): ("*fp32",),
+    ("_mix_where", "out"): ("*bf16",),
+}
 OUT = ("*fp32",)
 CONSTANTS: dict[str, tuple] = {
     "ROWS": (8,),

@@ -21,7 +21,8 @@ from trl_soft.lookup import Lookup
 from trl_soft.noise import KeyedNoise
 from trl_soft.rows import mix_rows
 from trl_soft.thoughts import DENSITIES, Gumbel, Hard, Mixture
-from trl_soft.thoughts.candidates import candidates, renormalised
+from trl_soft.thoughts.candidates import candidates, renormalised, softmax_on
+from trl_soft.thoughts.gaussian import _centred
 
 
 ULP = 2.0**-23
@@ -213,7 +214,7 @@ def test_no_gradient_is_lost_to_a_kernel():
 
 
 def test_support():
-    from trl_soft.kernels.support import support
+    from trl_soft.kernels.support import centred, support
 
     z = logits(3, 300)
     ids = torch.stack([torch.randperm(300)[:6] for _ in range(3)])
@@ -223,6 +224,10 @@ def test_support():
         theirs = renormalised(z.gather(-1, ids), kept, temperature)
         close(log_p, theirs)
         close(entropy, entropy_of(theirs), 8, atol=8 * ULP)
+        z_k = z.gather(-1, ids)
+        close(*ways(lambda z=z_k, T=temperature: softmax_on(z, kept, T)), 4)
+    ours, theirs = centred(z_k, kept), _centred(z_k, kept, False)
+    close(ours, theirs, 4, atol=64 * ULP)  # of logits up to 16
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -32,28 +32,52 @@ def entropy_of(log_p):
 
 
 @triton.jit(do_not_specialize=SCALARS)
-def _support(z, stride, ids, kept, log_p, entropy, K, temperature, WIDTH: tl.constexpr):
+def _support(z, stride, ids, kept, log_p, entropy, K, temperature, RANKED: tl.constexpr, WIDTH: tl.constexpr):
     n, k = tl.program_id(0).to(tl.int64), tl.arange(0, WIDTH)
     at, inside = n * K + k, k < K
     kept = inside & (tl.load(kept + at, mask=inside, other=0) != 0)
-    log = log_p_of(z + n * stride, tl.load(ids + at, mask=inside, other=0), kept, temperature)
+    ids = k if RANKED else tl.load(ids + at, mask=inside, other=0)
+    log = log_p_of(z + n * stride, ids, kept, temperature)
     tl.store(log_p + at, log.to(tl.float32), mask=inside)
     tl.store(entropy + n, entropy_of(log).to(tl.float32))
 
 
 def support(
-    logits: torch.Tensor, ids: torch.Tensor, kept: torch.Tensor, temperature: float
+    logits: torch.Tensor, ids: torch.Tensor | None, kept: torch.Tensor, temperature: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`logits` (N, V), `ids` and `kept` (N, K): log p on the support (N, K) and its entropy (N,), float32."""
-    log_p = torch.empty(ids.shape, dtype=torch.float32, device=ids.device)
-    entropy = torch.empty(len(ids), dtype=torch.float32, device=ids.device)
-    rows = logits, logits.stride(0), ids.contiguous(), kept.contiguous(), log_p, entropy
+    """
+    `logits` (N, V), `ids` and `kept` (N, K): log p on the support (N, K) and its entropy (N,), float32. Without ids the logits are
+    those of the candidates, (N, K).
+    """
+    log_p = torch.empty(kept.shape, dtype=torch.float32, device=kept.device)
+    entropy = torch.empty(len(kept), dtype=torch.float32, device=kept.device)
+    kept, K = kept.contiguous(), kept.size(1)
+    logits = logits if logits.stride(-1) == 1 else logits.contiguous()
+    rows = logits, logits.stride(0), kept if ids is None else ids.contiguous(), kept, log_p, entropy
 
     def moved() -> int:
-        return nbytes(ids, kept, log_p, entropy) + ids.numel() * logits.element_size()
+        return nbytes(kept, log_p, entropy) + kept.numel() * (logits.element_size() + (0 if ids is None else 8))
 
-    launch(_support, (len(ids),), *rows, ids.size(1), bits(temperature), moved=moved, WIDTH=power_of_two(ids.size(1)))
+    constants = {"RANKED": ids is None, "WIDTH": power_of_two(K)}
+    launch(_support, (len(kept),), *rows, K, bits(temperature), moved=moved, **constants)
     return log_p, entropy
+
+
+@triton.jit
+def _centred(z, kept, out, K, WIDTH: tl.constexpr):
+    n, k = tl.program_id(0).to(tl.int64), tl.arange(0, WIDTH)
+    at, inside = n * K + k, k < K
+    kept = inside & (tl.load(kept + at, mask=inside, other=0) != 0)
+    x = tl.load(z + at, mask=kept, other=0.0).to(tl.float32)
+    mean = tl.sum(x, 0) / tl.sum(kept.to(tl.float32), 0)
+    tl.store(out + at, tl.where(kept, x - mean, 0.0), mask=inside)
+
+
+def centred(z: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """`z` (N, K) less its mean over what is kept, zero elsewhere, float32."""
+    out = torch.empty(z.shape, dtype=torch.float32, device=z.device)
+    launch(_centred, (len(z),), z.contiguous(), kept.contiguous(), out, z.size(1), WIDTH=power_of_two(z.size(1)))
+    return out
 
 
 @triton.jit

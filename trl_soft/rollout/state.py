@@ -9,6 +9,7 @@ import torch
 from ..noise import KeyedNoise
 from ..record import SoftTokens
 from ..scoring import DenseLogits
+from . import book
 from .base import Key, Plan, Rollout, forced_row, packed
 from .columns import FLAGS, NUMBERS, begin, block_shapes, by_name
 from .rules import Rules
@@ -111,16 +112,17 @@ class Slots:
         now = self._of(size)
         return now.prompt_length - 1 + now.t
 
-    def fed(self, size: int) -> tuple[torch.Tensor, SoftTokens | None]:
-        """What the next step feeds: ids (size, 1), and the thoughts in their place."""
+    def fed(self, size: int, position: torch.Tensor) -> tuple[torch.Tensor, SoftTokens | None]:
+        """What the next step feeds at its `position` (size,): ids (size, 1), and the thoughts in their place."""
         now = self._of(size)
-        last, begun = (now.t - 1).clamp(min=0), now.t > 0
-        ids = torch.where(begun, now.ids[now.index, last], now.prompt).unsqueeze(1)
+        last, thoughts = book.thoughts_at(self.blocks, now.index, position)
+        ids = torch.where(now.t > 0, now.ids[now.index, last], now.prompt).unsqueeze(1)
         if self.plan.thought.is_token or not self.action:
             return ids, None
-        thoughts = (now.thinking_mask[now.index, last] & begun).unsqueeze(1)
-        action = {name: value[now.index, last].unsqueeze(1) for name, value in self.action.items()}
-        return ids, SoftTokens(self.plan.thought, thoughts, action, torch.zeros_like(thoughts, dtype=torch.float32))
+        thought = self.plan.thought
+        action = {name: self.action[name][now.index, last].unsqueeze(1) for name in thought.fed}
+        # Of a record that is fed no more is read: the others are columns of the right shape.
+        return ids, SoftTokens(thought, thoughts.unsqueeze(1), action, now.log_probs[:, :1], now.forced_mask[:, :1])
 
     def advance(self, size: int, logits: DenseLogits, every_row: bool) -> None:
         """

@@ -289,8 +289,9 @@ class _Run:
         self.graphs[self.size] = graph
 
     def _step(self, reach: int) -> None:
-        ids, record = self.slots.fed(self.size)
-        position = self.slots.position(self.size).clamp(max=self.cache.length - 1)
+        position = self.slots.position(self.size)
+        ids, record = self.slots.fed(self.size, position)
+        position = position.clamp(max=self.cache.length - 1)
         self.cache.decode(self.size, position, reach)
         inputs = {"soft_tokens": record} if record is not None else {}
         output = self.model(

@@ -31,6 +31,7 @@ class Thought:
         mixes_vocabulary (`bool`): whether it asks the logits for a `mixture` of the whole embedding table.
         needs_hidden (`bool`): whether it asks the logits for the `hidden` state they were made from.
         detach_inputs (`bool`): whether what it feeds passes no gradient to the embedding table.
+        fed (`tuple` of `str`): the tensors of the action that `embed` reads.
         draws (`int`): D, the ratios a position has in the loss; above 1 only for thoughts of independent draws.
     """
 
@@ -42,6 +43,7 @@ class Thought:
     mixes_vocabulary = False
     needs_hidden = False
     detach_inputs = False
+    fed: tuple[str, ...] = ("ids", "weights")
     draws = 1
 
     def key(self) -> tuple:

@@ -3,6 +3,7 @@
 
 import torch
 
+from .. import kernels
 from ..dense import DenseLogits, Logits, entropy_of, tempered
 
 
@@ -47,6 +48,15 @@ def renormalised(z: torch.Tensor, kept: torch.Tensor, temperature: float) -> tor
     # In float64: where one p is close to 1, the gradient is a difference of numbers that agree, divided by T.
     z64 = z.double().masked_fill(~kept, -torch.inf)
     return torch.log_softmax(tempered(z64, temperature), dim=-1).to(z.dtype)
+
+
+def softmax_on(z: torch.Tensor, kept: torch.Tensor, temperature: float) -> torch.Tensor:
+    """softmax(z/T) of the kept candidates (N, K), for weights that are data; zero off `kept`."""
+    if kernels.fused(z.device) and not z.requires_grad and z.dtype == torch.float32:
+        from ..kernels.support import support
+
+        return support(z, None, kept, temperature)[0].exp()
+    return renormalised(z, kept, temperature).exp()
 
 
 def on_support(logits, ids: torch.Tensor, kept: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:

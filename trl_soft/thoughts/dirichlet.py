@@ -35,6 +35,7 @@ class Dirichlet(Thought):
 
     name = "dirichlet"
     closes_one_hot = False
+    fed = ("ids", "log_weights")
 
     def __init__(self, temperature=0.6, top_k=5, top_p=0.95, min_p=0.0, concentration: float = 1.0):
         self.temperature, self.top_k, self.top_p, self.min_p = temperature, top_k, top_p, min_p
@@ -42,16 +43,16 @@ class Dirichlet(Thought):
 
     def sample(self, logits, noise):
         ids, log_p = candidates(logits, self.temperature, self.top_k, self.top_p, self.min_p)
-        kept = ~log_p.isneginf()
-        alpha = self._alpha(log_p, kept)
-        log_gamma = noise.log_gamma(ids, alpha).masked_fill(~kept, -torch.inf)
+        kept = log_p != -torch.inf
+        log_gamma = torch.where(kept, noise.log_gamma(ids, self._alpha(log_p)), -torch.inf)
         log_y = torch.log_softmax(log_gamma, dim=-1)  # y_i = g_i / sum_j g_j, g_i ~ Gamma(alpha p_i)
         token = ids.gather(-1, log_y.argmax(-1, keepdim=True)).squeeze(-1)
         return {"ids": ids, "log_weights": log_y, "kept": kept}, token
 
-    def _alpha(self, log_p, kept):
+    def _alpha(self, log_p):
         # A probability that underflowed has no gamma function; it is held at 1e-30, whose variates float32 can hold.
-        return (self.concentration * log_p.exp()).masked_fill(~kept, 1.0).clamp(min=1e-30)
+        p = log_p.exp()
+        return (p if self.concentration == 1.0 else self.concentration * p).clamp(min=1e-30)
 
     def log_prob(self, logits, action):
         return self.score(logits, action)[0]
@@ -62,11 +63,14 @@ class Dirichlet(Thought):
     def score(self, logits, action):
         kept = action["kept"]
         log_p, entropy = on_support(logits, action["ids"], kept, self.temperature)
-        alpha = self._alpha(log_p, kept)
-        log_y = action["log_weights"].masked_fill(~kept, 0.0)
-        density = ((alpha * log_y - torch.lgamma(alpha)) * kept).sum(-1)
+        alpha = self._alpha(log_p)
+        log_y = torch.where(kept, action["log_weights"], 0.0)
+        density = torch.where(kept, alpha * log_y - torch.lgamma(alpha), 0.0).sum(-1)
+        if self.concentration == 1.0:
+            return density, entropy  # log G(1) = 0, and so is the density of one token
         density = density + math.lgamma(self.concentration)
-        return torch.where(kept.sum(-1) > 1, density, 0.0), entropy
+        # The first candidate is always kept.
+        return torch.where(kept[:, 1:].any(-1), density, 0.0), entropy
 
     def embed(self, action, embed):
         return embed.mix(self.weights(action), action["ids"])

@@ -23,7 +23,7 @@ any other, fed and scored with its noise, as in the paper.
 import torch
 
 from .base import Thought
-from .candidates import candidates, on_support, renormalised
+from .candidates import candidates, on_support, softmax_on
 
 
 class Gaussian(Thought):
@@ -41,6 +41,7 @@ class Gaussian(Thought):
     name = "gaussian"
     closes_one_hot = False
     mixes_vocabulary = True
+    fed: tuple[str, ...] = ("embedding",)
 
     def __init__(self, temperature: float = 0.5, sigma: float = 1.0):
         self.temperature, self.sigma = temperature, sigma
@@ -48,7 +49,7 @@ class Gaussian(Thought):
 
     def sample(self, logits, noise):
         mean, _ = logits.mixture(self.temperature)
-        embedding = mean + self.sigma * noise.normal(mean.size(-1))
+        embedding = torch.add(mean, noise.normal(mean.size(-1)), alpha=self.sigma)
         # What is scored is what was fed: rounded to the model's precision before it is remembered.
         return {"embedding": embedding.to(logits.dtype)}, logits.argmax()
 
@@ -65,7 +66,7 @@ class Gaussian(Thought):
     def _density(self, drawn: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
         if not self.has_density:
             return torch.zeros(len(mean), device=mean.device)  # a point mass
-        return -(drawn.to(mean.dtype) - mean).square().sum(-1) / (2 * self.sigma**2)
+        return (drawn.to(mean.dtype) - mean).square().sum(-1) / (-2 * self.sigma**2)
 
     def embed(self, action, embed):
         return action["embedding"]
@@ -81,7 +82,7 @@ class HiddenGaussian(Gaussian):
 
     def sample(self, logits, noise):
         hidden = logits.hidden.float()
-        noisy = (hidden + self.sigma * noise.normal(hidden.size(-1))).to(logits.hidden.dtype)
+        noisy = torch.add(hidden, noise.normal(hidden.size(-1)), alpha=self.sigma).to(logits.hidden.dtype)
         view = logits.of_hidden(noisy)
         mean, _ = view.mixture(self.temperature)
         return {"hidden": noisy, "embedding": mean.to(logits.dtype)}, view.argmax()
@@ -98,6 +99,7 @@ class LogitsGaussian(Gaussian):
     """
 
     mixes_vocabulary = False
+    fed = ("ids", "noisy", "kept")
 
     def __init__(self, temperature: float = 0.5, sigma: float = 1.0, top_k: int = 50):
         super().__init__(temperature, sigma)
@@ -105,27 +107,31 @@ class LogitsGaussian(Gaussian):
 
     def sample(self, logits, noise):
         z, ids = logits.topk(self.top_k)
-        kept = z.isfinite()
-        noisy = z + self.sigma * noise.normal(z.size(-1))
+        kept = z > -torch.inf
+        noisy = torch.add(z, noise.normal(z.size(-1)), alpha=self.sigma)
         token = ids.gather(-1, noisy.argmax(-1, keepdim=True)).squeeze(-1)
-        return {"ids": ids, "noisy": _centred(noisy, kept), "kept": kept}, token
+        return {"ids": ids, "noisy": _centred(noisy, kept, logits.fused), "kept": kept}, token
 
     def score(self, logits, action):
         z, kept = logits.at(action["ids"]), action["kept"]
         _, entropy = on_support(logits, action["ids"], kept, self.temperature)
-        return self._density(action["noisy"], _centred(z, kept)), entropy
+        return self._density(action["noisy"], _centred(z, kept, logits.fused)), entropy
 
     def embed(self, action, embed):
         return embed.mix(self.weights(action), action["ids"])
 
     def weights(self, action):
-        return renormalised(action["noisy"], action["kept"], self.temperature).exp()
+        return softmax_on(action["noisy"], action["kept"], self.temperature)
 
 
-def _centred(z: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+def _centred(z: torch.Tensor, kept: torch.Tensor, fused: bool) -> torch.Tensor:
     """z less its mean over what is kept, zero elsewhere."""
-    z = z.masked_fill(~kept, 0.0)
-    return (z - z.sum(-1, keepdim=True) / kept.sum(-1, keepdim=True)).masked_fill(~kept, 0.0)
+    if fused:
+        from ..kernels.support import centred
+
+        return centred(z, kept)
+    z = torch.where(kept, z, 0.0)
+    return torch.where(kept, z - z.sum(-1, keepdim=True) / kept.sum(-1, keepdim=True), 0.0)
 
 
 class ProbabilitiesGaussian(Gaussian):
@@ -139,6 +145,7 @@ class ProbabilitiesGaussian(Gaussian):
     """
 
     mixes_vocabulary = False
+    fed = ("ids", "noisy")
 
     def __init__(self, temperature=1.0, sigma=0.05, top_k=5, top_p=0.95, min_p=0.0):
         super().__init__(temperature, sigma)
@@ -146,9 +153,9 @@ class ProbabilitiesGaussian(Gaussian):
 
     def sample(self, logits, noise):
         ids, log_p = candidates(logits, self.temperature, self.top_k, self.top_p, self.min_p)
-        kept = ~log_p.isneginf()
-        noisy = (log_p.exp() + self.sigma * noise.normal(ids.size(-1))) * kept
-        token = ids.gather(-1, noisy.masked_fill(~kept, -torch.inf).argmax(-1, keepdim=True)).squeeze(-1)
+        kept = log_p != -torch.inf
+        noisy = torch.add(log_p.exp(), noise.normal(ids.size(-1)), alpha=self.sigma) * kept
+        token = ids.gather(-1, torch.where(kept, noisy, -torch.inf).argmax(-1, keepdim=True)).squeeze(-1)
         return {"ids": ids, "noisy": noisy, "kept": kept}, token
 
     def score(self, logits, action):

@@ -56,6 +56,7 @@ class Gumbel(Thought):
     """
 
     name = "gumbel"
+    fed = ("ids", "perturbed")
 
     def __init__(
         self,

@@ -23,6 +23,7 @@ class Hard(Thought):
 
     name = "hard"
     is_token = True
+    fed = ("ids",)
 
     def __init__(self, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float | None = None):
         self.temperature, self.top_k, self.top_p, self.min_p = temperature, top_k or 0, top_p, min_p or 0.0

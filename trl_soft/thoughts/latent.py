@@ -20,6 +20,7 @@ class Latent(Thought):
     has_density = False
     closes_one_hot = False
     needs_hidden = True
+    fed = ("embedding",)
 
     def __init__(self, temperature: float = 1.0):
         self.temperature = temperature

@@ -14,7 +14,6 @@ import math
 import torch
 
 from ..categorical import pick
-from ..dense import entropy_of
 from .base import Thought
 from .candidates import candidates, on_support
 
@@ -35,11 +34,11 @@ class Mixture(Thought):
 
     def sample(self, logits, noise):
         ids, log_p = candidates(logits, self.temperature, self.top_k, self.top_p, self.min_p)
-        p, kept = log_p.exp(), ~log_p.isneginf()
+        p, kept = log_p.exp(), log_p != -torch.inf
         drawn = pick(p, noise.uniform(1))
-        h = entropy_of(log_p).unsqueeze(-1) / math.log(max(self.top_k, 2))
-        one_hot = _one_hot(drawn, p)
-        weights = (h * p + (self.beta + 1 - h) * one_hot) / (self.beta + 1)
+        # h/(beta + 1), the share of p: w = share p + (1 - share) 1{i = x}
+        share = torch.special.entr(p).sum(-1, keepdim=True) / (math.log(max(self.top_k, 2)) * (self.beta + 1))
+        weights = torch.lerp(_one_hot(drawn, p), p, share)
         token = ids.gather(-1, drawn.unsqueeze(-1)).squeeze(-1)
         return {"ids": ids, "weights": weights, "kept": kept, "drawn": drawn}, token
 
@@ -66,4 +65,4 @@ class Mixture(Thought):
 
 def _one_hot(index: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """(N,) -> (N, K) of the type of `like` (N, K). torch's `one_hot` makes int64 and, off CUDA, reads the largest index."""
-    return (torch.arange(like.size(-1), device=like.device) == index.unsqueeze(-1)).to(like.dtype)
+    return torch.zeros_like(like).scatter_(-1, index.unsqueeze(-1), 1.0)

@@ -41,11 +41,11 @@ class Multiplex(Thought):
     def sample(self, logits, noise):
         ids = logits.draw(noise.uniform(self.width), self.temperature)
         if self.weighting == "probability":
-            weights = logits.log_prob(ids, self.temperature)[0].exp()
+            weights = torch.softmax(logits.log_prob(ids, self.temperature)[0], dim=-1)
         else:
-            weights = torch.ones_like(ids, dtype=torch.float32)
+            weights = torch.full_like(ids, 1 / self.width, dtype=torch.float32)
         closed = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
-        return {"ids": ids, "weights": weights / weights.sum(-1, keepdim=True), "closed": closed}, ids[:, 0]
+        return {"ids": ids, "weights": weights, "closed": closed}, ids[:, 0]
 
     def close(self, action, closed, token):
         one_hot = torch.zeros_like(action["weights"])

@@ -25,6 +25,7 @@ class Soft(Thought):
 
     name = "soft"
     has_density = False
+    fed = ("ids", "log_weights")
 
     def __init__(self, temperature: float, top_k: int, top_p: float = 1.0, min_p: float = 0.0, width: int = 10):
         self.temperature, self.top_k, self.top_p, self.min_p = temperature, top_k, top_p, min_p
