@@ -165,11 +165,10 @@ def test_plans_of_a_thought_are_drawn_in_one_call(how):
         (member,) = Members(pool).of(slots, np.ones(count, dtype=bool)).drawn
         for t in range(STEPS):
             pool.step(member.number, member.slots, member.index, served(list(range(count)), t))
-    lengths = set()
+        alone = [of_slots(made, [slot]) for slot, made in enumerate(plans)]
     for slot, made in enumerate(plans):
-        alone = of_slots(made, [slot])
-        assert_same(read(pool, [slot], made), alone)
-        lengths.add(int(alone.thinking_length))
+        assert_same(read(pool, [slot], made), alone[slot])
+    lengths = {int(rollout.thinking_length) for rollout in alone}
     assert len(lengths) > 2
 
 

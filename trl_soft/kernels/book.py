@@ -216,7 +216,7 @@ def decide(rows, rules, thought_token, answer_token, cold, closes_as_token: bool
         blocks["numbers"], _bytes(blocks["flags"]), masks, blocks["ids"],
         blocks["numbers"] if undo is None else undo["numbers"], masks if undo is None else _bytes(undo["flags"]), index,
         rules.numbers, rules.eos, rules.scripts, rules.script_ids, rules.classes, rules.matches, rules.kinds, rules.cold_entropy,
-        thought_token, answer_token, rules.cold_entropy if cold is None else cold,
+        thought_token.contiguous(), answer_token.contiguous(), rules.cold_entropy if cold is None else cold.contiguous(),
         token, written, t, _bytes(flags),
         n, blocks["ids"].size(1),
         UNDO=0 if undo is None else undo["numbers"].size(1), TEXTS=rules.texts, COLD=cold is not None,
