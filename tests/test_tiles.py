@@ -204,6 +204,20 @@ def test_a_gaussian_thought_of_bfloat16_weights_is_scored_as_it_was_drawn():
     assert (thought._density(action["embedding"], in_one) - drawn).abs().mean() > 0.01
 
 
+def test_small_probabilities_keep_their_digits():
+    """
+    Two tokens 40 to 80 temperatures apart: log p of the likelier is -exp(-gap/T) to float32's digits. A power of one product would
+    be off by half an eps times its exponent, 5e-6.
+    """
+    hidden, temperature = torch.linspace(0.5, 1.0, 65)[1:, None], 0.0123
+    head, table = torch.nn.Linear(1, 2, bias=False), torch.nn.Embedding(2, 1)
+    head.weight.data = torch.tensor([[1.0], [0.0]])
+    with kernels.interpreted():
+        log_p, _ = HeadLogits(hidden, head, table).log_prob(torch.zeros(64, 1, dtype=torch.long), temperature)
+    exact = -torch.log1p(torch.exp(-hidden.double() / temperature))
+    torch.testing.assert_close(log_p.detach().double(), exact, rtol=1e-6, atol=0)
+
+
 def test_an_incoming_gradient_is_rounded_once():
     """
     Rows of E that are alike: of <g, E_v - mean> almost all cancels, and what is left is that of one rounded g. Were g rounded
