@@ -92,7 +92,11 @@ class _Dot(torch.autograd.Function):
         d_hidden = d_table = None
         with ctx.gathered(table):
             x = hidden.to(g.dtype)
-            if ctx.needs_input_grad[0]:
+            if ctx.needs_input_grad[0] and x.dtype == torch.float32 and kernels.fused(table.device):
+                from .kernels.row_mixtures import mix
+
+                d_hidden = mix(g, ids.long(), table).to(hidden.dtype)
+            elif ctx.needs_input_grad[0]:
                 d_hidden = torch.zeros_like(x)
                 for c, i in _columns(g, ids):
                     d_hidden.addcmul_(c.unsqueeze(-1), table.index_select(0, i).to(x.dtype))
