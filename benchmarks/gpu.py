@@ -21,6 +21,7 @@ import time
 
 import scoring
 import torch
+from ends import Never
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from trl_soft.forward import soft_tokens_added
@@ -32,12 +33,6 @@ from trl_soft.thoughts import Gaussian, Gumbel, Hard
 V, CONTEXT, K = 151_936, 2048, 10
 # Bytes a second, from the makers' data sheets.
 BANDWIDTH = {"H200": 4.8e12, "H100": 3.35e12, "A100-SXM4-80GB": 2.04e12, "B200": 8.0e12}
-
-
-class Never:
-    """A thought that does not end itself."""
-
-    is_token, ids = True, (-1,)
 
 
 def model() -> Qwen2ForCausalLM:

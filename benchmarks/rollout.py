@@ -24,6 +24,7 @@ import statistics
 import time
 
 import torch
+from ends import Never
 from measure import interleaved, peak
 from transformers import Qwen2Config, Qwen2ForCausalLM, StoppingCriteria, StoppingCriteriaList
 
@@ -37,12 +38,6 @@ from trl_soft.thoughts import Gaussian, Gumbel, Hard
 
 
 V, CAP = 32_000, 384
-
-
-class Never:
-    """A thought that does not end itself."""
-
-    is_token, ids = True, (-1,)
 
 
 def model(seed: int = 0) -> Qwen2ForCausalLM:

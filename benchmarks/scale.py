@@ -30,6 +30,7 @@ import time
 
 import torch
 from datasets import Dataset
+from ends import Never
 from measure import Held
 from memory import model_config, shape, tokenizer
 from transformers import AutoModelForCausalLM
@@ -42,12 +43,6 @@ from trl_soft.thoughts import Gumbel, Hard
 
 H, F, LAYERS, HEADS, PROMPT, ANSWER, K = 128, 384, 2, 2, 32, 32, 5
 VOCABULARIES = (8_000, 32_000)
-
-
-class Never:
-    """A thought that does not end itself."""
-
-    is_token, ids = True, (-1,)
 
 
 def net(vocabulary: int):

@@ -31,6 +31,7 @@ import time
 from contextlib import contextmanager
 
 import torch
+from ends import Never
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from trl_soft.rollout import Plan, StopRule
@@ -41,12 +42,6 @@ from trl_soft.thoughts import Gumbel, Hard
 
 
 V = 1024
-
-
-class Never:
-    """A thought that does not end itself."""
-
-    is_token, ids = True, (-1,)
 
 
 def record_microseconds(count: int = 64, tokens: int = 600) -> float:

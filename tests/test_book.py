@@ -83,7 +83,7 @@ def test_what_a_token_makes_of_a_row(texts, cold):
         rules.add(made)
     seen = dict.fromkeys(("closed", "answers", "thinks", "active"), False)
     for seed in range(6):
-        drawn = torch.randint(0, V, (2, 33))
+        drawn = torch.randint(0, V, (33, 2)).unbind(-1)  # as columns of candidates are
         entropy = torch.rand(33) * 4 if cold else None
         states = []
         for context in (kernels.plain, kernels.interpreted):

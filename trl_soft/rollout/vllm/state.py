@@ -182,7 +182,7 @@ class SoftModelState(DefaultModelState):
         self.fed[:count].copy_(self.model.embed_input_ids(input_batch.input_ids[:count]))
         for rows, index, number in self._fed_thoughts(input_batch):
             mask, mixed = self.pool.fed(number, index, input_batch.positions[rows], self.table)
-            book.feed(self.fed, mixed, self.every[rows], mask)
+            book.feed(self.fed, mixed, self.every[rows] if isinstance(rows, slice) else rows, mask)
         inputs["inputs_embeds"] = self.fed[: input_batch.num_tokens_after_padding]
         return inputs
 
