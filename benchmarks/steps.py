@@ -26,34 +26,31 @@ import os
 os.environ["TRITON_INTERPRET"] = "1"  # before kernels are imported
 
 import argparse
+import functools
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from benchmarks.ends import Never
 from trl_soft import ThinkingSettings, kernels
 from trl_soft.lookup import Lookup
-from trl_soft.rollout import Key, StopRule
+from trl_soft.rollout import Key, StopRule, book
 from trl_soft.rollout.base import Plan
 from trl_soft.rollout.state import Slots
+from trl_soft.rollout.vllm.layout import layout_of
+from trl_soft.rollout.vllm.members import Members
+from trl_soft.rollout.vllm.pool import Pool
+from trl_soft.rollout.vllm.table import ServedLogits, Table
 from trl_soft.scoring import DenseLogits
 from trl_soft.thoughts import Hard
-
-
-class End:
-    """A token that ends thoughts, without a tokenizer."""
-
-    is_token = True
-    ids = (1,)
-
-    def closes(self, prompt) -> bool:
-        return False
 
 
 META = torch.device("meta")
@@ -211,7 +208,7 @@ def counted(counter: Counter) -> Iterator[None]:
 def in_process(settings: dict, rows: int, vocabulary: int, hidden: int) -> Counts:
     """A step of `rollout_engine: slots`, and the feeding of the next."""
     thought = ThinkingSettings(**settings).make_thought(Hard(), table_rms=0.02)
-    stop: Any = StopRule(End(), 100)  # type: ignore[arg-type]
+    stop: Any = StopRule(Never(), 100)  # type: ignore[arg-type]
     plan = Plan(thought, Hard(), stop, max_completion_length=128, eos_token_ids=[2], pad_token_id=0)
     slots = Slots(rows, plan, Key(1, 0, torch.arange(rows)), vocabulary, META)
     slots.admit(list(range(rows)), list(range(rows)), [[5, 6]] * rows, [128] * rows)
@@ -230,6 +227,52 @@ def in_process(settings: dict, rows: int, vocabulary: int, hidden: int) -> Count
             record.feed(ids, states.unsqueeze(1), Lookup(embedding))  # the embedding of ids is the model's
 
     return _counted_step(thought, plan.answer, lambda: slots.advance(rows, view(), every_row=True), feed, z, table)
+
+
+def _like(logits: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    """Logits of other hidden states, by the model's head."""
+    return torch.empty_like(logits)
+
+
+def vllm(settings: dict | list[dict], rows: int, vocabulary: int, hidden: int) -> Counts:
+    """
+    A step of the plugin's pool and the feeding of the next, as vLLM's sampler and model state have them; vLLM's own launches are not
+    counted. Of several settings, row i is under the i-th.
+    """
+    several = settings if isinstance(settings, list) else [settings]
+    pool = Pool(rows, 128, 4 * hidden, vocabulary, META)
+    numbers = []
+    for i, some in enumerate(several):
+        own = {"max_thinking_length": 100, **some}
+        thought = ThinkingSettings(**own).make_thought(Hard(), table_rms=0.02)
+        stop: Any = StopRule(Never(), own["max_thinking_length"])  # type: ignore[arg-type]
+        plan = Plan(thought, Hard(), stop, max_completion_length=128, eos_token_ids=[2], pad_token_id=0)
+        with kernels.plain():
+            layout = layout_of(thought, 256, hidden, torch.bfloat16)
+        numbers.append(pool.add(str(i), plan, layout))
+    of = [numbers[i % len(numbers)] for i in range(rows)]
+    pool.admit(range(rows), of, [(3, 0, i) for i in range(rows)], [2] * rows, [128] * rows)
+    weight = torch.empty(vocabulary, hidden, device=META, dtype=torch.bfloat16)
+    states = torch.empty(rows, hidden, device=META, dtype=torch.bfloat16)
+    z = torch.empty(rows, vocabulary, device=META, dtype=torch.bfloat16)
+    table, every = Table(lambda: weight, 0, vocabulary), torch.arange(rows, device=META)
+    positions = torch.full((rows,), 2, device=META)
+    members, slots, draws = Members(pool), np.arange(rows), np.ones(rows, dtype=bool)
+
+    def step() -> None:
+        for member in members.of(slots, draws).drawn:
+            rows_of = z[member.rows]
+            needs = pool.ruled[member.number].plan.thought.needs_hidden
+            head = {"hidden": states[member.rows], "project": functools.partial(_like, rows_of)} if needs else {}
+            pool.step(member.number, member.slots, member.index, ServedLogits(rows_of, table, torch.bfloat16, **head))
+
+    def feed() -> None:
+        for member in members.of(slots, draws).fed:
+            mask, mixed = pool.fed(member.number, member.index, positions[member.rows], table)
+            book.feed(states, mixed, every[member.rows], mask)
+
+    first = pool.ruled[numbers[0]].plan
+    return _counted_step(first.thought, first.answer, step, feed, z, weight)
 
 
 def _counted_step(thought, answer, step: Callable[[], Any], feed: Callable[[], Any], z, table) -> Counts:
@@ -251,7 +294,12 @@ def _counted_step(thought, answer, step: Callable[[], Any], feed: Callable[[], A
 
 
 # Each takes (settings, rows, vocabulary, hidden size).
-ENGINES: dict[str, Callable[..., Counts]] = {"in_process": in_process}
+ENGINES: dict[str, Callable[..., Counts]] = {"in_process": in_process, "vllm": vllm}
+# Several settings in a batch of vLLM's: that share a thought, and that do not.
+BATCHES: dict[str, list[dict]] = {
+    "sixteen plans of a gumbel thought": [{"max_thinking_length": 50 + i} for i in range(16)],
+    "gumbel, hard and gaussian": [CASES["gumbel"], CASES["hard"], CASES["gaussian"]],
+}
 
 
 def figures(counts: Counts, logits_bytes: int) -> dict:
@@ -272,7 +320,7 @@ def figures(counts: Counts, logits_bytes: int) -> dict:
 def count(engine: str, case: str, way: str, rows: int, vocabulary: int, hidden: int) -> Counts:
     """`way` is `plain` or `kernels`."""
     with kernels.plain() if way == "plain" else kernels.interpreted():
-        return ENGINES[engine](CASES[case], rows, vocabulary, hidden)
+        return ENGINES[engine](CASES[case] if case in CASES else BATCHES[case], rows, vocabulary, hidden)
 
 
 def main():
@@ -286,7 +334,7 @@ def main():
     for engine in ENGINES:
         result[engine] = {
             case: {way: figures(count(engine, case, way, **sizes), logits_bytes) for way in ("plain", "kernels")}
-            for case in CASES
+            for case in (*CASES, *(BATCHES if engine == "vllm" else ()))
         }
     print(json.dumps(result))
 

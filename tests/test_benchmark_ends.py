@@ -1,19 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The end of thinking that benchmarks measure with does all that an engine asks of one."""
 
-import sys
-from pathlib import Path
-
 import torch
 
+from benchmarks.ends import Never
 from trl_soft.rollout import Key, Plan, StopRule
 from trl_soft.rollout.state import Slots
 from trl_soft.scoring import DenseLogits
 from trl_soft.thoughts import Gumbel, Hard
-
-
-sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
-from ends import Never
 
 
 def test_a_thought_that_does_not_end_itself():

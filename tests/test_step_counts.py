@@ -4,7 +4,7 @@
 import pytest
 import torch
 
-from benchmarks.steps import CASES, ENGINES, PHASES, Counter, Counts, count, counted
+from benchmarks.steps import BATCHES, CASES, ENGINES, PHASES, Counter, Counts, count, counted
 
 
 SIZES = {"rows": 64, "vocabulary": 151_936, "hidden": 1536}
@@ -41,9 +41,27 @@ def test_only_mixtures_of_the_whole_vocabulary_read_the_logits_more_than_once(ca
     assert of(case).total("logits") <= passes * LOGITS
 
 
+@pytest.mark.parametrize("case, most", [("hard", 10), ("gumbel", 28), ("gaussian", 29)])
+def test_a_step_in_vllm_is_as_short_as_it_was_made(case, most):
+    assert of(case, engine="vllm").total("operations") <= most
+
+
+@pytest.mark.parametrize("way", ["plain", "kernels"])
+def test_plans_that_share_a_thought_cost_no_operation(way):
+    """And each further thought in a batch costs its own; nothing waits for the device."""
+    together, apart = BATCHES
+    one, several = (of(case, way, "vllm", rows=48) for case in ("gumbel", together))
+    assert one.total("operations") == several.total("operations") and one.total("bytes") == several.total("bytes")
+    mixed = of(apart, way, "vllm", rows=48)
+    assert mixed.total("host_reads") == several.total("host_reads") == 0
+    each = sum(of(case, way, "vllm", rows=16).total("operations") for case in ("gumbel", "hard", "gaussian"))
+    assert mixed.total("operations") <= each + 3 + 2 * 2  # rows of the logits, of positions and of what is fed
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("case", CASES)
-def test_operations_do_not_depend_on_the_number_of_rows(case):
-    many, few = of(case), of(case, rows=2)
+def test_operations_do_not_depend_on_the_number_of_rows(case, engine):
+    many, few = of(case, engine=engine), of(case, engine=engine, rows=2)
     assert all(many[phase]["operations"] == few[phase]["operations"] for phase in PHASES)
 
 
