@@ -71,7 +71,7 @@ def many_ids(n: int, vocabulary: int) -> torch.Tensor:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"n": 1, "vocabulary": 3000},  # more than a kernel's block of columns
+        {"n": 2, "vocabulary": 9000},  # tiles of three of a kernel's blocks of columns
         {"vocabulary": 90, "bias": True, "scale": 0.5, "softcap": 2.0, "mixes": True},
         {"vocabulary": 90, "mixes": True, "tied": True, "temperature": 1.0},
         {"n": 0, "mixes": True},

@@ -97,8 +97,6 @@ def _fold(
             shrink = tl.where(higher, e, 1.0)
             u_lane = tl.fma(u_lane, shrink, e * y * tl.where(higher, r_lane + 1, 1.0))
             r_lane = tl.fma(r_lane, shrink, e)
-        else:
-            r_lane += tl.where(value == value, 0.0, value)  # a NaN
         m = tl.where(higher, value, m)
         at = tl.where(higher, column, at)
     here = tl.max(m, axis=0)
@@ -121,8 +119,6 @@ def _fold(
         u_low = tl.where(higher, u_before, u_here)
         u_new = tl.where(higher, u_here, u_before) + e * (u_low + y * _LN2 * r_low)
     else:
-        nan = tl.sum(r_lane, axis=0)
-        r_lane = tl.zeros((B,), tl.float32)
         # All have read what is overwritten below.
         tl.debug_barrier()
         for first in range(0, size, B):
@@ -143,7 +139,7 @@ def _fold(
         shrink, y = power(before - larger, high, low)
         y = y * _LN2
         joins = tl.where(higher, shrink, 0.0)
-        r_new = shrink * r_before + joins + tl.sum(r_lane, axis=0) + nan
+        r_new = shrink * r_before + joins + tl.sum(r_lane, axis=0)
         u_new = shrink * (u_before + y * r_before) + y * joins + tl.sum(u_lane, axis=0) * _LN2
         if higher:
             for first in range(0, width, H):
