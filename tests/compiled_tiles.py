@@ -7,7 +7,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from trl_soft.kernels import rows, tiles
+from trl_soft.kernels import row_products, tiles
 
 
 # Types of parameters, by name; float32 tensors where a name is not here.
@@ -32,7 +32,7 @@ VARIANTS = [
         4,
     ),
     (tiles._of_equal, {}, {"K": 16}, 1),
-    (rows._dot, LOW | {"hidden": "*bf16"}, {"B": 1024}, 4),
+    (row_products._dot, LOW | {"hidden": "*bf16"}, {"B": 1024}, 4),
 ]
 
 

@@ -80,9 +80,9 @@ class _Dot(torch.autograd.Function):
         ctx.save_for_backward(hidden, ids, table)
         ctx.gathered = gathered
         if x.dtype == torch.float32 and kernels.fused(table.device):
-            from .kernels import rows
+            from .kernels import row_products
 
-            return rows.dot(hidden.contiguous(), ids.long().contiguous(), table.contiguous())
+            return row_products.dot(hidden.contiguous(), ids.long().contiguous(), table.contiguous())
         z = [(table.index_select(0, i).to(x.dtype) * x).sum(-1) for (i,) in _columns(ids)]
         return torch.stack(z, dim=-1)
 
