@@ -192,6 +192,7 @@ def test_who_is_drawn_together():
     before = found.drawn
     assert members.of(slots.copy(), draws.copy()).drawn is before
     assert [m.slots.tolist() for m in members.of(slots, ~draws).drawn] == [[0]]
+    members.of(slots, draws)
     pool.clear(3)
     assert [m.slots.tolist() for m in members.of(slots, draws).drawn] == [[1], [2]]
 
