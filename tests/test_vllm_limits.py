@@ -258,6 +258,7 @@ def test_records_that_wait_hold_no_plan():
     again = slots.add("again", made, layout)
     slots.restore(2, again, parked, 1)
     assert slots.number[2] == again and slots.drawn[2] == 1
+    assert slots.columns.rule[2] == slots.ruled[again].rule != parked.rows["numbers"][NUMBERS.index("rule")]
 
 
 def _slot(number: int):
