@@ -8,12 +8,16 @@ The suite takes a seeded sample of the texts. `make test-hostile` takes all of t
 import itertools
 import random
 import re
+from pathlib import Path
 
 import pytest
 
 from tests.hostile import judges, steps
 from tests.hostile.judges import JUDGES, SHORT, let_judges_count, most_steps
 from tests.hostile.steps import Pattern
+
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +30,17 @@ def test_steps_are_bounded_for_every_text(name, size):
     judge = JUDGES[name]
     most, worst, _ = most_steps(judge.call, judge.sample(size, 20 if size == SHORT else 3))
     assert most <= judge.bounds[size], worst
+
+
+def test_the_page_shows_the_counts_of_every_judge():
+    page = (ROOT / "docs" / "judges.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([\w ]+) \| ([\d,]+) \| ([\d,]+) \| ([\d.]+) \| ([\d,]+) \| ``", page, re.MULTILINE)
+    assert [(name, size, texts, bound) for name, size, texts, _, bound in rows] == [
+        (name, f"{size:,}", f"{sum(1 for _ in judge.texts(SHORT)):,}", f"{bound:,}")
+        for name, judge in JUDGES.items()
+        for size, bound in judge.bounds.items()
+    ]
+    assert all(float(most) <= int(bound.replace(",", "")) for *_, most, bound in rows)
 
 
 NAMES = ["".join(letters) for letters in itertools.product("BCDEGHJKLM", repeat=3)]

@@ -2,7 +2,7 @@
 """
 Every judge on every text of its grid: the most steps that it takes for one character.
 
-python -m tests.hostile.judges [--table docs/judges.md] [--processes 2]
+python -m tests.hostile.judges [--table docs/judges.md] [--processes 2] [--judges math letters]
 """
 
 import argparse
@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,10 +77,11 @@ class Judge:
 
 JUDGES = {
     "last_boxed": Judge(lambda text: last_boxed(text, several=True), MATHEMATICS, {SHORT: 20, LONG: 20}),
-    "math": Judge(lambda text: grade_math(text, "1,2"), MATHEMATICS, {SHORT: 250, LONG: 20}),
-    "exact": Judge(lambda text: grade_exact(text, "1"), MATHEMATICS, {SHORT: 20, LONG: 5}),
-    "soft_grpo": Judge(lambda text: rewards.soft_grpo_reward([text], ["1"]), MATHEMATICS, {SHORT: 40, LONG: 5}),
-    "soft_tokens": Judge(lambda text: rewards.soft_tokens_reward([text], ["1"]), MATHEMATICS, {SHORT: 250, LONG: 20}),
+    "final_box": Judge(lambda text: forced.final_box(text, answer_phase=text), MATHEMATICS, {SHORT: 15, LONG: 15}),
+    "math": Judge(lambda text: grade_math(text, "1,2"), MATHEMATICS, {SHORT: 280, LONG: 30}),
+    "exact": Judge(lambda text: grade_exact(text, "1"), MATHEMATICS, {SHORT: 5, LONG: 5}),
+    "soft_grpo": Judge(lambda text: rewards.soft_grpo_reward([text], ["1"]), MATHEMATICS, {SHORT: 30, LONG: 15}),
+    "soft_tokens": Judge(lambda text: rewards.soft_tokens_reward([text], ["1"]), MATHEMATICS, {SHORT: 280, LONG: 20}),
     "letters": Judge(lambda text: grade_letter(text, "A"), LETTERS, {SHORT: 250, LONG: 40}),
     "code_humaneval": Judge(lambda text: grade_humaneval(text, HUMANEVAL), PROGRAMS, {SHORT: 160, LONG: 60}),
     "code_mbpp": Judge(lambda text: grade_mbpp(text, MBPP), PROGRAMS, {SHORT: 160, LONG: 60}),
@@ -124,9 +125,10 @@ def _begin() -> None:
     let_judges_count(pytest.MonkeyPatch())
 
 
-def counts(processes: int) -> dict[tuple[str, int], tuple[float, str, int]]:
+def counts(processes: int, names: Collection[str] = tuple(JUDGES)) -> dict[tuple[str, int], tuple[float, str, int]]:
     """For each judge and length of text what `most_steps` finds in all texts."""
-    tasks = [(name, size, part) for name, judge in JUDGES.items() for size in judge.bounds for part in range(_PARTS)]
+    grids = [(name, size) for name in names for size in JUDGES[name].bounds]
+    tasks = [(name, size, part) for name, size in grids for part in range(_PARTS)]
     found: dict[tuple[str, int], tuple[float, str, int]] = {}
     parts: collections.Counter = collections.Counter()
     with multiprocessing.get_context("spawn").Pool(processes, _begin) as pool:
@@ -136,7 +138,7 @@ def counts(processes: int) -> dict[tuple[str, int], tuple[float, str, int]]:
             parts[name, size] += 1
             if parts[name, size] == _PARTS:
                 print(f"{name} at {size:,} characters: {found[name, size][0]:.1f} steps a character", flush=True)
-    return {(name, size): found[name, size] for name, judge in JUDGES.items() for size in judge.bounds}
+    return {grid: found[grid] for grid in grids}
 
 
 def table(found: dict[tuple[str, int], tuple[float, str, int]]) -> str:
@@ -152,8 +154,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.hostile.judges", description="Hostile texts in the judges.")
     parser.add_argument("--table", type=Path, metavar="FILE", help="a page whose table of counts is written anew")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--judges", nargs="+", choices=JUDGES, default=list(JUDGES))
     options = parser.parse_args()
-    found = counts(options.processes)
+    if options.table and options.judges != list(JUDGES):
+        parser.error("--table shows every judge. Leave out --judges, or --table.")
+    found = counts(options.processes, options.judges)
     print(table(found))
     over = [
         f"{name} at {size:,} characters"
