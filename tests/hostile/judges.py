@@ -82,12 +82,12 @@ JUDGES = {
     "exact": Judge(lambda text: grade_exact(text, "1"), MATHEMATICS, {SHORT: 5, LONG: 5}),
     "soft_grpo": Judge(lambda text: rewards.soft_grpo_reward([text], ["1"]), MATHEMATICS, {SHORT: 30, LONG: 15}),
     "soft_tokens": Judge(lambda text: rewards.soft_tokens_reward([text], ["1"]), MATHEMATICS, {SHORT: 280, LONG: 20}),
-    "letters": Judge(lambda text: grade_letter(text, "A"), LETTERS, {SHORT: 250, LONG: 40}),
+    "letters": Judge(lambda text: grade_letter(text, "A"), LETTERS, {SHORT: 250, LONG: 30}),
     "code_humaneval": Judge(lambda text: grade_humaneval(text, HUMANEVAL), PROGRAMS, {SHORT: 160, LONG: 100}),
     "code_mbpp": Judge(lambda text: grade_mbpp(text, MBPP), PROGRAMS, {SHORT: 160, LONG: 100}),
     # What `math` and `soft_tokens` read as mathematics is this long at most.
     "an answer of mathematics": Judge(
-        lambda text: reading.read(text[: mathematics.LONGEST_ANSWER]), MATHEMATICS, {mathematics.LONGEST_ANSWER: 2000}
+        lambda text: reading.read(text[: mathematics.LONGEST_ANSWER]), MATHEMATICS, {mathematics.LONGEST_ANSWER: 320}
     ),
 }
 
