@@ -79,7 +79,7 @@ def test_candidates(n, V, temperature):
     # No two finite logits agree here but zeros; torch states no order of those.
     z = logits(n, V).masked_fill(logits(n, V) == 0, -20.0)
     for K in (1, min(V, 6)):
-        for top_p, min_p in ((1.0, 0.0), (0.9, 0.0), (0.8, 0.05)):
+        for top_p, min_p in ((1.0, 0.0), (0.9, 0.0), (0.8, 0.05), (1.0, 0.4)):
             (ids, log_p), (their_ids, theirs) = ways(
                 lambda K=K, p=top_p, m=min_p: candidates(DenseLogits(z), temperature, K, p, m)
             )
