@@ -30,7 +30,7 @@ def decode_hard(monkeypatch):
 
     def break_it():
         fed = Slots.fed
-        monkeypatch.setattr(Slots, "fed", lambda self, size: (fed(self, size)[0], None))
+        monkeypatch.setattr(Slots, "fed", lambda self, size, position: (fed(self, size, position)[0], None))
 
     return break_it
 
