@@ -51,7 +51,8 @@ def faults_unprivileged(
         copy = Path(folder)
         for package in ("trl_soft", "trl_soft/evaluate", "trl_soft/evaluate/sandbox", "tests", "tests/hostile"):
             (copy / package).mkdir()
-            names = ["__init__.py"] if package in ("trl_soft", "trl_soft/evaluate", "tests") else ["*.py"]
+            bare = package in ("trl_soft", "trl_soft/evaluate", "tests")
+            names = ["__init__.py", "version.py"] if bare else ["*.py"]
             for file in (file for name in names for file in (ROOT / package).glob(name)):
                 shutil.copy(file, copy / package)
         for path in (copy, *copy.rglob("*")):
