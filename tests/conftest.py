@@ -2,6 +2,7 @@
 """Every test runs offline, on one thread, and finds the global generators seeded; hypothesis searches the same examples."""
 
 import gc
+import logging
 import os
 import random
 
@@ -39,6 +40,19 @@ def pytest_collection_finish():
 
 def pytest_unconfigure():
     gc.unfreeze()  # else nanobind reports the types of its modules as leaks when Python exits
+
+
+class _Raising(logging.Handler):
+    """A text that a grader cannot read fails the test, where a training run goes on."""
+
+    def emit(self, record):
+        if record.exc_info and record.exc_info[1] is not None:
+            raise record.exc_info[1]
+
+
+@pytest.fixture(autouse=True)
+def readable(monkeypatch):
+    monkeypatch.setattr(logging.getLogger("trl_soft.evaluate.grading.verdict"), "handlers", [_Raising()])
 
 
 @pytest.fixture(autouse=True)

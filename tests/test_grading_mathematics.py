@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from trl_soft import rewards
-from trl_soft.evaluate.grading import MathGold, grade_math, worker
+from trl_soft.evaluate.grading import MathGold, boxes, grade_math, mathematics, notation, verdict, worker
 from trl_soft.rewards import math_reward, soft_tokens_reward
 
 
@@ -432,3 +432,58 @@ WORDS = "and so it goes on " * 6_000  # 108,000 characters
 def test_the_answer_of_a_long_text(text, answer):
     assert grade_math(text, "5").answer == answer
     assert grade_math(text, "5").correct == (answer == "5")
+
+
+LARGE = [
+    *(f"{{}} {word}" for word in notation._SCALES),
+    "{}\\text{{ thousand million}}",
+    "{}\\%",
+    "{}\\text{{ percent}}",
+    "{} dollars",
+    "{}!",
+    "2^{{{}}}",
+    "{}/7",
+    "{}_8",
+    "-{}",
+    "x={}",
+    "{},{}",
+    "[{},{})",
+]
+POWERS = [
+    "1 \\times 10^{5000}",
+    "3*10^{8000}",
+    "10^{-9999}",
+    "1 \\cdot 10^{9999}",
+    "1e9999",
+    "9" * 240,
+    "0.\\overline{" + "7" * 200 + "}",
+]
+
+
+@pytest.mark.parametrize("form", LARGE)
+def test_no_size_of_a_number_makes_a_judge_raise(form):
+    boxed = [f"\\boxed{{{form.replace('{}', power).replace('{{', '{').replace('}}', '}')}}}" for power in POWERS]
+    assert math_reward(boxed, ["3"] * len(boxed)) == [0.0] * len(boxed)
+    assert soft_tokens_reward(boxed, ["3"] * len(boxed)) == [10.0] * len(boxed)
+    assert not grade_math(f"The answer is ${form.replace('{}', '10^{-9999}')}$", "3").correct
+
+
+def test_a_scale_multiplies_numbers_that_can_be_written():
+    assert grade_math("\\boxed{3 \\times 10^{6}\\text{ million}}", "3000000000000").correct
+    assert grade_math("\\boxed{1 \\times 10^{990}\\text{ million}}", "10^{996}").correct
+    assert not grade_math("\\boxed{10^{5000}\\text{ dozen}}", "10^{5000}").correct
+
+
+def test_a_text_that_cannot_be_read_is_wrong_and_told_once(monkeypatch, caplog):
+    def fails(*arguments):
+        raise ZeroDivisionError("by accident")
+
+    monkeypatch.setattr(verdict, "_reported", set())
+    monkeypatch.setattr(verdict._LOGGER, "handlers", [])
+    monkeypatch.setattr(
+        mathematics, "last_boxed", lambda text, *rest: fails() if len(text) > 9 else boxes.last_boxed(text, *rest)
+    )
+    assert math_reward(["\\boxed{111}"] * 3 + ["\\boxed{1}"], ["1"] * 4) == [0.0, 0.0, 0.0, 1.0]
+    assert grade_math("\\boxed{111}", "1").reason == "the text could not be read: ZeroDivisionError: by accident"
+    (record,) = caplog.records
+    assert "boxed{111}" in record.getMessage()

@@ -10,7 +10,7 @@ from .boxes import last_boxed, openings
 from .notation import fraction_key
 from .prose import final_expression
 from .reading import Reading, read
-from .verdict import Verdict, after_thinking, ending
+from .verdict import Verdict, after_thinking, ending, unreadable
 from .worker import MOST_LOST, Allowance, WorkerLost
 
 
@@ -82,6 +82,15 @@ def grade_math(text: str, gold: str | MathGold | Mapping, allowance: Allowance |
     if len(gold.answer) > LONGEST_ANSWER:
         return _to_the_letter(last_boxed(tail), gold)
     target = _read(gold.answer, gold.unit, gold.several)
+    try:
+        verdict = _without_the_worker(tail, gold, target)
+    except Exception as error:
+        return unreadable(text, error)
+    return _by_the_worker(verdict, gold, allowance or Allowance()) if isinstance(verdict, str) else verdict
+
+
+def _without_the_worker(tail: str, gold: MathGold, target: Reading) -> Verdict | str:
+    """The verdict on a text, or its answer where that has to be compared by the worker."""
     answer = last_boxed(tail, gold.several or (not target.brackets and target.single is None))
     if answer is None and next(openings(tail), None) is None:
         answer = final_expression(ending(tail))
@@ -89,8 +98,7 @@ def grade_math(text: str, gold: str | MathGold | Mapping, allowance: Allowance |
         return Verdict(False, answer, None)
     if len(answer) > LONGEST_ANSWER:
         return _to_the_letter(answer, gold)
-    found = _read(answer, gold.unit, gold.several)
-    return _rational(answer, found, target, gold) or _by_the_worker(answer, gold, allowance or Allowance())
+    return _rational(answer, _read(answer, gold.unit, gold.several), target, gold) or answer
 
 
 def _to_the_letter(answer: str | None, gold: MathGold) -> Verdict:

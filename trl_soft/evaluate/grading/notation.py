@@ -6,6 +6,7 @@ All that is here works on the text of an answer and needs no algebra. `MathGold`
 """
 
 import hashlib
+import math
 import re
 from dataclasses import dataclass
 from fractions import Fraction
@@ -219,6 +220,14 @@ def number_of(text: str) -> Number | None:
     return None
 
 
+def _written(value: Fraction) -> str | None:
+    """A fraction as a text that `number_of` reads; `None` where it has more digits than that."""
+    if max(abs(value.numerator), value.denominator) >= 10**_MOST_DIGITS:  # Python raises for the text of 4,301 digits
+        return None
+    text = str(value)
+    return text if len(text) <= _MOST_DIGITS else None
+
+
 def fraction_key(value: Fraction) -> str:
     """A fraction as text that is the same for equal ones, a hash where it is long."""
     if abs(value.numerator) >> 3000 or value.denominator >> 3000:  # more digits than Python writes
@@ -248,7 +257,7 @@ def without_unit(text: str, unit: str | None = None) -> tuple[str, bool, str]:
     A tidy text without the unit behind it, whether that was per cent, and its exponent.
 
     A unit is what the row says it is; words in `\text` behind an amount; words of three letters and more, or a known pair
-    of letters, behind a number and a blank. `6m` is six times m. Thousands and millions multiply.
+    of letters, behind a number and a blank. `6m` is six times m. Thousands and millions multiply a number of at most 1,000 digits.
 
     Args:
         unit (`str`, *optional*): that of the row.
@@ -265,12 +274,10 @@ def without_unit(text: str, unit: str | None = None) -> tuple[str, bool, str]:
     if match and _is_amount(match[1]) and _is_unit(match[2], in_text=text.count("\\text") > match[1].count("\\text")):
         head, words, power = match[1].strip(), match[2].lower().split(), match[3] or ""
         per_cent = " ".join(words) in _PER_CENT
-        for word in words:
-            number = number_of(head)
-            if word in _SCALES and number is not None:
-                scaled = number.value * _SCALES[word]
-                head = str(scaled) if scaled.denominator == 1 else f"{scaled.numerator}/{scaled.denominator}"
-        text = head
+        scale = math.prod(_SCALES.get(word, 1) for word in words)
+        number = number_of(head)
+        # What is no number, or is too long to write, keeps its scale and is compared by its letters.
+        text = head if scale == 1 else (number and _written(number.value * scale)) or text
     if text.endswith("%"):
         text, per_cent = text[:-1].strip(), True
     return text, per_cent, power

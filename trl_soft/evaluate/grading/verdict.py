@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a grader finds: whether an answer is right, and its class for majority voting."""
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,28 @@ class Verdict:
     answer: str | None
     vote: str | None
     reason: str = ""
+
+
+_LOGGER = logging.getLogger(__name__)
+_SHOWN = 200  # characters of a text that could not be read
+_reported: set[str] = set()  # errors by type and message, each of which is logged once
+
+
+def unreadable(text: str, error: Exception) -> Verdict:
+    """
+    The verdict on a text whose reading raised: wrong, with the error as `reason`. It is a fault of the reader, which is logged
+    with the beginning of the text, and no cause to stop a training run. The tests of the package let it raise.
+    """
+    said = f"{type(error).__name__}: {error}"
+    if said not in _reported:
+        _reported.add(said)
+        _LOGGER.error(
+            "A text could not be read (%s), so it counts as wrong. Please report this with the text, which begins %r.",
+            said,
+            text[:_SHOWN],
+            exc_info=error,
+        )
+    return Verdict(False, None, None, f"the text could not be read: {said}")
 
 
 def after_thinking(text: str) -> str:
