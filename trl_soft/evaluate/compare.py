@@ -11,8 +11,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..files import printable, read_object
+from ..files import printable
 from .intervals import paired
+from .run_files import read_manifest
 from .run_metrics import Samples, read_samples
 from .scores import mean_at_n
 from .store import Store
@@ -68,7 +69,7 @@ def _samples(folder: Path, decoding: str) -> dict[str, Samples]:
 
 def _digests(folder: Path) -> dict[str, dict]:
     """The number and the digest of each benchmark's problems."""
-    return read_object(folder / "manifest.json", "nothing says which run this is").get("problems") or {}
+    return read_manifest(folder).get("problems") or {}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -7,11 +7,9 @@ from statistics import mean
 from typing import Any
 
 from .entropy import PositionMeans
+from .run_files import scored_chunks
 from .scores import summary
 from .store import Store
-
-
-_FIELDS = ("problem", "sample", "correct", "vote", "length", "thinking_length", "clipped", "thinking_cut", "entropy")
 
 
 @dataclass
@@ -82,18 +80,10 @@ def read_samples(store: Store, only: set[tuple[str, str]] | None = None) -> dict
         only (`set[tuple[str, str]]`, *optional*): benchmarks and decodings to read; `None` means all.
 
     Raises:
-        ValueError: if a sample lacks a field that scores need.
+        ValueError: if a sample lacks what scores need, or holds something else in its place.
     """
     groups: dict[tuple[str, str], Samples] = defaultdict(Samples)
-    for (benchmark, decoding, _), lines, seal in store.chunks():
-        if only is not None and (benchmark, decoding) not in only:
-            continue
-        missing = sorted({key for line in lines for key in _FIELDS if key not in line})
-        if missing:
-            raise ValueError(
-                f"{store.folder}/samples has samples of {decoding!r} on {benchmark!r} without {', '.join(missing)}, so "
-                "they cannot be scored. They were changed after the run wrote them: put the original files back."
-            )
+    for (benchmark, decoding, _), lines, seal in scored_chunks(store, only):
         groups[benchmark, decoding].add(lines, seal)
     return dict(groups)
 

@@ -7,12 +7,14 @@ depend on the process or on the time, so a resumed run ends with the same sample
 """
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ..files import parse_json, read_object, replace_text
+from .shapes import is_count, is_number
 
 
 Chunk = tuple[str, str, int]  # benchmark, decoding, number
@@ -104,8 +106,12 @@ class Store:
             os.fsync(file.fileno())
 
     def chunks(self) -> Iterator[tuple[Chunk, list[dict], dict]]:
+        """Every sealed chunk of every process, once: its name, its samples and what its seal says."""
+        return ((chunk, samples, seal) for _, chunk, samples, seal in self.chunks_of_files())
+
+    def chunks_of_files(self) -> Iterator[tuple[Path, Chunk, list[dict], dict]]:
         """
-        Every sealed chunk of every process, once: its name, its samples and what its seal says.
+        Every sealed chunk of every process, once: its file, its name, its samples and what its seal says.
 
         A line that is damaged, a seal among them, is as if it had never been written, and its chunk with it.
 
@@ -127,7 +133,7 @@ class Store:
                         chunk = _sealed(line)
                         if current is not None and chunk and len(current) == line["samples"] and chunk not in seen:
                             seen.add(chunk)
-                            yield chunk, current, line
+                            yield path, chunk, current, line
                         current = None
                     elif current is not None:
                         current.append(line)
@@ -167,4 +173,14 @@ def _sealed(line: dict) -> Chunk | None:
         return None
     if not all(isinstance(x, (int, float)) and not isinstance(x, bool) and 0 <= x < float("inf") for x in spent):
         return None
+    sums = line.get("entropy_by_position", {"sums": [], "counts": []})
+    if not (isinstance(sums, dict) and sums.keys() == {"sums", "counts"} and _as_long(sums["sums"], sums["counts"])):
+        return None
     return name[0], name[1], name[2]
+
+
+def _as_long(sums: Any, counts: Any) -> bool:
+    """Whether these are entropies and numbers of completions, one of each for a position."""
+    if not (isinstance(sums, list) and isinstance(counts, list) and len(sums) == len(counts)):
+        return False
+    return all(is_number(x) and math.isfinite(x) for x in sums) and all(map(is_count, counts))

@@ -221,7 +221,7 @@ def accuracy_against_tokens(rows: Sequence, benchmarks: Sequence[str], stem: Pat
                 if length is None or number is None:
                     continue
                 low, high = (number.value if end is None else end for end in (number.low, number.high))
-                error = [[number.value - low], [high - number.value]]
+                error = [[max(number.value - low, 0.0)], [max(high - number.value, 0.0)]]
                 look = look | {"linestyle": "none", "capsize": 2.5, "elinewidth": 1, "markersize": 7}
                 axes.errorbar([length.value], [number.value], yerr=error, **look)
                 values += [low, high]

@@ -15,11 +15,12 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ...files import read_object
+from ..run_files import read_manifest, read_out_of_domain
 from .papers import AVERAGE, PublishedRow, read_papers
-from .results import DASH, SCORES, ResultCell, score_name
+from .results import DASH, SCORES, ResultCell, finite_number, score_name
 from .run_results import DecodingResults, load_run
 from .table_formats import escape_markdown
+from .training_logs import read_training_log
 
 
 NOT_RUN = "not run"
@@ -53,7 +54,7 @@ def read_ours(outputs: Path, paper: str) -> tuple[Ours, list[str]]:
 def _scores(root: Path, notes: list[str]) -> Iterator[tuple[Path, str, Cell, float]]:
     for file in sorted(root.rglob("manifest.json")):
         folder = file.parent
-        limit = read_object(file, "nothing says which run this is").get("limit")
+        limit = read_manifest(folder).get("limit")
         if not (folder / "metrics.json").is_file():
             notes.append(f"{folder} has no metrics.json: that run has not ended.")
         elif limit:
@@ -63,7 +64,7 @@ def _scores(root: Path, notes: list[str]) -> Iterator[tuple[Path, str, Cell, flo
             for benchmark, decodings in run.results.items():
                 for decoding, results in decodings.items():
                     for metric, value in _printed_metrics(results):
-                        yield folder, str(run.manifest["model"]), (run.name, decoding, benchmark, metric), value
+                        yield folder, str(run.manifest.get("model")), (run.name, decoding, benchmark, metric), value
 
 
 def _printed_metrics(results: DecodingResults) -> Iterator[tuple[str, float]]:
@@ -78,7 +79,7 @@ def _printed_metrics(results: DecodingResults) -> Iterator[tuple[str, float]]:
 
 def _out_of_domain(root: Path, notes: list[str]) -> Iterator[tuple[Path, str, Cell, float]]:
     for file in sorted(root.rglob("ood.json")):
-        content = read_object(file, "there is nothing to tabulate")
+        content = read_out_of_domain(file)
         name = file.relative_to(root).parts[0]
         if content.get("limit"):
             notes.append(f"{file} is of the first {content['limit']} questions of each task: left out.")
@@ -87,13 +88,14 @@ def _out_of_domain(root: Path, notes: list[str]) -> Iterator[tuple[Path, str, Ce
             for metric in ("greedy", "acc", "acc_norm", "nll"):
                 if metric in row:
                     value = row[metric]["value"] * (1 if metric == "nll" else 100)
-                    yield file.parent, str(content["model"]), (name, "ood", benchmark, metric), value
+                    yield file.parent, str(content.get("model")), (name, "ood", benchmark, metric), value
 
 
 def _rewards(root: Path, notes: list[str]) -> Iterator[tuple[Path, str, Cell, float]]:
     for file in sorted(root.glob("*/*/trainer_state.json")):
-        history = read_object(file, "there are no rewards")["log_history"]
-        rewards = [row["reward"] for row in history if row.get("reward") is not None]
+        rewards = [
+            reward for row in read_training_log(file) if (reward := finite_number(row.get("reward"))) is not None
+        ]
         if len(rewards) < _REWARDS:
             notes.append(f"{file} has {len(rewards)} rewards, fewer than the {_REWARDS} that a mean is taken over.")
             continue

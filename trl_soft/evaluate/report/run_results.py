@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...files import read_object
+from ..run_files import read_manifest, read_metrics
 from .results import COSTS, ResultCell, ResultRow, finite_number, heading, is_percent
 
 
@@ -49,17 +49,12 @@ def load_run(folder: Path) -> RunResults:
 
     Raises:
         FileNotFoundError: if the manifest or the metrics are not there.
-        ValueError: if one of them cannot be read; the message names the file.
+        ValueError: if one of them cannot be read; the message names the file and the entry.
     """
-    manifest = read_object(folder / "manifest.json", "nothing says which run this is")
-    file = folder / "metrics.json"
-    metrics = read_object(file, "there is nothing to tabulate")
-    entries = [entry for by in metrics.values() for entry in (by.values() if isinstance(by, dict) else [None])]
-    if not all(isinstance(entry, dict) for entry in entries):
-        raise ValueError(f"{file} does not hold metrics by benchmark and decoding. Write it again from the run.")
+    manifest = read_manifest(folder)
     results = {
-        benchmark: {name: _decoding_results(entry, f"{file}, {benchmark}, {name}") for name, entry in by.items()}
-        for benchmark, by in metrics.items()
+        benchmark: {name: _decoding_results(entry) for name, entry in by.items()}
+        for benchmark, by in read_metrics(folder).items()
     }
     return RunResults(folder, str(manifest.get("name") or folder.name), manifest, results)
 
@@ -80,29 +75,28 @@ def check_runs(runs: list[RunResults]) -> None:
 
 
 def decodings_of(manifest: dict) -> dict[str, dict]:
-    """The decodings in a run's manifest by name. Entries without a name are left out."""
-    entries = manifest.get("decodings")
-    entries = entries if isinstance(entries, list) else []
-    return {str(entry["name"]): entry for entry in entries if isinstance(entry, dict) and "name" in entry}
+    """The decodings in a run's manifest by name."""
+    return {entry["name"]: entry for entry in manifest.get("decodings") or ()}
 
 
-def _decoding_results(entry: dict, where: str) -> DecodingResults:
+def _decoding_results(entry: dict) -> DecodingResults:
     estimates: dict[str, ResultCell | None] = {}
     for name, value in entry.items():
         if name in ("pass@k", "maj@k", "first_k"):
             score = name.removesuffix("@k").removesuffix("_k")
             for k, part in (value or {}).items():
-                estimates[f"{score}@{int(k)}"] = _estimate(f"{score}@{k}", part, where)
+                estimates[f"{score}@{int(k)}"] = _estimate(f"{score}@{k}", part)
         elif name in ("length", "correct_length", "thinking_length"):
-            estimates[name] = _estimate(name, value.get("mean") if isinstance(value, dict) else value, where)
+            estimates[name] = _estimate(name, value.get("mean") if isinstance(value, dict) else value)
         elif name == "mean@n" or name in COSTS:
-            estimates[name] = _estimate(name, value, where)
+            estimates[name] = _estimate(name, value)
     positions = (entry.get("entropy_by_position") or {}).get("mean") or []
+    positions = [finite_number(position) for position in positions]
     numbers = {metric: estimate for metric, estimate in estimates.items() if estimate is not None}
     return DecodingResults(numbers, entry.get("samples"), positions)
 
 
-def _estimate(metric: str, value: Any, where: str) -> ResultCell | None:
+def _estimate(metric: str, value: Any) -> ResultCell | None:
     """A number with its interval, shares in percent; `None` where there is no value."""
     parts = value if isinstance(value, dict) else {"value": value}
     center, low, high = (finite_number(parts.get(key)) for key in ("value", "low", "high"))
@@ -110,8 +104,6 @@ def _estimate(metric: str, value: Any, where: str) -> ResultCell | None:
         return None
     if not is_percent(metric):
         return ResultCell(center, low, high)
-    if not all(end is None or 0 <= end <= 1 for end in (center, low, high)):
-        raise ValueError(f"{where}: {metric} is {parts}, but a share lies between 0 and 1. Correct the file.")
     low, high = (None if end is None else 100 * end for end in (low, high))
     return ResultCell(100 * center, low, high)
 

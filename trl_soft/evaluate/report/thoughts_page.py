@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...files import read_object
+from ..run_files import read_manifest, shown_samples
 from ..store import Store
 from .run_results import decodings_of
 
@@ -54,7 +54,7 @@ def inspect_page(
         ValueError: if there is nothing to show.
     """
     folder = Path(run_folder)
-    manifest = read_object(folder / "manifest.json", "nothing says which run this is")
+    manifest = read_manifest(folder)
     entries = decodings_of(manifest)
     unknown = [name for name in decodings or () if name not in entries]
     if unknown:
@@ -78,9 +78,9 @@ def inspect_page(
 def read_samples(folder: Path) -> Iterator[dict]:
     """The sealed samples of a run, one at a time. Samples that a killed run did not seal are skipped."""
     empty = True
-    for _, samples, _ in Store(folder).chunks():
+    for sample in shown_samples(Store(folder)):
         empty = False
-        yield from samples
+        yield sample
     if empty:
         raise FileNotFoundError(
             f"{folder}/samples holds no finished chunk of samples, so there is nothing to show. Give a run folder, or let "
