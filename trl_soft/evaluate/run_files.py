@@ -62,10 +62,10 @@ def _estimate(share: bool) -> Check:
     def check(value: Any) -> None:
         parts = value if isinstance(value, dict) else {"value": value}
         record({}, {name: optional(number) for name in ("value", "mean", "low", "high")})(parts)
-        ends: list[Any] = [end for name in ("low", "high") if (end := parts.get(name)) is not None]
+        ends = [parts[name] for name in ("low", "high") if parts.get(name) is not None]
         if len(ends) == 1 or (ends and ends[0] > ends[1] + _ROUNDING):
             raise WrongEntry(stands(value), "an interval has two ends, the lower one first")
-        numbers = [part for name in ("value", "mean", "low", "high") if is_number(part := parts.get(name))]
+        numbers = [parts[name] for name in ("value", "mean", "low", "high") if parts.get(name) is not None]
         if share and any(x < 0 or x > 1 for x in numbers):
             raise WrongEntry(stands(value), "a share lies between 0 and 1")
 
