@@ -21,7 +21,7 @@ from trl_soft.rollout.columns import NUMBERS
 from trl_soft.rollout.pieces import Pieces
 from trl_soft.rollout.rules import Rules
 from trl_soft.rollout.stop import EndOfThinking
-from trl_soft.rollout.vllm import client, frontend, pool, request
+from trl_soft.rollout.vllm import client, frontend, limited, pool, request
 from trl_soft.rollout.vllm.client import Ask, ServerLost, complete, post, wait_for
 from trl_soft.rollout.vllm.kept import Kept
 from trl_soft.rollout.vllm.layout import layout_of
@@ -339,35 +339,105 @@ def test_every_request_has_a_limit(monkeypatch):
     """Nobody has to ask for it."""
     given = []
 
-    def asked(url, **options):
-        given.append(options["timeout"])
+    def asked(method, url, seconds, *args, **options):
+        given.append(seconds)
         raise requests.ConnectionError("no")
 
-    monkeypatch.setattr(requests, "post", asked)
-    monkeypatch.setattr(requests, "get", asked)
+    monkeypatch.setattr(client, "fetch", asked)
     with pytest.raises(ServerLost):
         complete(["http://a"], "m", [[1]], 1, Ask(plan({}), ThinkingSettings(), 3, 0, 0))
     with pytest.raises(ServerLost, match="has not been well for 0 seconds"):
         wait_for("http://a", 0)
-    assert given == [(client.CONNECT, client.TIMEOUT), (client.CONNECT, client.CONNECT)] and client.TIMEOUT == 3600
+    assert given == [client.TIMEOUT, client._SHORTEST] and client.TIMEOUT == 3600
 
 
-def test_an_answer_that_comes_byte_by_byte_has_the_same_limit(monkeypatch):
-    clock = iter(range(0, 1000, 10))
-    monkeypatch.setattr(client.time, "monotonic", lambda: next(clock))
-    parts: list[int] = []
+@contextmanager
+def dripping(head: bytes, drop: bytes):
+    """A server that says `head`, and then `drop` every 20 ms until the connection ends."""
+    over, threads = threading.Event(), []
 
-    class Trickle(requests.Response):
-        def iter_content(self, *args, **kwargs):
-            return (parts.append(i) or b"x" for i in range(100))
+    def drip(connection):
+        with connection:
+            try:
+                connection.sendall(head)
+                while not over.wait(0.02):
+                    connection.sendall(drop)
+            except OSError:
+                pass
 
-        def close(self):
-            pass
+    with socket.create_server(("127.0.0.1", 0)) as listening:
 
-    response = Trickle()
-    with pytest.raises(requests.Timeout, match="still coming after 45 seconds"):
-        client._answer(response, 45)
-    assert len(parts) == 5
+        def serve():
+            while True:
+                try:
+                    connection, _ = listening.accept()
+                except OSError:
+                    return
+                threads.append(threading.Thread(target=drip, args=(connection,)))
+                threads[-1].start()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            over.set()
+            listening.shutdown(socket.SHUT_RDWR)
+            for each in (thread, *threads):
+                each.join()
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+DRIPS = {
+    "status line": (b"", b"H"),
+    "headers": (OK + b"x: ", b"a"),
+    "100 Continue": (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "content length": (OK + b"Content-Length: 100000\r\n\r\n", b"x"),
+    "until close": (OK + b"Connection: close\r\n\r\n", b" "),
+    "chunked": (OK + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
+}
+
+
+@pytest.mark.parametrize("head, drop", DRIPS.values(), ids=DRIPS)
+def test_a_server_that_drips_has_the_same_limit(head, drop):
+    """A reader that waits for each byte anew would never return."""
+    with dripping(head, drop) as url:
+        with pytest.raises(ServerLost, match=r"did not answer to the end within 0\.2 seconds"):
+            post(url, "/v1/completions", {}, 0.2)
+        with pytest.raises(ServerLost, match=r"has not been well for 0\.2 seconds"):
+            wait_for(url, 0.2)
+
+
+def test_a_session_that_tries_again_has_one_limit_for_all_tries():
+    """As TRL's session: it keeps its connections and its retries."""
+    session = requests.Session()
+    session.mount("http://", requests.adapters.HTTPAdapter(max_retries=5))
+    limited.watch(session)
+    for head, drop in (DRIPS["headers"], DRIPS["until close"]):
+        with dripping(head, drop) as url, pytest.raises(requests.Timeout, match=r"after 0\.2 seconds"):
+            with limited.time_limit(0.2):
+                session.get(url)
+    with server(http("{}")) as url:
+        for _ in range(2):
+            with limited.time_limit(60):
+                assert session.get(url).json() == {}
+    session.close()
+
+
+def test_an_answer_has_no_more_bytes_than_a_bound(monkeypatch):
+    with server(http("x" * 3000)) as url:
+        assert limited.fetch("GET", url, 60, 3000) == (200, "x" * 3000)
+        with pytest.raises(requests.RequestException, match="more than 2999 bytes"):
+            limited.fetch("GET", url, 60, 2999)
+        monkeypatch.setattr(client, "fetch", lambda *args, **options: limited.fetch(*args, most=100, **options))
+        with pytest.raises(ServerLost, match="more than 100 bytes"):
+            post(url, "/v1/completions", {}, 60)
+
+
+def test_what_a_server_says_commands_no_terminal():
+    with server(http("soft_\x1b[2J\x07 is unknown", 400)) as url, pytest.raises(ValueError) as error:
+        post(url, "/v1/completions", {}, 60)
+    assert "soft_\ufffd[2J\ufffd is unknown" in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -445,5 +515,5 @@ def test_the_docs_say_every_limit():
             assert str(found) in table, (name, str(found))
     for number in (*LENGTHS.values(), request.KEY_LENGTH, request.TEXT_LENGTH, request.STOPS):
         assert f"{number}" in table.replace(",", "")
-    for number in (request.MATCHERS, pool._PLANS, int(client.TIMEOUT), int(client.CONNECT)):
+    for number in (request.MATCHERS, pool._PLANS, int(client.TIMEOUT), int(limited.CONNECT), limited.ANSWER_BYTES):
         assert f"{number}" in table.replace(",", "")

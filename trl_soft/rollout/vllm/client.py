@@ -17,14 +17,17 @@ from dataclasses import dataclass, field
 
 import requests
 
-from ...files import parse_json
+from ...files import parse_json, printable
 from ...settings import ThinkingSettings
 from ..base import Plan, Rollout, assemble
+from .limited import CONNECT, fetch
 from .records import rollout_of
 
 
-# Seconds a server has to take a connection, and to answer a request; a rollout's last completion may take an hour.
-CONNECT, TIMEOUT = 10.0, 3600.0
+# Seconds a server has to answer a request; a rollout's last completion may take an hour.
+TIMEOUT = 3600.0
+_HEALTH_BYTES = 2**16  # of an answer that nobody reads
+_SHORTEST = 0.1  # seconds: a server is asked once even where no time is left
 
 
 class ServerLost(RuntimeError):
@@ -222,22 +225,25 @@ def post(url: str, path: str, body: dict, timeout: float = TIMEOUT) -> dict:
     A server's answer to a request, a JSON object.
 
     Raises:
-        ServerLost: if it did not answer within `timeout` seconds, to the end, or not with a JSON object.
+        ServerLost: if it did not answer within `timeout` seconds, to the end and in at most `limited.ANSWER_BYTES`, or not
+            with a JSON object.
         ValueError: if it refused the request; the sentence is its own.
     """
     try:
-        status, text = _answer(requests.post(url + path, json=body, timeout=(CONNECT, timeout), stream=True), timeout)
+        status, text = fetch("POST", url + path, timeout, json=body)
     except requests.RequestException as error:
-        raise ServerLost(f"{url}{path} did not answer to the end within {timeout:g} seconds: {error}") from error
+        raise ServerLost(
+            f"{url}{path} did not answer to the end within {timeout:g} seconds: {printable(str(error))}"
+        ) from error
     if status >= 500 and "not implemented" in text:
         raise ValueError(
-            f"{url}{path} answered {status}: {text[:500]}. Start the server with `--worker-extension-cls "
+            f"{url}{path} answered {status}: {printable(text[:500])}. Start the server with `--worker-extension-cls "
             "trl_soft.rollout.vllm.worker.SoftWorker`."
         )
     if status >= 500:
-        raise ServerLost(f"{url}{path} answered {status}: {text[:500]}")
+        raise ServerLost(f"{url}{path} answered {status}: {printable(text[:500])}")
     if status != 200:
-        raise ValueError(f"{url}{path} refused the request ({status}): {text[:1000]}")
+        raise ValueError(f"{url}{path} refused the request ({status}): {printable(text[:1000])}")
     try:
         found = parse_json(text)
     except ValueError as error:
@@ -245,17 +251,6 @@ def post(url: str, path: str, body: dict, timeout: float = TIMEOUT) -> dict:
     if not isinstance(found, dict):
         raise ServerLost(f"{url}{path} answered with a {type(found).__name__}, and not with an object: {text[:200]!r}")
     return found
-
-
-def _answer(response: requests.Response, timeout: float) -> tuple[int, str]:
-    """Status and text of a response, whose bytes all come before `timeout` seconds are over."""
-    with response:
-        end, parts = time.monotonic() + timeout, []
-        for part in response.iter_content(2**20):
-            parts.append(part)
-            if time.monotonic() > end:
-                raise requests.Timeout(f"its answer was still coming after {timeout:g} seconds")
-        return response.status_code, b"".join(parts).decode("utf-8", "replace")
 
 
 def wait_for(url: str, seconds: float, every: float = 1.0) -> None:
@@ -267,13 +262,15 @@ def wait_for(url: str, seconds: float, every: float = 1.0) -> None:
     """
     end = time.monotonic() + seconds
     while True:
+        left = max(end - time.monotonic(), _SHORTEST)
         try:
-            response = requests.get(url + "/health", timeout=(CONNECT, CONNECT))
-            problem = f"it answered {response.status_code}"
-            if response.status_code == 200:
+            status, _ = fetch("GET", url + "/health", min(CONNECT, left), _HEALTH_BYTES)
+            problem = f"it answered {status}"
+            if status == 200:
                 return
         except requests.RequestException as error:
             problem = str(error)
-        if time.monotonic() > end:
-            raise ServerLost(f"{url}/health has not been well for {seconds:g} seconds: {problem}")
-        time.sleep(every)
+        left = end - time.monotonic()
+        if left <= 0:
+            raise ServerLost(f"{url}/health has not been well for {seconds:g} seconds: {printable(problem)}")
+        time.sleep(min(every, left))

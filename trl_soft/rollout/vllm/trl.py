@@ -20,6 +20,7 @@ from transformers.utils import logging
 from ...thoughts import Hard
 from .client import TIMEOUT, Ask, ServerLost, complete, joined, same_text, wait_for
 from .layout import layout_of
+from .limited import time_limit, watch
 
 
 logger = logging.get_logger(__name__)
@@ -105,8 +106,15 @@ class SoftVLLM:
                 self.clients[-1].init_communicator(device=inner.accelerator.device)
 
     def _limit(self, client) -> None:
-        """TRL's client asks without a limit; its session's requests get ours."""
-        client.session.request = functools.partial(client.session.request, timeout=self.timeout)
+        """TRL's client asks without a limit; its session's requests get ours, all tries of one together."""
+        watch(client.session)
+        ask = functools.partial(client.session.request, timeout=self.timeout)
+
+        def request(*args, **options):
+            with time_limit(self.timeout):
+                return ask(*args, **options)
+
+        client.session.request = request
 
     def __getattr__(self, name: str):
         return getattr(self.inner, name)

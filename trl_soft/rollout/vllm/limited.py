@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""HTTP requests with a time limit for the whole request, however slowly a server sends, and a bound on the answer's bytes.
+
+The timeouts of `requests` hold for one read of the socket: a server that sends a byte now and then is waited for without
+end. Here a timer ends the connection when the request's time is over, so that whatever reads from it returns.
+"""
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import requests
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+
+
+# Seconds to connect. Bytes of an answer: the records of 1,024 completions of 16,384 tokens, at 192 bytes a token, in base 64.
+CONNECT, ANSWER_BYTES = 10.0, 2**32
+_PIECE = 2**20  # bytes that are read at a time
+_of_thread = threading.local()
+
+
+class _TimeIsOver(Exception):
+    """No error of the network, which urllib3 would try again after."""
+
+
+class _Limit:
+    """The connections of one request, ended when its time is over."""
+
+    def __init__(self):
+        self.over = False
+        self._lock = threading.Lock()
+        self._sockets: list[socket.socket] = []
+
+    def add(self, connection: socket.socket) -> None:
+        # A copy: it ends the same connection, and whoever closes or wraps the other one does not touch it.
+        copy = connection.dup()
+        with self._lock:
+            self._sockets.append(copy)
+            if self.over:
+                _end(copy)
+
+    def end(self) -> None:
+        with self._lock:
+            self.over = True
+            for connection in self._sockets:
+                _end(connection)
+
+    def forget(self) -> None:
+        with self._lock:
+            for connection in self._sockets:
+                connection.close()
+            self._sockets.clear()
+
+
+def _end(connection: socket.socket) -> None:
+    try:
+        connection.shutdown(socket.SHUT_RDWR)
+    except OSError:  # the other side has ended it
+        pass
+
+
+class _Watched:
+    """A connection that tells the limit of the thread's request about its socket."""
+
+    _copy: socket.socket | None = None
+
+    def _new_conn(self):
+        limit = getattr(_of_thread, "limit", None)
+        if limit is not None and limit.over:
+            raise _TimeIsOver
+        connection = super()._new_conn()  # type: ignore[misc]
+        if limit is not None:
+            limit.add(connection)
+        if self._copy is not None:
+            self._copy.close()
+        self._copy = connection.dup()
+        return connection
+
+    def request(self, *args, **kwargs):
+        limit = getattr(_of_thread, "limit", None)
+        if limit is not None and self._copy is not None:  # of a request before this one
+            limit.add(self._copy)
+        return super().request(*args, **kwargs)  # type: ignore[misc]
+
+    def close(self):
+        super().close()  # type: ignore[misc]
+        if self._copy is not None:
+            self._copy.close()
+            self._copy = None
+
+
+class _Connection(_Watched, HTTPConnection):
+    pass
+
+
+class _SecureConnection(_Watched, HTTPSConnection):
+    pass
+
+
+class _Pool(HTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
+class _SecurePool(HTTPSConnectionPool):
+    ConnectionCls = _SecureConnection
+
+
+_POOLS = {"http": _Pool, "https": _SecurePool}
+
+
+def watch(session: requests.Session) -> None:
+    """Let `time_limit` hold for the requests of a session. Its adapters keep their retries and their sizes."""
+    for adapter in set(session.adapters.values()):
+        if not isinstance(adapter, requests.adapters.HTTPAdapter):
+            continue  # one that talks to no socket, as tests have them
+        adapter.poolmanager.pool_classes_by_scheme = _POOLS
+        make = adapter.proxy_manager_for
+
+        def watched(proxy, make=make, **options):
+            manager = make(proxy, **options)
+            manager.pool_classes_by_scheme = _POOLS
+            return manager
+
+        adapter.proxy_manager_for = watched  # type: ignore[method-assign]
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """
+    A limit on all that this thread asks and reads inside, over sessions that are watched.
+
+    Raises:
+        requests.Timeout: if the time was over before the end.
+    """
+    limit, before = _Limit(), getattr(_of_thread, "limit", None)
+    timer = threading.Timer(seconds, limit.end)
+    timer.daemon = True
+    _of_thread.limit = limit
+    timer.start()
+    try:
+        yield
+    except Exception as error:  # whatever a reader makes of a connection that was ended
+        if limit.over:
+            raise requests.Timeout(f"its answer was still coming after {seconds:g} seconds") from error
+        raise
+    finally:
+        timer.cancel()
+        _of_thread.limit = before
+        limit.forget()
+    if limit.over:  # an answer without a length looks whole where the connection was ended
+        raise requests.Timeout(f"its answer was still coming after {seconds:g} seconds")
+
+
+def fetch(method: str, url: str, seconds: float, most: int = ANSWER_BYTES, **options) -> tuple[int, str]:
+    """
+    Status and text of the answer to one request.
+
+    Args:
+        method, url (`str`).
+        seconds (`float`): for the whole request, from the connection to the answer's last byte.
+        most (`int`): bytes of the answer, after decompression.
+        options: of `requests`, for example `json=`.
+
+    Raises:
+        requests.RequestException: if the answer is not there in time, is longer, or breaks off.
+    """
+    with requests.Session() as session:
+        watch(session)
+        with time_limit(seconds):
+            timeout = (min(CONNECT, seconds), seconds)
+            with session.request(method, url, timeout=timeout, stream=True, **options) as response:
+                parts, size = [], 0
+                for part in response.iter_content(_PIECE):
+                    size += len(part)
+                    if size > most:
+                        raise requests.exceptions.ContentDecodingError(f"its answer has more than {most} bytes")
+                    parts.append(part)
+                return response.status_code, b"".join(parts).decode("utf-8", "replace")
