@@ -100,7 +100,12 @@ def compiled(kernel: JITFunction, capability: int, most: int) -> int:
                 continue
             constants |= {name: 1 for name, of in types.items() if of == "constexpr" and name not in constants}
             source = ASTSource(fn=kernel, signature=types, constexprs=constants)
-            assert triton.compile(source, target=GPUTarget("cuda", capability, 32)).asm["cubin"]
+            made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=dict(kernels.OPTIONS)).asm
+            assert made["cubin"]
+            # `log p + eps * scale`, the one sum of products in float32 here, is rounded twice as in plain torch. (The exponential and
+            # logarithm of `softgrpo` have such instructions of their own.)
+            if kernel.__name__ == "_sample" and not constants["SOFTGRPO"]:
+                assert "fma.rn.f32" not in made["ptx"] and "mul.rn.f32" in made["ptx"], made["ptx"]
             done += 1
             if done == most:
                 return done

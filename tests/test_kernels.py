@@ -8,6 +8,7 @@ within a block of 256 logits are float32, so a log-probability over the vocabula
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -299,3 +300,69 @@ def test_every_kernel_compiles_for_a_device():
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert {"_blocks", "_candidates", "_mix"} <= {line.split()[0] for line in done.stdout.splitlines()}
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """What the log says of the kernels."""
+    made: list[str] = []
+    monkeypatch.setattr(kernels.logger, "warning_once", made.append)
+    return made
+
+
+def _penalised():
+    net = tiny.model()
+    made = plan(net, {"max_thinking_length": 1}, max_completion_length=3, repetition_penalty=1.2)
+    run(net, made, "slots", prompts=["1+2="])
+
+
+@pytest.mark.parametrize(
+    "draw, words",
+    [
+        (lambda: Hard(top_p=0.9).sample(DenseLogits(logits(2, 300)), noise(2)), "top-p or min-p and without top-k"),
+        (lambda: Hard(min_p=0.1).sample(DenseLogits(logits(2, 300)), noise(2)), "top-p or min-p and without top-k"),
+        (lambda: candidates(DenseLogits(logits(2, 300)), 1.0, 129), "129 candidates"),
+        (lambda: DenseLogits(logits(2, 300)).topk(129), "The 129 most likely tokens"),
+        (lambda: pick(torch.rand(2, 129), torch.full((2, 1), 0.5, dtype=torch.float64)), "A draw from 129 candidates"),
+        (_penalised, "A repetition penalty"),
+    ],
+    ids=["top-p", "min-p", "candidates", "topk", "pick", "penalty"],
+)
+def test_the_log_says_where_plain_torch_runs_though_kernels_are_on(draw, words, told):
+    with kernels.interpreted():
+        draw()
+    assert any(words in said and "plain torch" in said for said in told)
+    told.clear()
+    draw()  # without kernels there is nothing to pass over
+    assert not told
+
+
+def test_what_the_kernels_take_is_not_logged(told):
+    with kernels.interpreted():
+        Hard(top_k=20, top_p=0.9, min_p=0.1).sample(DenseLogits(logits(2, 300)), noise(2))
+        DenseLogits(logits(2, 300)).topk(128)
+    assert not told
+
+
+def test_kernels_can_be_switched_off(monkeypatch, told):
+    device = torch.device("cuda")  # not used, only asked about
+    monkeypatch.setenv("TRL_SOFT_KERNELS", "1")
+    assert kernels.fused(device) and not told
+    monkeypatch.setenv("TRL_SOFT_KERNELS", "0")
+    assert not kernels.fused(device)
+    assert "TRL_SOFT_KERNELS is 0" in told[0] and "hundreds of small kernels" in told[0]
+    monkeypatch.setenv("TRL_SOFT_KERNELS", "off")
+    with pytest.raises(ValueError, match=r"'off'.*Set it to 0"):
+        kernels.fused(device)
+
+
+def test_a_kernel_that_does_not_compile_names_the_way_out():
+    class Broken:
+        fn = SimpleNamespace(__name__="_broken")
+
+        def __getitem__(self, grid):
+            raise OSError("Failed to find C compiler.")
+
+    with pytest.raises(RuntimeError, match=r"The kernel _broken could not be compiled.*TRL_SOFT_KERNELS=0") as raised:
+        kernels.launch(Broken(), (1,), torch.zeros(1))
+    assert "C compiler" in str(raised.value.__cause__)

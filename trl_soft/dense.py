@@ -115,6 +115,10 @@ class DenseLogits(Logits):
             if k <= LARGEST_K:
                 ids, z, _ = candidates(self.blocks(1.0, exactly=False), 1.0, k, 1.0, 0.0)
                 return z, ids
+            kernels.passed_over(
+                f"The {k} most likely tokens, more than {LARGEST_K}",
+                f"`topk` reads the logits several times in place of once. Keep at most {LARGEST_K} candidates to avoid it.",
+            )
         return super().topk(k)
 
     def draw(self, u: torch.Tensor, temperature: float) -> torch.Tensor:

@@ -18,16 +18,35 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 _here = {"plain": False, "interpreted": False}
+# What kernels are compiled with, unless a launch says otherwise. `a + b * c` is rounded twice, as plain torch rounds it.
+OPTIONS = {"enable_fp_fusion": False}
 # Told of each launch: the kernel's name, and the bytes it reads and writes.
 watchers: list[Callable[[str, int], None]] = []
 
 
 def fused(device: torch.device) -> bool:
-    """Whether tensors on this device go through the kernels: on CUDA where Triton is installed, else within `interpreted`."""
+    """
+    Whether tensors on this device go through the kernels: on CUDA where Triton is installed and `TRL_SOFT_KERNELS` is not 0,
+    else within `interpreted`.
+
+    Raises:
+        ValueError: if `TRL_SOFT_KERNELS` is neither 0 nor 1.
+    """
     if _here["plain"]:
         return False
     if device.type != "cuda":
         return _here["interpreted"]
+    asked = os.environ.get("TRL_SOFT_KERNELS") or "1"
+    if asked not in ("0", "1"):
+        raise ValueError(
+            f"TRL_SOFT_KERNELS is {asked!r}, which means nothing. Set it to 0 (no Triton kernels) or to 1 (the default)."
+        )
+    if asked == "0":
+        logger.warning_once(
+            "TRL_SOFT_KERNELS is 0, so thoughts and tokens are drawn and scored by plain torch: hundreds of small kernels a step in "
+            "place of a few."
+        )
+        return False
     if importlib.util.find_spec("triton") is None:
         logger.warning_once(
             "Triton is not installed, so thoughts and tokens are drawn and scored by plain torch: hundreds of small kernels a step in "
@@ -35,6 +54,11 @@ def fused(device: torch.device) -> bool:
         )
         return False
     return True
+
+
+def passed_over(what: str, cost: str) -> None:
+    """Say once that a setting takes plain torch where kernels are on: `what` is the setting, `cost` what it costs."""
+    logger.warning_once(f"{what}: plain torch runs in the place of the Triton kernels. {cost}")
 
 
 @contextmanager
@@ -74,6 +98,10 @@ def launch(kernel, grid: tuple[int, ...], *arguments, moved: int | Callable[[], 
     Args:
         moved (`int`, or what is called for it, *optional*):
             Bytes that the kernel reads and writes. Default: each of its tensors once.
+        options: constants of the kernel and options of its compilation, which default to `OPTIONS`.
+
+    Raises:
+        RuntimeError: if the kernel cannot be compiled or launched. The message names the way to do without it.
     """
     if 0 in grid:
         return
@@ -85,7 +113,14 @@ def launch(kernel, grid: tuple[int, ...], *arguments, moved: int | Callable[[], 
     device = tensors[0].device
     if device.type != "meta":
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            kernel[grid](*arguments, **options)
+            try:
+                kernel[grid](*arguments, **{**OPTIONS, **options})
+            except Exception as error:
+                raise RuntimeError(
+                    f"The kernel {kernel.fn.__name__} could not be compiled or launched on {device} ({type(error).__name__}). Triton "
+                    "needs a C compiler and a device that it supports. To run plain torch in the place of all kernels, which is "
+                    "slower, set TRL_SOFT_KERNELS=0."
+                ) from error
 
 
 def power_of_two(count: int) -> int:

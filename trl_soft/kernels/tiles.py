@@ -2,7 +2,8 @@
 """A tile of logits in one launch, forward and backward; `trl_soft.tiles` has the formulas and the plain functions.
 
 The tile is read once on the way forward and once on the way back. (With a mixture it is read twice on the way forward:
-`exp(x)` is written relative to the largest logit, which has to be known first.)
+`exp(x)` is written relative to the largest logit, which has to be known first.) Sums over the vocabulary are held to a tolerance and
+not to the bit, so multiplications and additions fuse.
 """
 
 import ctypes
@@ -260,7 +261,7 @@ def fold(z, bias, start: int, sums, ids, table, form, parts) -> None:
     launch(
         _fold, (n,), z, bias, ids, table, *state, sums.z_ids, sums.R, *(*parts, None, None)[:2], z.stride(0),
         parts[0].stride(0) if parts else 0, start, size, candidates, width, *_power(form.temperature), form.scale,
-        form.softcap or 1.0, **_constants(bias, ids, form), PARTS=len(parts), H=1024, num_warps=8,
+        form.softcap or 1.0, **_constants(bias, ids, form), PARTS=len(parts), H=1024, num_warps=8, enable_fp_fusion=True,
         moved=_size(z) * (2 if parts else 1) + _size(*parts) + 2 * _size(*state, sums.R) + _size(sums.z_ids, ids),
     )  # fmt: skip
 
@@ -277,7 +278,7 @@ def gradient(z, bias, g_rows, start: int, row, ids, form, d_z, weights) -> None:
         _gradient, (n, triton.cdiv(size, _BLOCK)), z, bias, g_rows, ids, row.candidate, row.z_ids, *of_row, d_z, weights,
         *(0 if x is None else x.stride(0) for x in (z, g_rows, d_z, weights)), start, size, candidates, *_power(form.temperature), form.scale,
         form.softcap or 1.0, **_constants(bias, ids, form), MIXED=g_rows is not None, WEIGHTS=weights is not None,
-        num_warps=4, moved=_size(z, g_rows, d_z, weights, ids, row.candidate, row.z_ids, *of_row),
+        num_warps=4, enable_fp_fusion=True, moved=_size(z, g_rows, d_z, weights, ids, row.candidate, row.z_ids, *of_row),
     )  # fmt: skip
 
 

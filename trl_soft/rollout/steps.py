@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import torch
 
+from .. import kernels
 from ..noise import KeyedNoise
 from ..scoring import DenseLogits
 from ..thoughts import Hard
@@ -138,6 +139,12 @@ class Steps:
         if not self.penalised:
             return logits
         assert rows.seen is not None
+        if kernels.fused(logits.logits.device):
+            kernels.passed_over(
+                "A repetition penalty",
+                "Each step makes other logits in float32, some 10 operations and tens of passes over the logits more, and these are read "
+                "once more by the draw. Without a penalty the logits are read once.",
+            )
         z, penalty = logits.dense(), self.rules.penalty.index_select(0, rows["rule"]).unsqueeze(-1)
         seen = rows.seen.index_select(0, rows.index)
         return DenseLogits(torch.where(seen, torch.where(z < 0, z * penalty, z / penalty), z))

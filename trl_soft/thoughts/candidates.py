@@ -28,6 +28,7 @@ def candidates(
             blocks = logits.blocks(temperature, exactly=False)
             ids, _, log_p = tournament.candidates(blocks, temperature, top_k, top_p, min_p)
             return ids, log_p
+        _too_many(top_k, tournament.LARGEST_K)
     values, ids = logits.topk(top_k)
     log_p = torch.log_softmax(tempered(values.double(), temperature), dim=-1)
     p = log_p.exp()
@@ -37,6 +38,13 @@ def candidates(
         cut |= p.cumsum(-1) - p >= top_p
     cut[:, 0] = False
     return ids, torch.log_softmax(log_p.masked_fill(cut, -torch.inf), dim=-1).float()
+
+
+def _too_many(top_k: int, largest: int) -> None:
+    kernels.passed_over(
+        f"{top_k} candidates, more than {largest}",
+        f"`topk` reads the logits several times, and some 15 operations more make log p. Keep at most {largest} candidates to avoid it.",
+    )
 
 
 def renormalised(z: torch.Tensor, kept: torch.Tensor, temperature: float) -> torch.Tensor:

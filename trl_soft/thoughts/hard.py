@@ -9,6 +9,7 @@ top-k, top-p and min-p shape the sampling and not the score, as everywhere in TR
 import torch
 from transformers import LogitsProcessorList, MinPLogitsWarper, TemperatureLogitsWarper, TopPLogitsWarper
 
+from .. import kernels
 from ..categorical import inverse_cdf, pick
 from .base import Thought
 from .candidates import candidates
@@ -56,6 +57,12 @@ class Hard(Thought):
             token = logits.draw(noise.uniform(1), self.temperature).squeeze(-1)
         else:
             z = logits.dense()
+            if kernels.fused(z.device):
+                kernels.passed_over(
+                    "Hard tokens with top-p or min-p and without top-k",
+                    "Each step sorts the vocabulary: about 40 more operations, and tens of passes over the logits in place of one. Set "
+                    "top-k as well (at most 128) to avoid it.",
+                )
             no_ids = torch.empty(len(z), 0, dtype=torch.long, device=z.device)  # no warper here looks at them
             if self.temperature != 1.0:
                 z = z - z.amax(-1, keepdim=True)  # before the division by T, which would round the differences away
