@@ -7,6 +7,7 @@ import pytest
 import torch
 from peft import LoraConfig
 from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
 
 import trl_soft.precision
 from tests import tiny
@@ -264,6 +265,62 @@ def test_which_parameters_are_copied():
             assert (parameter is found[name]) == stays
             assert parameter.dtype == (torch.float32 if stays and "layers.0." in name else torch.bfloat16)
     assert all(ours is theirs for ours, theirs in zip(net.parameters(), found.values(), strict=True))
+
+
+@pytest.mark.parametrize("place", ["own", "class"])
+def test_no_memory_for_a_copy_leaves_the_model_as_found(place, monkeypatch):
+    net, forward = tiny.model(), lambda *a, **k: None
+    if place == "own":
+        net.forward = forward
+    found, to, calls = list(net.parameters()), torch.Tensor.to, []
+
+    def full(self, *args):
+        calls.append(args)
+        if len(calls) == 3:
+            raise torch.OutOfMemoryError("no memory is left")
+        return to(self, *args)
+
+    monkeypatch.setattr(torch.Tensor, "to", full)
+    with pytest.raises(torch.OutOfMemoryError), weights_in(net, torch.bfloat16, forward=lambda: None):
+        pytest.fail("the block ran")
+    assert all(ours is theirs for ours, theirs in zip(net.parameters(), found, strict=True))
+    assert vars(net).get("forward") is (forward if place == "own" else None)
+
+
+class Toy(PreTrainedModel):
+    """Buffers that are saved and that are not, and each of the lists of what stays in float32."""
+
+    config_class = PreTrainedConfig
+    _keep_in_fp32_modules = ("scores",)
+    _keep_in_fp32_modules_strict = ("gate.*bias",)
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.layer = nn.ModuleDict({name: nn.Linear(2, 2) for name in ("gate", "scores")})
+        for name in ("layer_scalar", "gate_a_bias", "scores_b"):
+            self.register_buffer(name, torch.rand(2))
+        self.register_buffer("count", torch.ones(2, dtype=torch.int64))
+        self.register_buffer("frequencies", torch.ones(2, dtype=torch.float32), persistent=False)
+        self.post_init()
+
+    def _init_weights(self, module):
+        if module is self:
+            self.frequencies.fill_(1)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_copy_has_the_types_of_a_model_that_is_loaded(tmp_path, dtype):
+    torch.manual_seed(0)
+    net = Toy(PreTrainedConfig())
+    net.save_pretrained(tmp_path)
+    loaded = Toy.from_pretrained(tmp_path, dtype=dtype)
+    right = dict(loaded.named_parameters()) | dict(loaded.named_buffers())
+    found = dict(net.named_buffers())
+    with weights_in(net, dtype):
+        inside = dict(net.named_parameters()) | dict(net.named_buffers())
+    assert {name: x.dtype for name, x in inside.items()} == {name: x.dtype for name, x in right.items()}
+    assert same(inside, right)
+    assert all(buffer is found[name] for name, buffer in net.named_buffers())
 
 
 FAST = {"cuda": True, "mixed": "bf16", "backend": "single", "widest": torch.float32}

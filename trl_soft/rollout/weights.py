@@ -3,7 +3,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import nn
@@ -14,41 +14,41 @@ def weights_in(
     model: nn.Module, dtype: torch.dtype, forward: Callable | None = None, keep: Sequence[nn.Parameter] = ()
 ) -> Iterator[None]:
     """
-    Inside the block every module of `model` has a copy in `dtype` in the place of each parameter that is wider.
+    Inside the block every module of `model` has a copy in `dtype` in the place of each parameter that is wider, and of each
+    such buffer that is saved with the model.
 
-    The parameters themselves, which an optimiser and DDP hold, are not touched, and are back when the block ends. A
-    parameter of several modules (tied tables) has one copy. Buffers stay as they are, rotary frequencies among them, as
-    in a model that is loaded in `dtype`; so does what transformers keeps in float32 whatever a model is loaded in.
+    The parameters themselves, which an optimiser and DDP hold, are not touched, and are back when the block ends, as they
+    are after an error. A parameter of several modules (tied tables) has one copy. What transformers keeps in float32 in a
+    model that is loaded in `dtype` stays as it is, and so do buffers that are not saved, rotary frequencies among them.
 
     Args:
         keep: parameters that stay as they are.
         forward (*optional*): what `model.forward` is inside the block, to leave out what was wrapped around it (autocast).
     """
-    copies: dict[int, nn.Parameter] = {}
+    copies: dict[int, torch.Tensor] = {}
     kept = {id(parameter) for parameter in keep}
-    places = []
-    for path, module in model.named_modules():
-        for name, parameter in module._parameters.items():
-            if parameter is None or id(parameter) in kept or not _is_wider(parameter, dtype):
-                continue
-            if not _stays_wide(model, f"{path}.{name}"):
-                places.append((module, name, parameter))
-    own = vars(model).get("forward")
-    try:
-        for module, name, parameter in places:
-            if id(parameter) not in copies:
-                copies[id(parameter)] = nn.Parameter(parameter.detach().to(dtype), requires_grad=False)
-            module._parameters[name] = copies[id(parameter)]
+    with ExitStack() as back:
+        for path, module in model.named_modules():
+            for name, tensor in _saved(module):
+                if id(tensor) in kept or not _is_wider(tensor, dtype) or _stays_wide(model, f"{path}.{name}", dtype):
+                    continue
+                if id(tensor) not in copies:
+                    copy = tensor.detach().to(dtype)
+                    copies[id(tensor)] = nn.Parameter(copy, False) if isinstance(tensor, nn.Parameter) else copy
+                of: dict = module._parameters if name in module._parameters else module._buffers
+                back.callback(of.__setitem__, name, tensor)
+                of[name] = copies[id(tensor)]
         if forward is not None:
+            own = vars(model).get("forward")
+            back.callback(vars(model).pop, "forward") if own is None else back.callback(setattr, model, "forward", own)
             model.forward = forward
         yield
-    finally:
-        for module, name, parameter in places:
-            module._parameters[name] = parameter
-        if forward is not None:
-            del model.forward
-            if own is not None:
-                model.forward = own
+
+
+def _saved(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    """A module's own parameters and persistent buffers."""
+    buffers = [item for item in module._buffers.items() if item[0] not in module._non_persistent_buffers_set]
+    return [(name, tensor) for name, tensor in (*module._parameters.items(), *buffers) if tensor is not None]
 
 
 def widest(model: nn.Module) -> torch.dtype:
@@ -60,6 +60,9 @@ def _is_wider(parameter: torch.Tensor, dtype: torch.dtype) -> bool:
     return parameter.is_floating_point() and parameter.dtype.itemsize > dtype.itemsize
 
 
-def _stays_wide(model: nn.Module, name: str) -> bool:
-    patterns = getattr(model, "_keep_in_fp32_modules_strict", None) or ()
-    return any(re.search(re.escape(pattern).replace(r"\*", ".*"), name) for pattern in patterns)
+def _stays_wide(model: nn.Module, name: str, dtype: torch.dtype) -> bool:
+    """As transformers' `_get_dtype_plan` has it: one list for both half types, one for float16 alone."""
+    patterns = set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
+    if dtype == torch.float16:
+        patterns |= set(getattr(model, "_keep_in_fp32_modules", None) or ())
+    return any(re.search(pattern.replace("*", ".*"), name) for pattern in patterns)
