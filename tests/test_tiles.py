@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from trl_soft import KeyedNoise, kernels
+from trl_soft import KeyedNoise, kernels, tiles
 from trl_soft.rows import dot_rows
 from trl_soft.scoring import DenseLogits, HeadLogits
 from trl_soft.sharding import gathered
@@ -292,3 +292,14 @@ def test_kernels_compile_for_devices_that_are_not_here():
     done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert len(done.stdout.splitlines()) == 14
+
+
+def test_the_log_says_that_float16_autocast_scores_in_float32(monkeypatch):
+    told: list[str] = []
+    monkeypatch.setattr(tiles.logger, "warning_once", told.append)
+    weight = torch.zeros(4, 2)
+    with kernels.interpreted(), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert tiles.product_dtype(weight) == torch.bfloat16 and not told
+    with kernels.interpreted(), torch.autocast("cpu", dtype=torch.float16):
+        assert tiles.product_dtype(weight) == torch.float32
+    assert "outside the tensor cores" in told[0]

@@ -64,8 +64,14 @@ def product_dtype(weight: torch.Tensor) -> torch.dtype:
         return weight.dtype
     if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
         return weight.dtype
+    if torch.get_autocast_dtype(kind) == torch.bfloat16:
+        return torch.bfloat16
     # float16 does not hold dL/dz, see `_Sweep`.
-    return torch.bfloat16 if torch.get_autocast_dtype(kind) == torch.bfloat16 else weight.dtype
+    logger.warning_once(
+        "Autocast is to float16, whose range does not hold gradients divided by a low temperature. Scores over the vocabulary therefore "
+        "multiply the float32 weights in float32, outside the tensor cores, which takes several times as long. Set `bf16: true`."
+    )
+    return weight.dtype
 
 
 def _on_tensor_cores(device: torch.device) -> bool:
