@@ -177,6 +177,25 @@ def test_no_number_of_slots_and_no_length_reaches_the_limit_of_compilations(monk
     assert kept == [(3, 64), (4, None), (2, None)]  # slots and windows
 
 
+def test_a_layer_of_a_step_writes_its_keys_and_its_values_and_no_more():
+    """Where each slot's token goes is worked out once for all layers."""
+    torch.manual_seed(0)
+    cache = SlotCache([(2, 16, 2, 8)] * 2, slots=5, length=ROOM, dtype=torch.float32, device="cpu")
+    position = torch.tensor([3, 140, 0, 299])
+    cache.decode(4, position, ROOM)
+    for layer in cache.slot_layers:
+        key, value = torch.randn(4, 2, 1, 16), torch.randn(4, 2, 1, 8)
+        with torch.profiler.profile() as profiler:
+            layer.update(key, value)
+        counts = {event.key: event.count for event in profiler.key_averages()}
+        assert counts["aten::index_put_"] == 2 and "aten::arange" not in counts
+        for tensor, states in ((layer.keys, key), (layer.values, value)):
+            right = torch.zeros_like(tensor)
+            for slot, at in enumerate(position.tolist()):
+                right[slot, at] = states[slot, :, 0]
+            assert torch.equal(tensor, right)
+
+
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("window", [None, 9])
 @pytest.mark.parametrize("path", KERNELS)

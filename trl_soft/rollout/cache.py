@@ -33,6 +33,7 @@ class SlotCache(Cache):
     Attributes:
         rows (`slice` or `torch.Tensor`): the slots that are written and read.
         position (`torch.Tensor` of shape `(rows,)`): where each slot's one token goes; `None` while prompts are read.
+        index (`torch.Tensor` of shape `(rows,)`): 0, 1, and so on: each slot's own number, made once a step for all layers.
         columns (`slice`): where the tokens of prompts go, the same for all rows.
         reach (`int`): tokens that are looked at, at most; a longer view costs time and changes nothing.
     """
@@ -48,6 +49,7 @@ class SlotCache(Cache):
             )
         self.rows: slice | torch.Tensor = slice(0, slots)
         self.position: torch.Tensor | None = None
+        self.index: torch.Tensor | None = None
         self.columns, self.reach = slice(0, 0), 0
         self._masks: dict[int | None, torch.Tensor] = {}
         self._shared: dict[Any, Any] = {}  # what the layers of a decode step have in common
@@ -58,6 +60,7 @@ class SlotCache(Cache):
     def decode(self, size: int, position: torch.Tensor, reach: int) -> None:
         """The next call feeds one token to each of the first `size` slots."""
         self.rows, self.position = slice(0, size), position
+        self.index = torch.arange(size, device=position.device)
         self.reach = min(-(-reach // _BLOCK) * _BLOCK, self.length)
         self._masks, self._shared = {}, {}
 
@@ -128,8 +131,7 @@ class _SlotLayer(CacheLayerMixin):
         cache = self.cache
         for tensor, states in ((self.keys, key_states), (self.values, value_states)):
             if cache.position is not None:
-                index = torch.arange(states.size(0), device=states.device)
-                tensor[index, cache.position] = states[:, :, 0].to(tensor.dtype)
+                tensor[cache.index, cache.position] = states[:, :, 0].to(tensor.dtype)
             else:
                 tensor[cache.rows, cache.columns] = states.transpose(1, 2).to(tensor.dtype)
         return tuple(tensor[cache.rows, : cache.reach].transpose(1, 2) for tensor in (self.keys, self.values))
