@@ -16,6 +16,7 @@
 # make plan CONFIG=RECIPE   the memory a recipe takes (PLAN="--gpu_gb 80 --accelerate_config ..." for more)
 # make table PAPER=soft_grpo   a paper's tables, with what has been run; also PAPER=soft_tokens
 # make test-vllm    set up an environment with vLLM for CPUs, run the plugin's tests there     make bench-vllm   what it costs
+# make bench-vllm-gpu   what the plugin costs on a GPU, in an environment that has vLLM (PYTHON=...)
 # make check-vllm-window   read each supported release of vLLM for the plugin's hooks (1 GB of downloads, five minutes)
 # make quality      lint and type-check           make style   format
 
@@ -36,7 +37,7 @@ VLLM_READY := $(VLLM_VENV)/.ready
 VLLM_SETTINGS := VLLM_USE_V2_MODEL_RUNNER=1 TRITON_INTERPRET=1 PYTHONPATH=tests/vllm/site:. VLLM_ENABLE_V1_MULTIPROCESSING=0 \
 	VLLM_CPU_CI_ENV=1 VLLM_CPU_KVCACHE_SPACE=1 VLLM_NO_USAGE_STATS=1 HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 
-.PHONY: install quickstart test test-search test-hostile sweep-golds table plan bench-update bench-rollout bench-scale bench-gpu bench-steps bench-gpu-trainer bench-scoring quality style clean test-kill test-distributed test-vllm check-vllm-window bench-vllm test-real check-gpu
+.PHONY: install quickstart test test-search test-hostile sweep-golds table plan bench-update bench-rollout bench-scale bench-gpu bench-steps bench-gpu-trainer bench-scoring quality style clean test-kill test-distributed test-vllm check-vllm-window bench-vllm bench-vllm-gpu test-real check-gpu
 
 install: $(READY)
 
@@ -105,6 +106,10 @@ check-vllm-window: $(READY)
 
 bench-vllm: $(VLLM_READY)
 	$(VLLM_SETTINGS) $(VLLM_VENV)/bin/python benchmarks/vllm_plugin.py
+
+# `bench-vllm` interprets Triton's kernels, on a CPU. This is for a GPU, where vLLM is at hand; no environment is made for it.
+bench-vllm-gpu:
+	VLLM_USE_V2_MODEL_RUNNER=1 VLLM_ENABLE_V1_MULTIPROCESSING=0 VLLM_NO_USAGE_STATS=1 PYTHONPATH=. $(PYTHON) benchmarks/vllm_plugin.py
 
 bench-update: $(READY)
 	$(BIN)/python benchmarks/update.py

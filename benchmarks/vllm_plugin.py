@@ -2,7 +2,7 @@
 """What the vLLM plugin costs: loaded and idle against stock, soft against plain requests, and records on their way out.
 
     make bench-vllm          (the file is not called vllm.py, or `import vllm` would find it)
-    VLLM_USE_V2_MODEL_RUNNER=1 VLLM_ENABLE_V1_MULTIPROCESSING=0 PYTHONPATH=. python benchmarks/vllm_plugin.py      on a GPU
+    make bench-vllm-gpu PYTHON=...      on a GPU, with the Python of an environment that has vLLM for it
 
 One process, two engines on the same random model: one built before the plugin was registered, one after. Prints one JSON
 object last, of medians over interleaved rounds (wall time on a GPU, processor time on a CPU):
@@ -13,12 +13,12 @@ object last, of medians over interleaved rounds (wall time on a GPU, processor t
                           batch of gumbel, hard and plain requests; `settings` is gumbel, each request with a cap of its own
     ms_a_step             of each
     of_a_step             host: milliseconds in our sampler and in our feeding; device (on a GPU): milliseconds of all
-                          kernels, of how many, and the longest, as torch's profiler has them
+                          kernels, of how many, and the longest, as torch's profiler has them; over 32 steps, the prompts' among them
     record_us_per_token   processor time of 64 records of 600 tokens, K = 10, from slots to one bulk each in the host's memory
     hard_logprobs_us_per_token   what vLLM's own way out costs on the host, for comparison: `logprobs=10`, over none (a CPU)
 
 On a GPU the model has the shape of Qwen2.5-0.5B, 256 requests of 256 tokens, bfloat16, CUDA graphs and asynchronous scheduling;
-less than four minutes. On a CPU, Model Runner V2 runs its Triton kernels in an interpreter, which takes most of each step:
+meant to take less than four minutes. On a CPU, Model Runner V2 runs its Triton kernels in an interpreter, which takes most of each step:
 the ratios say that the plugin adds nothing of that order, and no more.
 """
 
@@ -42,6 +42,7 @@ from trl_soft.thoughts import Gumbel, Hard
 
 
 V = 1024
+PROFILED = 32  # steps, the one that reads the prompts among them
 
 
 def record_microseconds(count: int = 64, tokens: int = 600) -> float:
@@ -236,8 +237,11 @@ def main():
         if "logprobs" in median:
             results["hard_logprobs_us_per_token"] = 1e6 * (median["logprobs"] - median["plain"]) / tokens
         print(json.dumps(results), flush=True)
+        # A profile of many steps takes minutes to sum up.
+        steps = min(options.tokens, PROFILED)
+        short = rivals_of(options.batch, steps)
         results["of_a_step"] = {
-            name: of_a_step(lambda name=name: engines["plugin"].generate(prompts, rivals[name][1], use_tqdm=False), options.tokens)
+            name: of_a_step(lambda name=name: engines["plugin"].generate(prompts, short[name][1], use_tqdm=False), steps)
             for name in ("plain", *softs)
         }  # fmt: skip
         for engine in engines.values():
