@@ -49,7 +49,7 @@ from trl_soft.rollout.vllm.layout import layout_of
 from trl_soft.rollout.vllm.members import Members
 from trl_soft.rollout.vllm.pool import Pool
 from trl_soft.rollout.vllm.table import ServedLogits, Table
-from trl_soft.scoring import DenseLogits
+from trl_soft.scoring import DenseLogits, transformed
 from trl_soft.thoughts import Hard
 
 
@@ -70,6 +70,13 @@ CASES: dict[str, dict] = {
     "mixture": {"thought": "mixture"},
     "multiplex": {"thought": "multiplex"},
     "latent": {"thought": "latent"},
+}
+# Answers that plain torch draws on CUDA too, beside a gumbel thought.
+ANSWERS: dict[str, dict] = {
+    "answers with top-p": {"top_p": 0.95},
+    "answers with min-p": {"min_p": 0.05},
+    "answers with a repetition penalty": {"repetition_penalty": 1.1},
+    "answers with top-k 200": {"top_k": 200},
 }
 # Operations that read as much of their first operand as they return, and that write as much of it as they are given.
 _PICKS = {"gather", "index", "index_select", "embedding"}
@@ -205,11 +212,21 @@ def counted(counter: Counter) -> Iterator[None]:
         kernels.watchers.remove(counter.launched)
 
 
-def in_process(settings: dict, rows: int, vocabulary: int, hidden: int) -> Counts:
-    """A step of `rollout_engine: slots`, and the feeding of the next."""
+def in_process(settings: dict, rows: int, vocabulary: int, hidden: int, answers: dict | None = None) -> Counts:
+    """A step of `rollout_engine: slots`, and the feeding of the next. `answers`: top-k, top-p, min-p, `repetition_penalty`."""
+    answers = dict(answers or {})
+    penalty = answers.pop("repetition_penalty", 1.0)
     thought = ThinkingSettings(**settings).make_thought(Hard(), table_rms=0.02)
     stop: Any = StopRule(Never(), 100)  # type: ignore[arg-type]
-    plan = Plan(thought, Hard(), stop, max_completion_length=128, eos_token_ids=[2], pad_token_id=0)
+    plan = Plan(
+        thought,
+        Hard(**answers),
+        stop,
+        max_completion_length=128,
+        eos_token_ids=[2],
+        pad_token_id=0,
+        repetition_penalty=penalty,
+    )
     slots = Slots(rows, plan, Key(1, 0, torch.arange(rows)), vocabulary, META)
     slots.admit(list(range(rows)), list(range(rows)), [[5, 6]] * rows, [128] * rows)
     embedding = nn.Embedding(vocabulary, hidden, device=META, dtype=torch.bfloat16).requires_grad_(False)
@@ -218,7 +235,11 @@ def in_process(settings: dict, rows: int, vocabulary: int, hidden: int) -> Count
     z = torch.empty(rows, vocabulary, device=META, dtype=torch.bfloat16)
 
     def view() -> DenseLogits:
-        head = {"hidden": states, "project": lambda h: torch.empty_like(z)}
+        # As the engine has it: the model's head once more, in float32.
+        head = {
+            "hidden": states,
+            "project": lambda h: transformed(nn.functional.linear(h, embedding.weight).float(), 1.0, None),
+        }
         return DenseLogits(z, table if thought.mixes_vocabulary else None, 1.0, torch.bfloat16, **head)
 
     def feed() -> None:
@@ -227,11 +248,6 @@ def in_process(settings: dict, rows: int, vocabulary: int, hidden: int) -> Count
             record.feed(ids, states.unsqueeze(1), Lookup(embedding))  # the embedding of ids is the model's
 
     return _counted_step(thought, plan.answer, lambda: slots.advance(rows, view(), every_row=True), feed, z, table)
-
-
-def _like(logits: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-    """Logits of other hidden states, by the model's head."""
-    return torch.empty_like(logits)
 
 
 def vllm(settings: dict | list[dict], rows: int, vocabulary: int, hidden: int) -> Counts:
@@ -263,7 +279,11 @@ def vllm(settings: dict | list[dict], rows: int, vocabulary: int, hidden: int) -
         for member in members.of(slots, draws).drawn:
             rows_of = z[member.rows]
             needs = pool.ruled[member.number].plan.thought.needs_hidden
-            head = {"hidden": states[member.rows], "project": functools.partial(_like, rows_of)} if needs else {}
+            head = (
+                {"hidden": states[member.rows], "project": functools.partial(nn.functional.linear, weight=weight)}
+                if needs
+                else {}
+            )
             pool.step(member.number, member.slots, member.index, ServedLogits(rows_of, table, torch.bfloat16, **head))
 
     def feed() -> None:
@@ -320,6 +340,8 @@ def figures(counts: Counts, logits_bytes: int) -> dict:
 def count(engine: str, case: str, way: str, rows: int, vocabulary: int, hidden: int) -> Counts:
     """`way` is `plain` or `kernels`."""
     with kernels.plain() if way == "plain" else kernels.interpreted():
+        if case in ANSWERS:
+            return in_process(CASES["gumbel"], rows, vocabulary, hidden, ANSWERS[case])
         return ENGINES[engine](CASES[case] if case in CASES else BATCHES[case], rows, vocabulary, hidden)
 
 
@@ -334,7 +356,7 @@ def main():
     for engine in ENGINES:
         result[engine] = {
             case: {way: figures(count(engine, case, way, **sizes), logits_bytes) for way in ("plain", "kernels")}
-            for case in (*CASES, *(BATCHES if engine == "vllm" else ()))
+            for case in (*CASES, *(BATCHES if engine == "vllm" else ANSWERS))
         }
     print(json.dumps(result))
 

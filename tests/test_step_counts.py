@@ -4,7 +4,7 @@
 import pytest
 import torch
 
-from benchmarks.steps import BATCHES, CASES, ENGINES, PHASES, Counter, Counts, count, counted
+from benchmarks.steps import ANSWERS, BATCHES, CASES, ENGINES, PHASES, Counter, Counts, count, counted
 
 
 SIZES = {"rows": 64, "vocabulary": 151_936, "hidden": 1536}
@@ -18,9 +18,27 @@ def of(case: str, way: str = "kernels", engine: str = "in_process", **sizes) -> 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("case", CASES)
 def test_a_step_is_forty_operations_and_nothing_waits_for_the_device(case, engine):
+    """Noise on the hidden state takes the LM head once more: a product, and a pass to float32."""
     counts = of(case, engine=engine)
     assert counts.total("host_reads") == 0
-    assert counts.total("operations") <= 40, counts
+    assert counts.total("operations") <= (42 if case == "gaussian-hidden" else 40), counts
+
+
+@pytest.mark.parametrize(
+    "case, most, passes",
+    [
+        ("answers with top-p", 73, 42.1),
+        ("answers with min-p", 73, 29.1),
+        ("answers with a repetition penalty", 43, 30.6),
+        ("answers with top-k 200", 80, 6.1),
+    ],
+)
+def test_what_answers_cost_that_plain_torch_draws(case, most, passes):
+    """Above forty operations and one pass over the logits, as `docs/gpu.md` has it; nothing waits for the device."""
+    assert case in ANSWERS
+    counts = of(case)
+    assert counts.total("host_reads") == 0
+    assert counts.total("operations") <= most and counts.total("logits") <= passes * LOGITS
 
 
 @pytest.mark.parametrize("case, most", [("hard", 16), ("gumbel", 31), ("gaussian", 34)])
@@ -36,8 +54,11 @@ def test_the_logits_are_read_once_by_gumbel_and_hard(case):
 
 @pytest.mark.parametrize("case", CASES)
 def test_only_mixtures_of_the_whole_vocabulary_read_the_logits_more_than_once(case):
-    """Those write two bfloat16 numbers a probability and multiply them; and the answer has its own temperature."""
-    passes = 8.1 if case in ("gaussian", "gaussian-hidden") else 1.05
+    """
+    Those write two bfloat16 numbers a probability and multiply them; and the answer has its own temperature. Noise on the hidden
+    state has logits of its own, which are written by the head and again in float32.
+    """
+    passes = {"gaussian": 8.1, "gaussian-hidden": 14.1}.get(case, 1.05)
     assert of(case).total("logits") <= passes * LOGITS
 
 
@@ -66,6 +87,7 @@ def test_operations_do_not_depend_on_the_number_of_rows(case, engine):
 
 
 def test_hard_and_soft_move_as_many_bytes():
+    """A gumbel thought of 5 candidates in the in-process engine; `docs/gpu.md` says which others move more."""
     hard, soft = of("hard").total("bytes"), of("gumbel").total("bytes")
     assert 0.9 <= soft / hard <= 1.1
 

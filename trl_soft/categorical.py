@@ -37,7 +37,7 @@ def pick(p: torch.Tensor, u: torch.Tensor, order: torch.Tensor | None = None) ->
             return kernel(p, u, order)
         kernels.passed_over(
             f"A draw from {p.size(-1)} candidates, more than {LARGEST_K}",
-            f"It takes some 20 operations in place of one. Keep at most {LARGEST_K} candidates to avoid it.",
+            f"It takes some 30 operations in place of one. Keep at most {LARGEST_K} candidates to avoid it.",
         )
     if order is None:
         return inverse_cdf(p, u).squeeze(-1)

@@ -121,4 +121,6 @@ class HeadLogits(Logits):
 
 def transformed(z: torch.Tensor, scale: float, softcap: float | None) -> torch.Tensor:
     """Logits of `h W^T`: scaled, then capped."""
+    if scale == 1.0 and softcap is None:
+        return z  # most models: no pass over the logits
     return transform(z, scale, softcap)[0]

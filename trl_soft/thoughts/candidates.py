@@ -43,7 +43,7 @@ def candidates(
 def _too_many(top_k: int, largest: int) -> None:
     kernels.passed_over(
         f"{top_k} candidates, more than {largest}",
-        f"`topk` reads the logits several times, and some 15 operations more make log p. Keep at most {largest} candidates to avoid it.",
+        f"`topk` reads the logits several times, and some 20 operations more make log p. Keep at most {largest} candidates to avoid it.",
     )
 
 
