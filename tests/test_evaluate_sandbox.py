@@ -50,15 +50,18 @@ def run(source: str, **options) -> Result:
 
 @isolated
 def test_a_good_program_passes_and_says_what_held_it():
-    result = run("print(sum(range(4)))\nx = 6", tests="assert x == 6")
+    result = run("print(sum(range(4)))\nx = 6", tests="assert x == 6", tested=["x"])
     assert (result.passed, result.reason, result.stdout, result.stderr) == (True, "passed", "6\n", "")
     assert result.isolation == isolation() and result.isolation.startswith("namespaces")
 
 
 @isolated
 def test_what_goes_wrong_is_said():
-    assert run("x = 5", tests="assert x == 6, 'no'").reason == "failed: AssertionError: no at `assert x == 6, 'no'`"
-    assert run("def f(): return g()", tests="f()").reason.startswith("failed: NameError: name 'g'")
+    assert (
+        run("x = 5", tests="assert x == 6, 'no'", tested=["x"]).reason
+        == "failed: AssertionError: no at `assert x == 6, 'no'`"
+    )
+    assert run("def f(): return g()", tests="f()", tested=["f"]).reason.startswith("failed: NameError: name 'g'")
     assert "NameError" in run("x = y").reason and "SyntaxError" in run("x = = 1").reason
     assert run("import os\nos.abort()").reason.startswith("killed by SIG")
     assert "EOFError" in run("input()").reason  # stdin is empty
@@ -118,7 +121,7 @@ except TypeError as error:
 
 @isolated
 def test_values_cross_as_data_and_objects_as_handles():
-    result = run(VALUES, tests=CROSSINGS)
+    result = run(VALUES, tests=CROSSINGS, tested="back kinds numbers texts lazily line Node add_all".split())
     assert result.passed, result
     assert run(VALUES, tests="assert sum(3, 1) == 2", tested=["sum"]).passed
     assert not run(VALUES, tests="assert sum(3, 1) == 2").passed  # Python's own, which wants a list
@@ -129,7 +132,21 @@ def test_helpers_of_the_task_are_not_the_programs():
     setup, tests = "def check(x): return x == 6\ndef f(): pass", "assert check(f())"
     assert run("def check(x): return True\ndef f(): return 6", setup=setup, tests=tests, tested=["f"]).passed
     assert not run("def check(x): return True\ndef f(): return 5", setup=setup, tests=tests, tested=["f"]).passed
-    assert run("class Node: pass", setup="root = Node()", tests="assert root is root").passed
+    assert run("class Node: pass", setup="root = Node()", tests="assert root is root", tested=["Node"]).passed
+
+
+@isolated
+def test_only_what_is_under_test_is_the_programs():
+    source = "wanted = 0\ndef f(): return 0\ndef same(a, b): return True"
+    reference = "wanted = 5\ndef f(): return 5\ndef same(a, b): return a == b and f() == 5"
+    for tests in ("assert f() == wanted", "assert same(f(), 5)"):
+        assert not run(source, tests=tests, tested=["f"], reference=reference).passed
+        right = run(source.replace("return 0", "return 5"), tests=tests, tested=["f"], reference=reference)
+        assert right.passed, right  # a helper of the reference calls the reference's own functions
+        assert "is not defined" in run(source, tests=tests, tested=["f"]).reason
+    missing = run("x = 1", tests="assert f() == 5", tested=["f"], reference=reference)
+    assert missing.reason == "failed: NameError: name 'f' is not defined"
+    assert not run("x = 1", tests="assert sum([1]) == 1", tested=["sum"]).passed  # nor is Python's own the program's
 
 
 @isolated
@@ -316,7 +333,7 @@ import sys
 sys.path.insert(0, {str(ROOT)!r})
 from trl_soft.evaluate.sandbox import inside, run_program
 assert inside.interpreter().startswith("/tmp/"), inside.interpreter()
-print(run_program("import json, os; x = os.path.dirname(os.__file__)", tests="assert x.startswith('/tmp/')"))
+print(run_program("import json, os; x = os.path.dirname(os.__file__)", tests="assert x.startswith('/tmp/')", tested=["x"]))
 """
     if not str(tmp_path.resolve()).startswith("/tmp/"):
         pytest.skip(f"The temporary folder of this machine is {tmp_path.anchor}, not below /tmp.")

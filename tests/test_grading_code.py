@@ -20,7 +20,7 @@ from trl_soft.evaluate.sandbox import Result
 def here(monkeypatch):
     """Trusted programs run in this process."""
 
-    def run_program(source, *, setup, tests, tested, **limits):
+    def run_program(source, *, setup, tests, tested, reference, **limits):
         names: dict = {}
         try:
             exec(compile(f"{setup}\n{source}\n{tests}", "<trusted>", "exec"), names)

@@ -11,6 +11,7 @@ import pytest
 
 from tests.benchmark_files import FULL, needs_data, rows
 from trl_soft.evaluate.grading import GRADERS, extract_code
+from trl_soft.evaluate.grading.rows import mbpp_tests
 from trl_soft.evaluate.sandbox import isolation
 
 
@@ -113,3 +114,51 @@ def test_mbpp_completions():
         "test_imports": ["import math"],
     }
     assert GRADERS["code_mbpp"]("```\ndef root(x):\n    return x ** 0.5\n```", task).correct
+
+
+NOT_UNDER_TEST = {
+    "a module that the row does not import": ("assert math.isclose(f(1), 3, rel_tol=0.01)", "def f(x): return 3", "class math: isclose = staticmethod(lambda *a, **k: True)"),
+    "a module that the reference imports": ("assert m.isclose(f(1), 3)", "import math as m\ndef f(x): return 3", "class m: isclose = staticmethod(lambda *a: True)"),
+    "a name that the reference imports": ("assert isclose(f(1), 3)", "from math import isclose\ndef f(x): return 3", "def isclose(a, b): return True"),
+    "a value of the reference": ("assert f(1) == wanted", "wanted = 3\ndef f(x): return 3", "wanted = 0"),
+    "a helper of the reference": ("assert same(f(1), 3)", "def same(a, b): return a == b\ndef f(x): return 3", "def same(a, b): return True"),
+    "a helper beside a truth value": ("assert same(f(1), 3) == True", "def same(a, b): return a == b\ndef f(x): return 3", "def same(a, b): return True"),
+    "a class of the reference": ("assert Box(f(1)).value == 3", "class Box:\n  def __init__(self, x): self.value = x\ndef f(x): return 3", "class Box: value = 3; __init__ = lambda self, x: None"),
+}  # fmt: skip
+
+
+@needs_sandbox
+@pytest.mark.parametrize("name", NOT_UNDER_TEST)
+def test_what_is_not_under_test_is_not_the_programs(name):
+    test, reference, cheat = NOT_UNDER_TEST[name]
+    mbpp = {"code": reference, "test_list": [test]}
+    assert GRADERS["code_mbpp"](f"```python\n{reference}\n```", mbpp).correct
+    assert GRADERS["code_mbpp"]("```python\ndef f(x): return 3\n```", mbpp).correct
+    assert not GRADERS["code_mbpp"](f"```python\n{cheat}\ndef f(x): return 0\n```", mbpp).correct
+    before, _, _ = reference.rpartition("def f")
+    humaneval = {
+        "prompt": f"{before}def f(x):\n",
+        "canonical_solution": "    return 3\n",
+        "entry_point": "f",
+        "test": f"def check(f):\n    {test}\n",
+    }
+    assert GRADERS["code_humaneval"]("    return 3\n", humaneval).correct
+    assert not GRADERS["code_humaneval"](f"    return 0\n\n{cheat}\n", humaneval).correct
+
+
+@pytest.mark.parametrize(
+    "tests, reference, tested",
+    [
+        (("assert f(P(1)) == 3",), "class P: ...\ndef f(x): ...", ("f", "P")),
+        (("assert f(r) == 3",), "class Node: ...\ndef g(x): ...\ndef f(x): ...", ("f", "Node")),  # r is the setup's
+        (("assert f(make(1)) == 3",), "def make(x): ...\ndef f(x): ...", ("f", "make")),
+        (("assert f(1) == 2", "assert near(f(3), 4) < 1"), "def near(a, b): ...\ndef f(x): ...", ("f",)),
+        (("assert up(1) == 2", "assert down(1) == 0"), "def up(x): ...\ndef down(x): ...", ("down", "up")),
+        (("assert f(f(1)) == 3",), "f = lambda x: x", ("f",)),
+        (("assert not same(f(1), 3)",), "def same(a, b): ...\ndef f(x): ...", ("f",)),
+        (("assert isclose(f(1), 3)",), "from math import isclose\ndef f(x): ...", ("f",)),
+        (("assert (",), "def f(x): ...", ()),
+    ],
+)
+def test_what_is_under_test(tests, reference, tested):
+    assert mbpp_tests(tests, "r = Node(1)\n", reference).tested == tested

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 
 from ...golds import gold_text
-from .verdict import ENDING, Verdict, after_thinking, lowered
+from .verdict import ENDING, Verdict, after_thinking, lowered, unreadable
 
 
 _LETTERS = "ABCDEFGHIJ"
@@ -55,7 +55,14 @@ def grade_letter(text: str, gold: Any) -> Verdict:
     wanted = gold_text(gold)
     if wanted is None or len(wanted) != 1 or wanted not in _LETTERS:
         raise ValueError(f"The gold answer is {gold!r}, but the letters of options are {_LETTERS}. Correct the row.")
-    text = after_thinking(text).rstrip()
+    try:
+        letter = _letter(after_thinking(text).rstrip())
+    except Exception as error:
+        return unreadable(text, error)
+    return Verdict(letter is not None and letter == wanted, letter, letter)
+
+
+def _letter(text: str) -> str | None:
     box, word = max(map(text.rfind, _BOX_COMMANDS)), max(map(lowered(text).rfind, _CHOICES))
     passages = {place: _start(text, place) for place in (box, word, -1)}
     tokens = {start: _tokens(text, start) for start in set(passages.values())}
@@ -65,8 +72,8 @@ def grade_letter(text: str, gold: Any) -> Verdict:
     for rule, place in rules:
         letter = rule(tokens[passages[place]])
         if letter is not None:
-            return Verdict(letter == wanted, letter, letter)
-    return Verdict(False, None, None)
+            return letter
+    return None
 
 
 class _Token(NamedTuple):

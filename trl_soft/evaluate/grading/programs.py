@@ -1,21 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Programs: the code in a completion, run against the tests of HumanEval or MBPP in the sandbox."""
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from ..sandbox import run_program
 from .code import LONGEST_PROGRAM, defines, extract_code, longest_program, names_defined, parses, unfenced_program
-from .verdict import Verdict, after_thinking
+from .rows import RowTests, humaneval_tests, mbpp_tests
+from .verdict import Verdict, after_thinking, unreadable
 
 
 LONGEST_TEXT = 500_000  # characters behind the last `</think>` in which a program is looked for
 
 
-def _run(source: str, setup: str, tests: str, tested: Sequence[str], limits: Mapping) -> Verdict:
+def _run(source: str, row: RowTests, limits: Mapping) -> Verdict:
     if len(source) > LONGEST_PROGRAM:
         return _refused(source, LONGEST_PROGRAM)
-    result = run_program(source, setup=setup, tests=tests, tested=tested, **limits)
+    result = run_program(
+        source, setup=row.setup, tests=row.tests, tested=row.tested, reference=row.reference, **limits
+    )
     return Verdict(result.passed, source, None, "" if result.passed else result.reason)
 
 
@@ -32,19 +34,26 @@ def grade_humaneval(text: str, gold: Mapping, **limits) -> Verdict:
     are read. A text of more than 500,000 characters behind the last `</think>` is wrong, and `reason` says so.
 
     Args:
-        gold: the HumanEval row (`prompt`, `test`, `entry_point`).
+        gold: the HumanEval row (`prompt`, `test`, `entry_point`, and the reference in `canonical_solution` where there is one).
         limits: for [`~trl_soft.evaluate.sandbox.run_program`].
     """
     text, name, prompt = after_thinking(text), gold["entry_point"], gold["prompt"]
     if len(text) > LONGEST_TEXT:
         return _refused(text, LONGEST_TEXT)
     head = prompt if parses(prompt) else prompt.rstrip() + "\n    pass\n"  # a signature alone is no program
-    given = names_defined(head) - {name}
-    block = extract_code(text, name, given=given)
+    reference = gold.get("canonical_solution")
+    row = humaneval_tests(head, gold["test"], name, None if reference is None else prompt + reference)
+    try:
+        source = _humaneval_program(text, prompt, head, name)
+    except Exception as error:
+        return unreadable(text, error)
+    return _run(source, row, limits)
+
+
+def _humaneval_program(text: str, prompt: str, head: str, name: str) -> str:
+    block = extract_code(text, name, given=names_defined(head) - {name})
     body = unfenced_program(text, name) if block is None else block
-    source = longest_program(head + "\n\n", body)[0] if defines(body, name) else _continued(prompt, body)
-    # The prompt's own helpers, which some tests call, are the task's and not the completion's.
-    return _run(source, head, f"{gold['test']}\n\ncheck({name})\n", [name], limits)
+    return longest_program(head + "\n\n", body)[0] if defines(body, name) else _continued(prompt, body)
 
 
 def _continued(prompt: str, body: str) -> str:
@@ -69,16 +78,19 @@ def grade_mbpp(text: str, gold: Mapping, **limits) -> Verdict:
     text = after_thinking(text)
     if len(text) > LONGEST_TEXT:
         return _refused(text, LONGEST_TEXT)
+    setup = "\n".join([gold.get("test_setup_code") or "", *(gold.get("test_imports") or [])]) + "\n"
+    row = mbpp_tests(tuple(gold["test_list"]), setup, gold["code"].replace("\r\n", "\n"))
+    try:
+        source = _mbpp_program(text, row.tested)
+    except Exception as error:
+        return unreadable(text, error)
+    return _run(source, row, limits)
+
+
+def _mbpp_program(text: str, tested: tuple[str, ...]) -> str:
     # The few-shot prompt of Austin et al. puts programs between these two.
     before, _, after = text.partition("[DONE]")[0].partition("[BEGIN]")
     body = after or before
-    # What the reference solution defines: a task may ask for a function called `sum`.
-    names = names_defined(gold["code"].replace("\r\n", "\n"))
-    tested = [
-        name for name in sorted(names) if any(re.search(rf"\b{re.escape(name)}\b", t) for t in gold["test_list"])
-    ]
-    first = tested[0] if tested else None
-    block = extract_code(body, first, needed=tested)
-    source = longest_program("", unfenced_program(body, first) if block is None else block)[0]
-    setup = [gold.get("test_setup_code") or "", *(gold.get("test_imports") or [])]
-    return _run(source, "\n".join(setup) + "\n", "\n".join(gold["test_list"]) + "\n", sorted(names), limits)
+    name = tested[0] if tested else None
+    block = extract_code(body, name, needed=tested)
+    return longest_program("", unfenced_program(body, name) if block is None else block)[0]

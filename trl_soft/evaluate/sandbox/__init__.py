@@ -70,6 +70,7 @@ def run_program(
     *,
     tests: str = "",
     setup: str = "",
+    reference: str = "",
     tested: Sequence[str] = (),
     timeout: float = 10.0,
     memory_mb: int = 1024,
@@ -80,16 +81,18 @@ def run_program(
     """
     Run one program with the standard library in an empty folder, without network, environment and input.
 
-    A name in `tests` is the program's if `tested` holds it, else the setup's or a built-in, else the program's. Arguments
-    and results cross as data: `None`, numbers, text, bytes, lists, tuples, sets, dicts, ranges, decimals and fractions,
+    A name in `tests` or `setup` is the program's if `tested` holds it. Any other is the setup's, the reference's or a built-in,
+    and never the program's. Arguments and results cross as data: `None`, numbers, text, bytes, lists, tuples, sets, dicts, ranges, decimals and fractions,
     subclasses as what they derive from. Other objects of the program can be called, read, iterated and passed back.
 
     Args:
         source (`str`): the program.
         tests (`str`): run after it, in a process of their own.
         setup (`str`): run before the tests, in their process: imports and helpers that the task gives.
-        tested (sequence of `str`): names that are the program's even where the setup or Python has them too (MBPP asks for
-            a `sum`).
+        reference (`str`): a trusted program, run before the setup in names of its own; the setup and the tests find there what
+            they define neither themselves nor have under test.
+        tested (sequence of `str`): names that are the program's, even where the setup or Python has them too (MBPP asks for
+            a `sum`). Tests that use one which the program does not define fail.
         timeout (`float`): seconds by the clock, and seconds of processor time of each process.
         memory_mb (`int`): address space of each process, in MiB.
         output_kb (`int`): what the program may write to stdout and stderr together, in KiB; more ends it.
@@ -102,7 +105,7 @@ def run_program(
     if min(timeout, memory_mb, output_kb, processes, file_kb) <= 0:
         raise ValueError("A limit of the sandbox is zero or negative, so that nothing could run. Make it positive.")
     job = {
-        "source": source, "tests": tests, "setup": setup, "tested": list(tested), "timeout": timeout,
+        "source": source, "tests": tests, "setup": setup, "reference": reference, "tested": list(tested), "timeout": timeout,
         "memory_mb": memory_mb, "output_kb": output_kb, "processes": processes, "file_kb": file_kb,
     }  # fmt: skip
     answer = _supervise(job, timeout + _SETUP_SECONDS)

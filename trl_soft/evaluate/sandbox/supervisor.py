@@ -56,7 +56,7 @@ def _descriptors(job: dict) -> tuple[dict[str, int], dict[str, int]]:
     theirs["replies_in"], theirs["replies_out"] = os.pipe()
     theirs["null"] = os.open("/dev/null", os.O_RDWR)
     theirs["source"] = _memory_file({"source": job["source"]})
-    theirs["tests"] = _memory_file({name: job[name] for name in ("setup", "tests", "tested")})
+    theirs["tests"] = _memory_file({name: job[name] for name in ("reference", "setup", "tests", "tested")})
     for name, fd in theirs.items():
         theirs[name] = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10)
         os.close(fd)

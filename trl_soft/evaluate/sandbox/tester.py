@@ -86,15 +86,23 @@ def _names_in(code):
 
 
 def _run_tests(job):
-    there = receive(REPLIES)["names"]
-    there = {name for name in there if isinstance(name, str)}
-    setup, tests = (compile(job[name], f"<{name}>", "exec", dont_inherit=True) for name in ("setup", "tests"))
+    """Run reference, setup and tests. What `tested` names is the program's; no other name is."""
+    defined = {name for name in receive(REPLIES)["names"] if isinstance(name, str)}
+    reference, setup, tests = (
+        compile(job[name], f"<{name}>", "exec", dont_inherit=True) for name in ("reference", "setup", "tests")
+    )
+    trusted = {"__name__": "reference"}
+    exec(reference, trusted)  # apart, so that its functions call each other and not the program's
     names = {"__name__": "tests"}
     for code in (setup, tests):
-        for name in sorted(_names_in(code) & there):
-            if not (name in names or hasattr(builtins, name)) or (code is tests and name in job["tested"]):
+        for name in sorted(_names_in(code)):
+            if name in job["tested"]:
+                if name not in defined:
+                    raise NameError(f"name {name!r} is not defined")
                 names[name] = _ask("name", name)
-        exec(code, names)  # the setup's own definitions take the place of the program's
+            elif name in trusted and not name.startswith("__"):
+                names.setdefault(name, trusted[name])
+        exec(code, names)
 
 
 def _said(error, tests):

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Where each name in a row's tests comes from: the program, or the row.
+
+Only what is under test is the program's. A test that compares by `math.isclose`, by a helper of the reference solution or with
+a constant of its own would else compare by what the program calls so. The order, for a name that tests or setup use:
+
+1. a function or class under test is the program's, and an error where the program has none;
+2. what the tests or the setup define or import;
+3. what the reference solution defines or imports, run in the tests' process apart from the program;
+4. a built-in;
+5. a module of the standard library.
+
+Under test is the entry point of HumanEval. MBPP names none, so there it is each function of the reference that the tests call,
+and each class of it that they or the setup use, because arguments are made of it. Not under test is what a test calls around
+the function under test to compare its result, `same(f(1), 5)`. That is a class, and a function
+
+- where one function alone is named by every test, that function being inside the call;
+- else where no comparison stands around the call. `near(f(1), 5) < 1` cannot be told from `f(make(1)) < 1`, and the outer
+  function is then taken for the one under test. Such a helper belongs into `test_setup_code`.
+"""
+
+import ast
+import functools
+import symtable
+import sys
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class RowTests:
+    """
+    The tests of a row, as [`~trl_soft.evaluate.sandbox.run_program`] takes them.
+
+    Args:
+        tests (`str`), setup (`str`), reference (`str`): code; `reference` is empty where the tests need nothing of it.
+        tested (`tuple` of `str`): what is under test, the function that most tests name first.
+    """
+
+    tests: str
+    setup: str
+    reference: str
+    tested: tuple[str, ...]
+
+
+@functools.lru_cache(maxsize=1024)
+def humaneval_tests(head: str, tests: str, name: str, reference: str | None) -> RowTests:
+    """Those of a row of HumanEval, whose prompt is `head`: its helpers, which some tests call, are the task's."""
+    return _arranged(f"{tests}\n\ncheck({name})\n", head, reference or "", (name,))
+
+
+@functools.lru_cache(maxsize=1024)
+def mbpp_tests(tests: tuple[str, ...], setup: str, reference: str) -> RowTests:
+    """Those of a row of MBPP."""
+    return _arranged("\n".join(tests) + "\n", setup, reference, _under_test(tests, setup, reference))
+
+
+def _arranged(tests: str, setup: str, reference: str, tested: tuple[str, ...]) -> RowTests:
+    used = _names_used(tests) | _names_used(setup)
+    own = _names_bound(tests) | _names_bound(setup) | set(tested)
+    given = _names_bound(reference)
+    modules = (used & sys.stdlib_module_names) - own - given
+    imports = "".join(f"import {name}\n" for name in sorted(modules))
+    return RowTests(tests, imports + setup, reference if used & (given - own) else "", tested)
+
+
+def _under_test(tests: tuple[str, ...], setup: str, reference: str) -> tuple[str, ...]:
+    statements = _tree(reference).body
+    functions = {node.name for node in statements if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+    # A function may be made by a call or be another's name: `f = lambda x: x`, `f = partial(g, 1)`.
+    functions |= {name for name in _names_bound(reference, imports=False) if _is_called(name, tests)}
+    classes = {node.name for node in statements if isinstance(node, ast.ClassDef)}
+    functions -= classes
+    by_test = [_names_used(test) for test in tests]
+    named = {name for names in by_test for name in names}
+    in_all = {name for name in functions if all(name in names for names in by_test)}
+    main = in_all.pop() if len(in_all) == 1 else None
+    around = {name for test in tests for name in _around(_tree(test), functions, classes, main, compared=False)}
+    found = (functions & named) | (classes & (named | _names_used(setup)))
+    return tuple(sorted(found - around, key=lambda name: (name in classes, -sum(name in n for n in by_test), name)))
+
+
+def _is_called(name: str, tests: Iterable[str]) -> bool:
+    return any(name in _called(_tree(test)) for test in tests)
+
+
+def _called(tree: ast.AST) -> set[str]:
+    return {node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+
+
+def _around(
+    tree: ast.AST, functions: Collection[str], classes: Collection[str], main: str | None, compared: bool
+) -> Iterator[str]:
+    """What is called around a function under test to compare its result."""
+    if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and tree.func.id in {*functions, *classes}:
+        outer = tree.func.id
+        inner = {name for part in (*tree.args, *tree.keywords) for name in _called(part)} & set(functions) - {outer}
+        if inner and (outer in classes or (main in inner if main is not None else not compared)):
+            yield outer
+    for part in ast.iter_child_nodes(tree):
+        yield from _around(part, functions, classes, main, compared or _compares(tree, part))
+
+
+def _compares(tree: ast.AST, part: ast.AST) -> bool:
+    """Whether `part` is compared with something else than a truth value, which a helper returns."""
+    if not isinstance(tree, ast.Compare):
+        return False
+    others = [other for other in (tree.left, *tree.comparators) if other is not part]
+    return not all(isinstance(other, ast.Constant) and isinstance(other.value, bool) for other in others)
+
+
+def _tree(source: str) -> ast.Module:
+    """A row's code; empty where it is no program, which the sandbox then says."""
+    try:
+        return ast.parse(source, "<row>")
+    except (SyntaxError, ValueError):
+        return ast.Module([], [])
+
+
+def _table(source: str) -> symtable.SymbolTable:
+    try:
+        return symtable.symtable(source, "<row>", "exec")
+    except (SyntaxError, ValueError):
+        return symtable.symtable("", "<row>", "exec")
+
+
+def _names_bound(source: str, imports: bool = True) -> set[str]:
+    """What a program defines, assigns to and, with `imports`, imports at its top level."""
+    symbols = _table(source).get_symbols()
+    return {s.get_name() for s in symbols if (imports if s.is_imported() else s.is_assigned())}
+
+
+def _names_used(source: str) -> set[str]:
+    """The global names that a program reads."""
+
+    def within(table: symtable.SymbolTable) -> Iterator[str]:
+        for symbol in table.get_symbols():
+            if symbol.is_referenced() and (symbol.is_global() or table.get_type() == "module"):
+                yield symbol.get_name()
+        for child in table.get_children():
+            yield from within(child)
+
+    return set(within(_table(source)))
