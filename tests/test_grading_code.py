@@ -11,8 +11,9 @@ import textwrap
 import pytest
 
 from tests.benchmark_files import FULL, needs_data, rows
-from trl_soft.evaluate.grading import code, extract_code, grade_humaneval, grade_mbpp, programs
-from trl_soft.evaluate.grading.code import LONGEST_PROGRAM, longest_program
+from trl_soft.evaluate.grading import extract_code, grade_humaneval, grade_mbpp, parsing, programs
+from trl_soft.evaluate.grading.code import longest_program
+from trl_soft.evaluate.grading.parsing import LONGEST_PROGRAM
 from trl_soft.evaluate.sandbox import Result
 
 
@@ -157,6 +158,9 @@ def test_the_longest_program_is_that_of_a_search_over_all():
         assert longest_program(ROW["prompt"], body) == brute(ROW["prompt"], body)
 
 
+SHARED = "def total(x):\n    return (\n" + "x +\n" * 15_000
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -165,16 +169,48 @@ def test_the_longest_program_is_that_of_a_search_over_all():
         "'''\n" * 2001,
         "Here's\n" * 2000,
         "\0\n" * 2000,
+        "(A)" * 15_000 + "1" + "\\\n" * 10_000,
+        "[" + "a," * 15_000 + "] 1" + "\\\n" * 14_000 + "x" * 10_000,
+        "```python\n[" + "a," * 15_000 + "] 1" + "\\\n" * 14_000 + "\n```",
+        f"```\n{SHARED}\n```\n" * 8,
+        "total = 1\n(\n\n" * 4_000,
     ],
     ids=lambda text: repr(text[:12]),
 )
-def test_how_often_a_text_is_parsed(text, here, monkeypatch):
-    """Counted, not measured: not once a line."""
+def test_how_much_of_a_text_is_parsed(text, here, monkeypatch):
+    """Counted, not measured: not once a line, and no source twice."""
     parsed = []
     parse = ast.parse
-    monkeypatch.setattr(code.ast, "parse", lambda source: (parsed.append(source), parse(source))[1])
-    grade_humaneval(text, ROW)
-    assert len(parsed) < 100
+    monkeypatch.setattr(parsing.ast, "parse", lambda source, name: (parsed.append(source), parse(source, name))[1])
+    row = {"code": "def total(x): ...", "test_list": ["assert total([1]) == 1"]}
+    for judge, gold in (
+        (grade_humaneval, ROW),
+        (grade_humaneval, {**ROW, "prompt": "def total(xs):\n"}),
+        (grade_mbpp, row),
+    ):
+        judge(text, gold)  # the row's own code is parsed once, at its first text
+        parsed.clear()
+        judge(text, gold)
+        own = [source for source in parsed if source != gold.get("prompt")]
+        assert len(own) <= parsing.MOST_PARSES and sum(map(len, own)) <= parsing.MOST_PARSED
+        assert len(own) == len(set(own))
+
+
+def test_what_is_parsed_beyond_the_bound_is_no_program(monkeypatch):
+    monkeypatch.setattr(parsing, "MOST_PARSES", 2)
+    with parsing.one_text():
+        assert [parsing.parses(text) for text in ("a", "b", "a", "c")] == [True, True, True, False]
+    monkeypatch.setattr(parsing, "MOST_PARSED", 5)
+    with parsing.one_text():
+        assert [parsing.parses(text) for text in ("abc", "abcd", "ab")] == [True, False, True]
+    assert parsing.parses("abcd")
+
+
+def test_what_the_parser_warns_of_is_not_shown(here, recwarn):
+    parsing._without_warnings()  # pytest has filters of its own for each test
+    text = ROW["canonical_solution"] + "    1 is 1\n    '\\d'\n    1(2)\n"
+    assert grade_humaneval(f"```python\n{ROW['prompt']}{text}```", ROW).correct
+    assert [str(w.message) for w in recwarn if w.filename == "<completion>"] == []
 
 
 WORDS = "and so it goes on\n" * 18_000  # 324,000 characters

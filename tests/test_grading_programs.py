@@ -11,7 +11,7 @@ import pytest
 
 from tests.benchmark_files import FULL, needs_data, rows
 from trl_soft.evaluate.grading import GRADERS, extract_code
-from trl_soft.evaluate.grading.rows import mbpp_tests
+from trl_soft.evaluate.grading.row_tests import mbpp_tests
 from trl_soft.evaluate.sandbox import isolation
 
 

@@ -34,6 +34,7 @@ from trl_soft.evaluate.grading import (
     letters,
     mathematics,
     notation,
+    parsing,
     programs,
     prose,
     reading,
@@ -42,7 +43,7 @@ from trl_soft.evaluate.grading import (
 )
 
 
-MODULES = [boxes, code, forced, letters, mathematics, notation, programs, prose, reading, rewards, verdict]
+MODULES = [boxes, code, forced, letters, mathematics, notation, parsing, programs, prose, reading, rewards, verdict]
 HUMANEVAL = {"prompt": "def f(x):\n", "test": "def check(c):\n    assert c(1) == 1\n", "entry_point": "f"}
 MBPP = {"code": "def f(x):\n    return x", "test_list": ["assert f(1) == 1"]}
 LETTERS = (texts.LETTERS, texts.NESTED_LETTERS)

@@ -8,8 +8,8 @@ import textwrap
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
+from .parsing import LONGEST_PROGRAM, error_line, parses, statements
 
-LONGEST_PROGRAM = 65_536  # characters that are parsed, and run
 
 # A fence may be indented, and stand behind the mark of a list item or a quotation.
 _FENCE = re.compile(r"(?P<indent>(?:[ \t]|[-*+>][ \t]|\d{1,3}[.)][ \t])*+)(?P<marks>`{3,}+|~{3,}+)(?P<info>[^`]*+)")
@@ -24,9 +24,7 @@ _CODE_LINE = re.compile(
     r"from[ \t]+[\w.]+[ \t]+import\b|import[ \t]+[\w.]+|(?:async[ \t]+)?def[ \t]+\w+[ \t]*\(|class[ \t]+\w+[ \t]*[:(]|@\w|"
     r"\w++[ \t]*+=[^=]"
 )
-_PLAIN_CUTS = (
-    10  # cuts at the line of an error before cuts grow, so that no text is parsed more than some fifteen times
-)
+_PLAIN_CUTS = 10  # cuts at the line of an error before cuts grow
 
 
 def extract_code(
@@ -61,7 +59,7 @@ def extract_code(
     chosen = naming[-1]
     main = longest_program("", flush[chosen])[0]
     others = [block for place, block in enumerate(flush) if place != chosen]
-    return "\n".join([*_supplied(main, others, {*needed, *_names_used(main)}, given), flush[chosen]])
+    return "\n".join([*_supplied(main, others, {*needed, *_names_used(statements(main))}, given), flush[chosen]])
 
 
 def unfenced_program(text: str, name: str | None) -> str:
@@ -197,26 +195,6 @@ def defines(source: str, name: str) -> bool:
     )
 
 
-def parses(source: str) -> bool:
-    """Whether a text is a program, of at most `LONGEST_PROGRAM` characters."""
-    return _error_line(source) is None
-
-
-def _error_line(source: str) -> int | None:
-    """The line, from 1, in or before which a text stops being a program; 0 where that is unknown, `None` for a program."""
-    if len(source) > LONGEST_PROGRAM:
-        return 0
-    try:
-        ast.parse(source)
-    except SyntaxError as error:
-        return error.lineno or 0
-    except ValueError:  # a NUL
-        return source.partition("\0")[0].count("\n") + 1
-    except (RecursionError, MemoryError):
-        return 0
-    return None
-
-
 def _lines_within(text: str, size: int) -> list[str]:
     """The first lines of a text, as many as `size` characters hold."""
     return text.split("\n") if len(text) <= size else text[: max(size, 0)].split("\n")[:-1]
@@ -235,7 +213,7 @@ def longest_program(head: str, body: str) -> tuple[str, int]:
     count, above, cuts = len(lines), head.count("\n"), 0
     while count > 0:
         source = head + "\n".join(lines[:count])
-        line = _error_line(source)
+        line = error_line(source)
         if line is None:
             return source, count
         cuts += 1
@@ -246,15 +224,11 @@ def longest_program(head: str, body: str) -> tuple[str, int]:
 
 def names_defined(source: str) -> set[str]:
     """What a program defines at its top level: functions, classes and names it assigns to."""
-    return {name for node in _statements(source) for name in _names_bound(node) if not isinstance(node, _IMPORTS)}
+    return {name for node in statements(source) for name in _names_bound(node) if not isinstance(node, _IMPORTS)}
 
 
 _IMPORTS = (ast.Import, ast.ImportFrom)
 _SUPPLIES = (*_IMPORTS, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
-
-
-def _statements(source: str) -> list[ast.stmt]:
-    return ast.parse(source).body if parses(source) else []
 
 
 def _names_bound(node: ast.stmt) -> set[str]:
@@ -268,10 +242,10 @@ def _names_bound(node: ast.stmt) -> set[str]:
     return set()
 
 
-def _names_used(source: str) -> set[str]:
+def _names_used(nodes: Iterable[ast.stmt]) -> set[str]:
     return {
         part.id
-        for node in _statements(source)
+        for node in nodes
         for part in ast.walk(node)
         if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Load)
     }
@@ -279,16 +253,19 @@ def _names_used(source: str) -> set[str]:
 
 def _supplied(main: str, others: Sequence[str], wanted: Collection[str], given: Collection[str]) -> list[str]:
     """The statements of other blocks that define what `main` uses and does not define, in their order."""
-    have = {name for node in _statements(main) for name in _names_bound(node)} | {*given, *dir(builtins)}
+    have = {name for node in statements(main) for name in _names_bound(node)} | {*given, *dir(builtins)}
     open_names = set(wanted) - have
     sources = [longest_program("", block)[0] for block in others]
     lines = [source.split("\n") for source in sources]
     offered = [
         (place, node)
         for place, source in enumerate(sources)
-        for node in _statements(source)
+        for node in statements(source)
         if isinstance(node, _SUPPLIES)
     ]
+    together: dict[tuple[int, int, int], list[ast.stmt]] = {}  # what stands on the same lines
+    for place, node in offered:
+        together.setdefault((place, *_lines_of(node)), []).append(node)
     stars = [order for order, (_, node) in enumerate(offered) if "*" in _names_bound(node)]
     # The last definition is the one that the text settled on.
     last = {name: order for order, (_, node) in enumerate(offered) for name in _names_bound(node)}
@@ -306,7 +283,7 @@ def _supplied(main: str, others: Sequence[str], wanted: Collection[str], given: 
             open_names -= bound
             if span not in found:
                 found[span] = "\n".join(lines[place][span[1] - 1 : span[2]])
-                open_names |= _names_used(_flush(found[span])) - have
+                open_names |= _names_used(together[span]) - have
     return [found[span] for span in sorted(found)]
 
 

@@ -4,8 +4,9 @@
 from collections.abc import Mapping
 
 from ..sandbox import run_program
-from .code import LONGEST_PROGRAM, defines, extract_code, longest_program, names_defined, parses, unfenced_program
-from .rows import RowTests, humaneval_tests, mbpp_tests
+from .code import defines, extract_code, longest_program, names_defined, unfenced_program
+from .parsing import LONGEST_PROGRAM, one_text, parses
+from .row_tests import RowTests, humaneval_tests, mbpp_tests
 from .verdict import Verdict, after_thinking, unreadable
 
 
@@ -44,7 +45,8 @@ def grade_humaneval(text: str, gold: Mapping, **limits) -> Verdict:
     reference = gold.get("canonical_solution")
     row = humaneval_tests(head, gold["test"], name, None if reference is None else prompt + reference)
     try:
-        source = _humaneval_program(text, prompt, head, name)
+        with one_text():
+            source = _humaneval_program(text, prompt, head, name)
     except Exception as error:
         return unreadable(text, error)
     return _run(source, row, limits)
@@ -81,7 +83,8 @@ def grade_mbpp(text: str, gold: Mapping, **limits) -> Verdict:
     setup = "\n".join([gold.get("test_setup_code") or "", *(gold.get("test_imports") or [])]) + "\n"
     row = mbpp_tests(tuple(gold["test_list"]), setup, gold["code"].replace("\r\n", "\n"))
     try:
-        source = _mbpp_program(text, row.tested)
+        with one_text():
+            source = _mbpp_program(text, row.tested)
     except Exception as error:
         return unreadable(text, error)
     return _run(source, row, limits)
