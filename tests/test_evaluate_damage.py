@@ -9,8 +9,12 @@ import unicodedata
 import pytest
 
 from trl_soft.evaluate.compare import compare
+from trl_soft.evaluate.compare import main as compare_main
 from trl_soft.evaluate.inspect import inspect_page
+from trl_soft.evaluate.inspect import main as inspect_main
 from trl_soft.evaluate.report import report
+from trl_soft.evaluate.report.command import main as report_main
+from trl_soft.evaluate.report.replication import main as table_main
 from trl_soft.evaluate.report.replication import read_ours
 from trl_soft.evaluate.runner import score
 from trl_soft.evaluate.store import Store
@@ -179,3 +183,26 @@ def test_out_of_domain_scores_and_training_logs_too(tmp_path):
                 path.write_text(json.dumps(replaced(valid, entry, other)))
                 said(lambda: read_ours(tmp_path, "paper"), path.name)
         path.write_text(json.dumps(valid))
+
+
+ESCAPES = "x\x1b[2J\x1b]0;owned\x07"
+
+
+def test_no_file_commands_the_terminal(tmp_path, capsys):
+    """Commands print what is wrong with a file, and a file's names in it."""
+    run = folder_of(tmp_path / "run", metrics={ESCAPES: {"d": {"mean@n": 5}}}, sample={**SAMPLE, "vote": [ESCAPES]})
+    paper = tmp_path / "paper.yaml"
+    paper.write_text(json.dumps([{"source": ESCAPES, "name": "r", "decoding": "d", "values": {"b": {"mean@1": 1.0}}}]))
+    commands = [
+        (report_main, [str(run), "-o", str(tmp_path / "out"), "--no_figures"]),
+        (compare_main, [str(run), "d", "e"]),
+        (inspect_main, [str(run), "-o", str(tmp_path / "page.html")]),
+        (table_main, [str(paper), "--outputs", str(tmp_path)]),
+    ]
+    for main, arguments in commands:
+        try:
+            main(arguments)
+        except SystemExit as ended:
+            assert ended.code == 2
+        written = "".join(capsys.readouterr())
+        assert written and not set(written) & set("\x1b\x07"), written

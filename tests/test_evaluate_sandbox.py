@@ -380,3 +380,11 @@ def _wait_for(what):
         assert time.monotonic() < deadline, "it did not happen within 30 s"
         time.sleep(0.01)
     return found
+
+
+@isolated
+def test_a_reason_commands_no_terminal():
+    """A program chooses what it fails with."""
+    for source, tests in (("x = 1", r"assert False, '\x1b[2J\x00\x9b'"), (r"raise ValueError('\x1b[2J\x07')", "")):
+        reason = run(source, tests=tests).reason
+        assert "\ufffd[2J" in reason and not any(ord(c) < 32 or 127 <= ord(c) < 160 for c in reason)

@@ -7,6 +7,7 @@ from typing import Any
 from datasets import Dataset, Features, Value, load_dataset
 
 from .contamination import fingerprint, overlap
+from .files import printable
 from .golds import gold_text, without_thousands
 
 
@@ -83,7 +84,7 @@ def to_prompts(
             question = _question(row[question_column])
             answer = _answer(row[answer_column], answer_marker)
         except ValueError as error:
-            raise ValueError(f"Row {number} of the data set cannot be used: {error}.") from error
+            raise ValueError(f"Row {number} of the data set cannot be used: {printable(str(error))}.") from error
         text = prompt_template.replace("{question}", question)
         prompt = [{"role": "user", "content": text}] if chat else text
         return {"prompt": prompt, "answer": answer}

@@ -18,6 +18,7 @@ from typing import Any
 from .evaluate.grading import grade_exact, grade_math, last_boxed
 from .evaluate.grading.forced import final_box
 from .evaluate.grading.worker import Allowance
+from .files import printable
 from .golds import gold_text
 
 
@@ -42,7 +43,7 @@ def _rewards(completions: list, answer: list | None, judge: Callable[[str, str],
     try:
         golds = [gold_text(gold) for gold in answer]
     except ValueError as error:
-        raise ValueError(f"A reward cannot compare with a gold answer: {error}.") from error
+        raise ValueError(f"A reward cannot compare with a gold answer: {printable(str(error))}.") from error
     pairs = zip(_texts(completions), golds, strict=True)
     return [None if gold is None else float(judge(text, gold)) for text, gold in pairs]
 

@@ -52,7 +52,7 @@ def faults_unprivileged(
         for package in ("trl_soft", "trl_soft/evaluate", "trl_soft/evaluate/sandbox", "tests", "tests/hostile"):
             (copy / package).mkdir()
             bare = package in ("trl_soft", "trl_soft/evaluate", "tests")
-            names = ["__init__.py", "version.py"] if bare else ["*.py"]
+            names = ["__init__.py", "version.py", "files.py"] if bare else ["*.py"]
             for file in (file for name in names for file in (ROOT / package).glob(name)):
                 shutil.copy(file, copy / package)
         for path in (copy, *copy.rglob("*")):

@@ -49,7 +49,7 @@ def compare(first: Side, second: Side, seed: int = 0) -> dict[str, dict[str, flo
         problems = [samples[name].by_problem() for samples, _ in sides]
         if sides[0][1].get(name) != sides[1][1].get(name) or problems[0].keys() != problems[1].keys():
             raise ValueError(
-                f"{first[0]} and {second[0]} have different problems on {name}, and only scores on the same problems can "
+                f"{first[0]} and {second[0]} have different problems on {printable(name)}, and only scores on the same problems can "
                 "be compared. Evaluate both with the same rows and the same `limit`, to the end."
             )
         a, b = (mean_at_n([[line["correct"] for line in lines] for lines in by.values()]) for by in problems)
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         results = compare(first, second, options.seed)
     except (OSError, ValueError) as error:
-        parser.exit(2, f"{error}\n")
+        parser.exit(2, f"{printable(str(error))}\n")
     for name, row in results.items():
         print(
             f"{printable(name)}: {row['problems']} problems, {100 * row['first']:.1f} % and {100 * row['second']:.1f} %, "

@@ -2,9 +2,11 @@
 """What a grader finds: whether an answer is right, and its class for majority voting."""
 
 import logging
+import traceback
 from dataclasses import dataclass
 from typing import Any
 
+from ...files import printable
 from ...golds import gold_text
 
 
@@ -40,14 +42,14 @@ def unreadable(text: str, error: Exception) -> Verdict:
     The verdict on a text whose reading raised: wrong, with the error as `reason`. It is a fault of the reader, which is logged
     with the beginning of the text, and no cause to stop a training run. The tests of the package let it raise.
     """
-    said = f"{type(error).__name__}: {error}"
+    said = printable(f"{type(error).__name__}: {error}")
     if said not in _reported:
         _reported.add(said)
         _LOGGER.error(
-            "A text could not be read (%s), so it counts as wrong. Please report this with the text, which begins %r.",
+            "A text could not be read (%s), so it counts as wrong. Please report this with the text, which begins %r.\n%s",
             said,
             text[:_SHOWN],
-            exc_info=error,
+            "\n".join(map(printable, "".join(traceback.format_exception(error)).splitlines())),
         )
     return Verdict(False, None, None, f"the text could not be read: {said}")
 

@@ -8,6 +8,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from ...files import printable
 from .document import TRAINING_METRICS, report
 from .training_logs import PathLike, log_label
 
@@ -49,5 +50,5 @@ def main(argv: Sequence[str] | None = None) -> None:
             options.training_metrics, not options.no_figures,
         )  # fmt: skip
     except (ImportError, OSError, ValueError) as error:
-        parser.exit(2, f"{error}\n")
+        parser.exit(2, f"{printable(str(error))}\n")
     print(f"Wrote {document}.")

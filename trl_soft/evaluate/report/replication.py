@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from ...files import printable
 from ..run_files import read_manifest, read_out_of_domain
 from .papers import AVERAGE, PublishedRow, read_papers
 from .results import DASH, SCORES, ResultCell, finite_number, score_name
@@ -122,7 +123,7 @@ def tables(theirs: Sequence[PublishedRow], ours: Ours) -> str:
     sections: dict[str, list[PublishedRow]] = defaultdict(list)
     for row in theirs:
         sections[row.source].append(row)
-    return "\n".join(f"## {source}\n\n{_table(rows, ours)}\n" for source, rows in sections.items())
+    return "\n".join(f"## {printable(source)}\n\n{_table(rows, ours)}\n" for source, rows in sections.items())
 
 
 def _table(rows: list[PublishedRow], ours: Ours) -> str:
@@ -182,11 +183,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         ours, notes = read_ours(options.outputs, paper)
         ours = with_averages(theirs, ours)
     except (OSError, ValueError) as error:
-        parser.exit(2, f"{error}\n")
+        parser.exit(2, f"{printable(str(error))}\n")
     cells = {(row.name, row.decoding, b, m) for row in theirs for b, metrics in row.columns.items() for m in metrics}
     both = sorted(cells & ours.keys())
     head = f"# {paper}: {len(both)} of {len(cells)} cells run\n\nIn percent; lengths in tokens, nll in nats.\n"
-    text = "\n".join([head, tables(theirs, ours), *(f"- {note}" for note in notes)])
+    text = "\n".join([head, tables(theirs, ours), *(f"- {printable(note)}" for note in notes)])
     print(text)
     if options.output is not None:
         options.output.mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...files import printable
 from ..run_files import read_manifest, shown_samples
 from ..store import Store
 from .run_results import decodings_of
@@ -267,5 +268,5 @@ def main(argv: Sequence[str] | None = None) -> None:
             options.run, options.output, options.benchmark, options.decodings, options.problems, options.samples
         )
     except (OSError, ValueError) as error:
-        parser.exit(2, f"{error}\n")
+        parser.exit(2, f"{printable(str(error))}\n")
     print(f"Wrote {page} ({page.stat().st_size / 1000:.0f} kB).")

@@ -29,6 +29,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...files import printable
 from .inside import interpreter
 from .supervisor import TAIL_BYTES
 
@@ -114,7 +115,8 @@ def run_program(
             f"The program was not run, because this machine does not give the isolation that it needs: "
             f"{answer['error']}. {_ADVICE}"
         )
-    return Result(**answer)
+    # A program chooses what it fails with, and a terminal would obey its control characters.
+    return Result(**answer | {"reason": printable(answer["reason"])})
 
 
 @functools.cache

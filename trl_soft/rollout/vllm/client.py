@@ -106,7 +106,7 @@ class Ask:
             try:
                 whole = rollout_of(bulk, self.plan, keys)
             except ValueError as error:
-                raise ServerLost(str(error)) from error
+                raise ServerLost(printable(str(error))) from error
             lengths = whole.completion_mask.sum(-1).tolist()
             found |= {key: whole[i : i + 1].columns(slice(0, lengths[i])) for i, key in enumerate(keys)}
         missing = [key for key in names if key not in found]

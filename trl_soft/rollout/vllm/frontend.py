@@ -11,6 +11,7 @@ import pydoc
 import secrets
 
 from ... import saved_settings
+from ...files import printable
 from ...ranges import check_number
 from ...settings import ThinkingSettings
 from .models import ARCHITECTURES
@@ -138,7 +139,7 @@ def install() -> None:
             if request.sampling_params is not None and wants(request.sampling_params.extra_args):
                 _make_soft(self, request_id, request)
         except (ValueError, TypeError, OverflowError) as error:
-            raise Refused(str(error)) from error
+            raise Refused(printable(str(error))) from error
         return request
 
     process_inputs.soft = True  # type: ignore[attr-defined]

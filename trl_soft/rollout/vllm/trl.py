@@ -17,6 +17,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import AutoConfig
 from transformers.utils import logging
 
+from ...files import printable
 from ...thoughts import Hard
 from .client import TIMEOUT, Ask, ServerLost, complete, joined, same_text, wait_for
 from .layout import layout_of
@@ -196,10 +197,10 @@ class SoftVLLM:
             if attempt == self.retries:
                 raise ServerLost(
                     f"A rollout was drawn {attempt + 1} times and its server was lost each time; nothing was trained on it. "
-                    f"Look at the server's log; the last thing seen was: {wrong}"
+                    f"Look at the server's log; the last thing seen was: {printable(str(wrong))}"
                 ) from wrong
             logger.warning(
-                f"The rollout's server was lost ({wrong}). It is drawn again, whole, once the server is back."
+                f"The rollout's server was lost ({printable(str(wrong))}). It is drawn again, whole, once the server is back."
             )
             self._wait()
             self.sync_weights()
@@ -214,7 +215,7 @@ class SoftVLLM:
                 client.check_server(self.inner.server_timeout)
                 client.init_communicator(device=self.inner.accelerator.device)
             except Exception as error:
-                problem = [ServerLost(f"{client.base_url} did not come back: {error}")]
+                problem = [ServerLost(f"{client.base_url} did not come back: {printable(str(error))}")]
                 break
         broadcast_object_list(problem, from_process=0)
         if problem[0] is not None:
@@ -232,7 +233,7 @@ class SoftVLLM:
             except Exception as error:
                 # Raised here it would leave the other processes waiting for their share.
                 kind = ValueError if isinstance(error, ValueError) else ServerLost
-                parts = [kind(f"{type(error).__name__}: {error}")] * (len(prompts) * n)
+                parts = [kind(printable(f"{type(error).__name__}: {error}"))] * (len(prompts) * n)
             nothing: list[list[int]] = [[]] * len(parts)
             return {"prompt_ids": prompts, "completion_ids": nothing, "logprobs": None, "logprob_token_ids": parts}
 
