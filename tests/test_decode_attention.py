@@ -11,7 +11,7 @@ import torch
 from torch.nn.attention.flex_attention import create_block_mask
 
 from tests.capture import as_captured
-from trl_soft.rollout import decode_attention
+from trl_soft.rollout import compiled_attention, decode_attention
 from trl_soft.rollout.cache import SlotCache, _active, slot_attention
 from trl_soft.rollout.decode_attention import (
     KERNELS,
@@ -152,16 +152,16 @@ def test_nothing_is_read_back(path, monkeypatch):
     module.flash_attn_with_kvcache = lambda q, *args, **options: q
     monkeypatch.setitem(sys.modules, "flash_attn", module)
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", lambda q, *args, **options: q)
-    monkeypatch.setattr(decode_attention, "_call_compiled", lambda kind, tensors, options: tensors[0])
+    monkeypatch.setattr(decode_attention, "call_compiled", lambda kind, tensors, options: tensors[0])
     with as_captured():
         (KERNELS | {"mask": decode_attention._by_mask})[path](given)
 
 
 def test_no_number_of_slots_and_no_length_reaches_the_limit_of_compilations(monkeypatch):
     """With torch's limit at two: three numbers of slots, a window, and three lengths of one number of slots."""
-    monkeypatch.setattr(decode_attention, "_compile", partial(torch.compile, fullgraph=True, backend="eager"))
-    monkeypatch.setattr(decode_attention, "_functions", OrderedDict())
-    monkeypatch.setattr(decode_attention, "_FUNCTIONS", 3)
+    monkeypatch.setattr(compiled_attention, "_compile", partial(torch.compile, fullgraph=True, backend="eager"))
+    monkeypatch.setattr(compiled_attention, "_functions", OrderedDict())
+    monkeypatch.setattr(compiled_attention, "_FUNCTIONS", 3)
     torch._dynamo.reset()
     with torch._dynamo.config.patch(recompile_limit=2, automatic_dynamic_shapes=False), torch.no_grad():
         for slots, length, window in [
@@ -173,7 +173,7 @@ def test_no_number_of_slots_and_no_length_reaches_the_limit_of_compilations(monk
             query, keys, values = (torch.randn(slots, *size, 16) for size in ((4, 1), (length, 2), (length, 2)))
             given = Step(query, keys, values, torch.arange(slots) + 90, window=window)
             torch.testing.assert_close(KERNELS["FlexAttention"](given), right(given), rtol=0, atol=1e-6)
-    kept = [(kind[0], kind[-4]) for kind in decode_attention._functions]
+    kept = [(kind[0], kind[-4]) for kind in compiled_attention._functions]
     assert kept == [(3, 64), (4, None), (2, None)]  # slots and windows
 
 

@@ -11,14 +11,11 @@ graph. The log says once which it is, and why not those before it. On a CPU it i
 None reads anything back to the host: lengths are tensors and shapes are those of the cache.
 """
 
-import functools
 import inspect
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from types import FunctionType
 from typing import Any
 
 import torch
@@ -26,11 +23,12 @@ import torch.nn.functional as F
 from packaging.version import Version
 from transformers.utils import logging
 
+from .compiled_attention import call_compiled
+
 
 logger = logging.get_logger(__name__)
 
 _BLOCK = 128  # keys in a block of FlexAttention's mask
-_FUNCTIONS = 512  # compiled functions that are kept; one more costs a compilation when it comes again
 _FLASH = "2.6"  # the first flash-attn that caps scores
 _AMPERE = 8
 _HALF = (torch.bfloat16, torch.float16)
@@ -189,7 +187,7 @@ def _flex(step: Step, compiled: bool = True) -> torch.Tensor:
         # The kernel for few queries wants to know how many slots there are; the room in a slot may differ.
         for tensor in (query, key, value, blocks.kv_num_blocks, blocks.kv_indices, step.position):
             torch._dynamo.mark_static(tensor, 0)
-        found = _call_compiled(_kind(step, query), (query, key, value), options)
+        found = call_compiled(_kind(step, query), (query, key, value), options)
     else:
         found = module.flex_attention(query, key, value, **options)
     if step.sinks is None:
@@ -203,52 +201,12 @@ def _flex(step: Step, compiled: bool = True) -> torch.Tensor:
     return out.reshape(rows, heads, 1, -1).transpose(1, 2)
 
 
-_compile = functools.partial(torch.compile, fullgraph=True)
-_functions: OrderedDict[tuple, Callable] = OrderedDict()  # the least recently used first
-
-
 def _kind(step: Step, query: torch.Tensor) -> tuple:
     """All that a compilation depends on, but for the room in a slot."""
     return (
         *query.shape, *step.keys.shape[2:], step.values.size(3), query.dtype, query.device, step.scaling, step.window,
         step.softcap, step.sinks is not None, torch.is_grad_enabled(),
     )  # fmt: skip
-
-
-def _call_compiled(kind: tuple, tensors: tuple[torch.Tensor, ...], options: dict) -> Any:
-    """
-    FlexAttention by the compiled function of this `kind` of step.
-
-    torch counts the compilations of a function and raises beyond a limit. So each kind has a function, and a function that
-    reached the limit, by many lengths of slots, makes way for another.
-    """
-    function = _functions.pop(kind, None) or _compiled(kind)
-    try:
-        found = function(*tensors, **options)
-    except torch._dynamo.exc.FailOnRecompileLimitHit:
-        logger.warning_once(
-            "FlexAttention was compiled for as many lengths of slots as torch allows for one function, and starts again: "
-            "steps of further lengths wait for a compilation."
-        )
-        function = _compiled(kind)
-        found = function(*tensors, **options)
-    _functions[kind] = function
-    if len(_functions) > _FUNCTIONS:
-        _functions.popitem(last=False)
-    return found
-
-
-def _compiled(kind: tuple) -> Callable:
-    """A compiled FlexAttention with compilations of its own."""
-    from torch.nn.attention.flex_attention import flex_attention
-
-    def attend(query, key, value, **options):
-        return flex_attention(query, key, value, **options)
-
-    # torch counts by code object, and all closures of one `def` share theirs. By the name it remembers which sizes differ
-    # from call to call: kinds that are alike but for the number of slots learn from each other.
-    code = attend.__code__.replace(co_name=f"attend_{abs(hash(kind[1:])):x}")
-    return _compile(FunctionType(code, attend.__globals__, code.co_name, closure=attend.__closure__))
 
 
 def _takes(function, name: str) -> bool:
