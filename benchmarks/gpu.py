@@ -26,7 +26,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from trl_soft.forward import soft_tokens_added
 from trl_soft.rollout import EngineOptions, Key, Plan, StopRule
-from trl_soft.rollout.transformers import _Run
+from trl_soft.rollout.slot_engine import _Run
 from trl_soft.thoughts import Gaussian, Gumbel, Hard
 
 

@@ -24,7 +24,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from trl import ModelConfig
 
 from trl_soft import SoftGRPOConfig, SoftGRPOTrainer
-from trl_soft.plan import estimate
+from trl_soft.plan.recipe import estimate
 
 
 def shape(kind: str, V: int, H: int, F: int, layers: int, heads: int, kv: int, tied: bool = False, **more) -> dict:

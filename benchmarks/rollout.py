@@ -31,10 +31,10 @@ from transformers import Qwen2Config, Qwen2ForCausalLM, StoppingCriteria, Stoppi
 from trl_soft import KeyedNoise
 from trl_soft.forward import soft_tokens_added
 from trl_soft.rollout import ENGINES, EngineOptions, Key, Plan, StopRule
-from trl_soft.rollout.base import left_padded
-from trl_soft.rollout.state import Slots
-from trl_soft.scoring import DenseLogits
+from trl_soft.rollout.interface import left_padded
+from trl_soft.rollout.slots import Slots
 from trl_soft.thoughts import Gaussian, Gumbel, Hard
+from trl_soft.vocabulary.head_logits import DenseLogits
 
 
 V, CAP = 32_000, 384

@@ -41,8 +41,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from trl_soft import kernels
-from trl_soft.scoring import HeadLogits
-from trl_soft.tiles import TILE
+from trl_soft.vocabulary.head_logits import HeadLogits
+from trl_soft.vocabulary.tiled_softmax import TILE
 
 
 K, TRL_TILE = 10, 32_768

@@ -41,16 +41,16 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks.ends import Never
 from trl_soft import ThinkingSettings, kernels
-from trl_soft.lookup import Lookup
 from trl_soft.rollout import Key, StopRule, book
-from trl_soft.rollout.base import Plan
-from trl_soft.rollout.state import Slots
+from trl_soft.rollout.interface import Plan
+from trl_soft.rollout.slots import Slots
 from trl_soft.rollout.vllm.layout import layout_of
 from trl_soft.rollout.vllm.members import Members
 from trl_soft.rollout.vllm.pool import Pool
-from trl_soft.rollout.vllm.table import ServedLogits, Table
-from trl_soft.scoring import DenseLogits, transformed
+from trl_soft.rollout.vllm.served_table import ServedLogits, Table
 from trl_soft.thoughts import Hard
+from trl_soft.vocabulary.embedding_table import Lookup
+from trl_soft.vocabulary.head_logits import DenseLogits, transformed
 
 
 META = torch.device("meta")

@@ -26,9 +26,9 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.kernels import ChunkedLogProbFunction
 
 from trl_soft import SoftGRPOConfig, SoftGRPOTrainer, SoftTokens
-from trl_soft.lookup import Lookup
-from trl_soft.scoring import HeadLogits, entropy_of
 from trl_soft.thoughts import Gumbel
+from trl_soft.vocabulary.embedding_table import Lookup
+from trl_soft.vocabulary.head_logits import HeadLogits, entropy_of
 
 
 N, H, K = 2048, 512, 10

@@ -116,8 +116,8 @@ def rivals_of(batch: int, tokens: int) -> dict[str, tuple[str, list]]:
 @contextmanager
 def host_time():
     """Seconds of the host's in our sampler and in our feeding, by name."""
+    from trl_soft.rollout.vllm.model_state import SoftModelState
     from trl_soft.rollout.vllm.sampler import SoftSampler
-    from trl_soft.rollout.vllm.state import SoftModelState
 
     seconds = {"sample": 0.0, "feed": 0.0}
     places = ((SoftSampler, "__call__", "sample"), (SoftModelState, "prepare_inputs", "feed"))

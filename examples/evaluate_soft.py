@@ -5,119 +5,13 @@
     accelerate launch examples/evaluate_soft.py --benchmarks gsm8k math500 --preset soft_tokens \\
         --grid_models hard=outputs/hard soft=outputs/soft fuzzy=outputs/fuzzy
 
-Run it again to go on with what was interrupted. Writes `manifest.json`, `samples/*.jsonl` and `metrics.json`; then
-`python -m trl_soft.evaluate.report RUN -o OUT` makes tables and figures, and `python -m trl_soft.evaluate.inspect RUN` a
-page that shows thoughts as they were.
+A second start continues an interrupted run. A run writes `manifest.json`, `samples/*.jsonl` and `metrics.json`.
+`python -m trl_soft.evaluate.report RUN -o OUT` makes tables and figures of it. `python -m trl_soft.evaluate.inspect RUN`
+makes a page that shows its thoughts.
 """
 
-import os
-from dataclasses import dataclass, field
-
-from accelerate import PartialState
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
-from trl_soft.config import SoftParser
-from trl_soft.evaluate.decoding import Decoding, soft_tokens_grid
-from trl_soft.evaluate.runner import Evaluation, evaluate, saved_beside
-from trl_soft.files import printable
-
-
-def _help(text: str, default=None):
-    return field(default=default, metadata={"help": text})
-
-
-@dataclass
-class Arguments:
-    """What to evaluate, and how; see `trl_soft.evaluate.runner.Evaluation`."""
-
-    model_name_or_path: str | None = _help("Path or hub id of the model.")
-    benchmarks: list[str] = field(default_factory=list, metadata={"help": "Names, files or hub ids."})
-    name: str | None = _help("The run's name in reports, where runs of one name are its seeds; unset: the folder's.")
-    output_dir: str = _help("The run's folder; run again to go on.", "outputs/evaluation")
-    preset: str = _help("Prompts, caps, sampling: soft_grpo, soft_tokens or plain.", "plain")
-    decodings: list[dict] | None = _help("YAML only: a list of {name, thought, temperature, num_samples, ...}.")
-    grid_models: list[str] | None = _help(
-        "label=path of trained models: the six inference settings of 2509.19170 each."
-    )
-    num_samples: int | None = _help("Samples of each problem, where a decoding says nothing.")
-    data_dir: str | None = _help("Folder with local files of the benchmarks; unset: the hub.")
-    limit: int | None = _help("Only the first so many problems.")
-    question_column: str | None = _help("Column of the question, for files and hub ids.")
-    answer_column: str | None = _help("Column of the answer, for files and hub ids.")
-    grader: str | None = _help("Grader in place of the benchmark's own: math, exact, letters.")
-    max_completion_length: int | None = _help("Cap of thought and answer, in place of the preset's.")
-    k_values: list[int] | None = _help("The k of pass@k and maj@k; unset: powers of two.")
-    seed: int = _help("Seed of the noise.", 0)
-    chunk: int = _help("Samples computed and written together.", 256)
-    candidates: int = _help("Candidates of each step to write down, for `inspect`; 0: none.", 0)
-    entropy_positions: int = _help(
-        "Positions whose entropy is measured, by reading completions once more; 0: none.", 0
-    )
-    slots: int = _help("Completions in flight.", 64)
-    cache_gb: float | None = _help("Gigabytes of keys and values; unset: half of what is free.")
-    engine: str = _help("Rollout engine: slots or simple.", "slots")
-    dtype: str = _help("Precision of the weights: auto, float32, bfloat16.", "auto")
-
-
-def decodings_of(arguments: Arguments) -> list[Decoding]:
-    """The YAML's list, or the grid, or the thought saved beside the model."""
-    if arguments.grid_models:
-        pairs = [entry.partition("=") for entry in arguments.grid_models]
-        if not all(equals and label and path for label, equals, path in pairs):
-            raise ValueError(
-                f"`grid_models` is {arguments.grid_models}, but each must be label=path, such as soft=outputs/soft."
-            )
-        if arguments.decodings:
-            raise ValueError("`grid_models` and `decodings` are both set, and each says how to think. Leave one out.")
-        models = {label: path for label, _, path in pairs}
-        return soft_tokens_grid(models, arguments.num_samples or 32, arguments.seed)
-    saved = saved_beside(arguments.model_name_or_path or "")
-    entries = arguments.decodings or [{"name": f"the preset's, {arguments.preset}" if saved is None else "as saved"}]
-    return [Decoding.parse({"num_samples": arguments.num_samples, **entry}, arguments.seed) for entry in entries]
-
-
-def show(metrics: dict) -> None:
-    """One row a benchmark and decoding."""
-    table = Table(title="mean@n with its 95 % interval over problems")
-    for column in ("benchmark", "decoding", "problems", "n", "mean@n", "interval", "pass@n", "maj@n", "tokens"):
-        table.add_column(column, justify="left" if column in ("benchmark", "decoding") else "right")
-    for benchmark, decodings in metrics.items():
-        for decoding, row in decodings.items():
-            mean = row["mean@n"]
-            last = [list(row[name].values())[-1]["value"] if name in row else None for name in ("pass@k", "maj@k")]
-            name = os.path.basename(benchmark) if os.path.isfile(benchmark) else benchmark
-            table.add_row(
-                Text(printable(name)), Text(printable(decoding)), str(row["problems"]), str(row["samples"]), f"{mean['value']:.3f}",
-                f"{mean['low']:.3f} - {mean['high']:.3f}", *("-" if x is None else f"{x:.3f}" for x in last),
-                f"{row['length']['mean']:.1f}",
-            )  # fmt: skip
-    Console().print(table)
-
-
-def main(arguments: Arguments):
-    decodings = decodings_of(arguments)
-    if arguments.model_name_or_path is None and any(decoding.model is None for decoding in decodings):
-        raise ValueError(
-            "`model_name_or_path` is not set and a decoding names no model. Set it to a path or a hub id."
-        )
-    run = Evaluation(
-        model=arguments.model_name_or_path or "",
-        decodings=decodings,
-        **{
-            name: getattr(arguments, name)
-            for name in (
-                "name", "benchmarks", "output_dir", "preset", "data_dir", "limit", "question_column", "answer_column", "grader",
-                "chunk", "candidates", "entropy_positions", "slots", "cache_gb", "engine", "dtype", "max_completion_length", "k_values",
-            )
-        },
-    )  # fmt: skip
-    metrics = evaluate(run)
-    if PartialState().is_main_process:
-        show(metrics)
-        print(f"Wrote {arguments.output_dir}/metrics.json and samples/*.jsonl")
+from trl_soft.scripts.run_evaluation import main
 
 
 if __name__ == "__main__":
-    main(*SoftParser((Arguments,)).parse_args_and_config())
+    main()

@@ -36,13 +36,13 @@ import transformers
 from tests import tiny
 from tests.rescored import logp_difference
 from trl_soft import SoftGRPOConfig, SoftGRPOTrainer, SoftRLOOConfig, SoftRLOOTrainer, ThinkingSettings, soft_generate
-from trl_soft.attention import sound_gradients
 from trl_soft.rollout import decode_attention
 from trl_soft.rollout.decode_attention import Step
 from trl_soft.runs.replay import tolerance
-from trl_soft.scoring import DenseLogits, HeadLogits, transformed
 from trl_soft.thoughts import THOUGHTS
-from trl_soft.tiles import LOWEST, TILE
+from trl_soft.training.attention_gradients import sound_gradients
+from trl_soft.vocabulary.head_logits import DenseLogits, HeadLogits, transformed
+from trl_soft.vocabulary.tiled_softmax import LOWEST, TILE
 
 
 CPU = torch.device("cpu")

@@ -7,7 +7,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from trl_soft.kernels import book
+from trl_soft.kernels import decisions
 
 
 # Types of parameters, by name; int64 tensors where a name is not here.
@@ -20,13 +20,13 @@ NONE = {"UNDO": 0, "TEXTS": False, "COLD": False, "CLOSES_AS_TOKEN": False, "EOS
 COPIES = [("*i64", "*i32"), ("*bf16", "*bf16")]
 SHAPES = [{"ROWS": 32, "WIDTH": 1}, {"ROWS": 1, "WIDTH": 1024}]
 VARIANTS = [
-    (book.decide_rows, {}, ALL, 1),
-    (book.decide_rows, {"classes": "*i32"}, ALL, 1),
-    (book.decide_rows, {}, NONE, 1),
-    (book.put_pairs, {}, {"ROWS": 32}, 4),
-    (book.find_thoughts, {}, {"ROWS": 32}, 4),
-    *((book.put_rows, {"value": a, "target": b}, shape, 4) for a, b in COPIES for shape in SHAPES),
-    *((book.take_rows, {"source": b, "out": b}, shape, 4) for _, b in COPIES for shape in SHAPES),
+    (decisions.decide_rows, {}, ALL, 1),
+    (decisions.decide_rows, {"classes": "*i32"}, ALL, 1),
+    (decisions.decide_rows, {}, NONE, 1),
+    (decisions.put_pairs, {}, {"ROWS": 32}, 4),
+    (decisions.find_thoughts, {}, {"ROWS": 32}, 4),
+    *((decisions.put_rows, {"value": a, "target": b}, shape, 4) for a, b in COPIES for shape in SHAPES),
+    *((decisions.take_rows, {"source": b, "out": b}, shape, 4) for _, b in COPIES for shape in SHAPES),
 ]
 
 

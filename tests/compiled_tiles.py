@@ -7,7 +7,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from trl_soft.kernels import row_products, tiles
+from trl_soft.kernels import row_products, softmax_tiles
 
 
 # Types of parameters, by name; float32 tensors where a name is not here.
@@ -21,17 +21,17 @@ NONE = {"BIASED": False, "CAPPED": False, "IDS": False, "B": 2048, "K": 16}
 ABSENT = {"bias": None, "ids": None, "z_ids": None}
 MIXED = {"table": None, "R": None, "high_part": None, "low_part": None}
 VARIANTS = [
-    (tiles._fold, LOW, ALL | MIXED | {"PARTS": 0, "H": 1024}, 8),
-    (tiles._fold, {}, NONE | ABSENT | {"PARTS": 1, "H": 1024, "low_part": None}, 8),
-    (tiles._fold, LOW, ALL | {"PARTS": 2, "H": 1024}, 8),
-    (tiles._gradient, LOW, ALL | {"MIXED": True, "WEIGHTS": True}, 4),
+    (softmax_tiles._fold, LOW, ALL | MIXED | {"PARTS": 0, "H": 1024}, 8),
+    (softmax_tiles._fold, {}, NONE | ABSENT | {"PARTS": 1, "H": 1024, "low_part": None}, 8),
+    (softmax_tiles._fold, LOW, ALL | {"PARTS": 2, "H": 1024}, 8),
+    (softmax_tiles._gradient, LOW, ALL | {"MIXED": True, "WEIGHTS": True}, 4),
     (
-        tiles._gradient,
+        softmax_tiles._gradient,
         {},
         NONE | ABSENT | {"candidate": None, "g_rows": None, "weights": None, "MIXED": False, "WEIGHTS": False},
         4,
     ),
-    (tiles._of_equal, {}, {"K": 16}, 1),
+    (softmax_tiles._of_equal, {}, {"K": 16}, 1),
     (row_products._dot, LOW | {"hidden": "*bf16"}, {"B": 1024}, 4),
 ]
 

@@ -8,7 +8,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from trl_soft.forward import soft_tokens_added
 from trl_soft.rollout import SoftCompletions
-from trl_soft.rollout.base import left_padded, positions
+from trl_soft.rollout.interface import left_padded, positions
 from trl_soft.runs.replay import shadow_of
 
 

@@ -8,9 +8,9 @@ from trl import RLOOTrainer
 from tests import tiny
 from trl_soft import SoftRLOOConfig, SoftRLOOTrainer
 from trl_soft.forward import soft_tokens_added
-from trl_soft.scoring import HeadLogits
+from trl_soft.score_variance import score_variance
 from trl_soft.thoughts import Hard
-from trl_soft.variance import score_variance
+from trl_soft.vocabulary.head_logits import HeadLogits
 
 
 LOSSES = ["grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo"]

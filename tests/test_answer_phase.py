@@ -7,8 +7,8 @@ from tests import tiny
 from trl_soft import SoftGRPOConfig, SoftGRPOTrainer, SoftRLOOConfig, SoftRLOOTrainer, ThinkingSettings
 from trl_soft.evaluate.grading.forced import final_box
 from trl_soft.evaluate.presets import answer_text
-from trl_soft.rollout.plan import make_plan
-from trl_soft.rollout.text import answer_phase
+from trl_soft.rollout.completion_text import answer_phase
+from trl_soft.rollout.make_plan import make_plan
 from trl_soft.thoughts import Hard
 
 

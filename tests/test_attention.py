@@ -5,10 +5,10 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-import trl_soft.attention
+import trl_soft.training.attention_gradients
 from tests import tiny
 from trl_soft import SoftGRPOConfig, SoftGRPOTrainer, SoftRLOOConfig, SoftRLOOTrainer
-from trl_soft.attention import has_nan_gradients, sound_gradients
+from trl_soft.training.attention_gradients import has_nan_gradients, sound_gradients
 
 
 @pytest.mark.parametrize(
@@ -48,8 +48,8 @@ class Look(TrainerCallback):
 def test_off_in_training_and_as_found_afterwards(tmp_path, monkeypatch, classes, fail):
     """As on a Hopper device; the flag is torch's own and is there without one."""
     told, look = [], Look(fail)
-    monkeypatch.setattr(trl_soft.attention, "has_nan_gradients", lambda *device: True)
-    monkeypatch.setattr(trl_soft.attention.logger, "warning_once", told.append)
+    monkeypatch.setattr(trl_soft.training.attention_gradients, "has_nan_gradients", lambda *device: True)
+    monkeypatch.setattr(trl_soft.training.attention_gradients.logger, "warning_once", told.append)
     trainer = tiny.trainer(tmp_path, None, *classes, max_steps=1, beta=0.0, callbacks=[look])
     assert torch.backends.cuda.cudnn_sdp_enabled()
     if fail:
@@ -65,7 +65,7 @@ def test_untouched_elsewhere_and_where_the_user_turned_it_off(monkeypatch):
     model, device = tiny.model(), torch.device("cpu")
     with sound_gradients(model, device):
         assert torch.backends.cuda.cudnn_sdp_enabled()
-    monkeypatch.setattr(trl_soft.attention, "has_nan_gradients", lambda *device: True)
+    monkeypatch.setattr(trl_soft.training.attention_gradients, "has_nan_gradients", lambda *device: True)
     torch.backends.cuda.enable_cudnn_sdp(False)
     try:
         with sound_gradients(model, device):

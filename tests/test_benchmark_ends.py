@@ -5,9 +5,9 @@ import torch
 
 from benchmarks.ends import Never
 from trl_soft.rollout import Key, Plan, StopRule
-from trl_soft.rollout.state import Slots
-from trl_soft.scoring import DenseLogits
+from trl_soft.rollout.slots import Slots
 from trl_soft.thoughts import Gumbel, Hard
+from trl_soft.vocabulary.head_logits import DenseLogits
 
 
 def test_a_thought_that_does_not_end_itself():

@@ -19,17 +19,18 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, Trainer
 from trl import ModelConfig
 
-from examples.grpo_soft import Arguments, main
 from tests import tiny
 from tests.kill.chain import difference
 from tests.test_algorithms import rloo_config
 from trl_soft import SoftGRPOConfig, SoftGRPOTrainer, SoftRLOOTrainer, ThinkingSettings
-from trl_soft.config import SoftParser
 from trl_soft.evaluate.decoding import Decoding
 from trl_soft.evaluate.presets import get_preset
 from trl_soft.runs import checkpoint, choose, same_run, save
 from trl_soft.runs.checkpoint import CheckpointError
 from trl_soft.runs.progress import save_progress
+from trl_soft.scripts.arguments import SoftScriptArguments
+from trl_soft.scripts.parser import SoftParser
+from trl_soft.scripts.run_training import train
 from trl_soft.thoughts import Hard
 
 
@@ -489,7 +490,10 @@ def test_a_job_that_is_queued_again(tmp_path):
     line = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
     written = []
     for _ in range(2):
-        main(*SoftParser((Arguments, SoftGRPOConfig, ModelConfig)).parse_args_and_config(line))
+        train(
+            *SoftParser((SoftScriptArguments, SoftGRPOConfig, ModelConfig)).parse_args_and_config(line),
+            SoftGRPOTrainer,
+        )
         folders = [tmp_path / "out" / f"checkpoint-{step}" for step in (1, 2)]
         written.append([os.stat(folder / checkpoint.MANIFEST).st_mtime_ns for folder in folders])
         shutil.rmtree(folders[1])

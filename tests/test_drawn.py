@@ -9,8 +9,8 @@ import torch
 from tests import tiny
 from trl_soft import SoftGRPOTrainer, SoftRLOOConfig, SoftRLOOTrainer
 from trl_soft.rollout import Key
-from trl_soft.rollout.base import assemble
 from trl_soft.rollout.engines import ENGINES
+from trl_soft.rollout.interface import assemble
 
 
 KINDS = {"grpo": {}, "rloo": {"trainer_class": SoftRLOOTrainer, "config_class": SoftRLOOConfig}}

@@ -46,7 +46,7 @@ def test_completions_do_not_depend_on_dropout():
 
 
 def test_modes_are_as_found_after_an_error():
-    from trl_soft.dropout import evaluating
+    from trl_soft.rollout.dropout import evaluating
 
     net = tiny.model().train()
     with pytest.raises(ZeroDivisionError), evaluating(net):
@@ -59,7 +59,7 @@ def test_what_is_switched_off_is_named():
     """Modules, attributes, dropped layers; afterwards training mode gives what evaluation mode gives."""
     from transformers import GPT2Config, GPT2LMHeadModel, MixtralConfig, MixtralForCausalLM, OPTConfig, OPTForCausalLM
 
-    from trl_soft.dropout import switch_off_dropout
+    from trl_soft.rollout.dropout import switch_off_dropout
 
     small = {"vocab_size": 26, "max_position_embeddings": 32, "num_hidden_layers": 2, "hidden_size": 16}
     heads = {"num_attention_heads": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}
@@ -84,7 +84,7 @@ def test_what_cannot_be_switched_off_is_refused(tmp_path):
     """Falcon reads the number from its configuration, which is saved with the model."""
     from transformers import FalconConfig, FalconForCausalLM
 
-    from trl_soft.dropout import switch_off_dropout
+    from trl_soft.rollout.dropout import switch_off_dropout
 
     sizes = {"vocab_size": 26, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     net = FalconForCausalLM(FalconConfig(**sizes, hidden_dropout=0.1))

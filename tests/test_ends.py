@@ -17,21 +17,21 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from tests import standins, tiny
 from tests.test_vllm_parts import assert_same, params, read
 from trl_soft import SoftRLOOConfig, SoftRLOOTrainer, ThinkingSettings, soft_generate
-from trl_soft import trainer as trainer_module
 from trl_soft.evaluate.report.thoughts_page import _answer_at
 from trl_soft.rewards import exact_answer_reward, soft_tokens_reward
 from trl_soft.rollout import Key
-from trl_soft.rollout.base import forced_row
+from trl_soft.rollout.completion_text import answer_start, completion_texts
+from trl_soft.rollout.interface import forced_row
+from trl_soft.rollout.make_plan import make_plan
 from trl_soft.rollout.matcher import EndMatcher
-from trl_soft.rollout.plan import make_plan
-from trl_soft.rollout.state import Slots
+from trl_soft.rollout.slots import Slots
 from trl_soft.rollout.stop import EndOfThinking, overlap
-from trl_soft.rollout.text import answer_start, completion_texts
 from trl_soft.rollout.vllm.layout import layout_of
 from trl_soft.rollout.vllm.pool import Pool
 from trl_soft.rollout.vllm.request import plan_of, spec_of
-from trl_soft.rollout.vllm.table import ServedLogits, Table
+from trl_soft.rollout.vllm.served_table import ServedLogits, Table
 from trl_soft.thoughts import Hard
+from trl_soft.training import trainer as trainer_module
 
 
 FINAL, THINK = "The final answer is: ", "</think>"

@@ -14,8 +14,8 @@ from tests.capture import as_captured
 from trl_soft import ThinkingSettings
 from trl_soft.forward import soft_tokens_added
 from trl_soft.rollout import ENGINES, EngineOptions, Key, assemble
-from trl_soft.rollout import transformers as engine_module
-from trl_soft.rollout.plan import make_plan, table_rms
+from trl_soft.rollout import slot_engine as engine_module
+from trl_soft.rollout.make_plan import make_plan, table_rms
 from trl_soft.thoughts import Hard
 
 

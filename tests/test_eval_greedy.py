@@ -10,7 +10,7 @@ from tests import tiny
 from trl_soft import SoftRLOOConfig, SoftRLOOTrainer, ThinkingSettings
 from trl_soft.evaluate.decoding import Decoding
 from trl_soft.evaluate.presets import PRESETS
-from trl_soft.scoring import HeadLogits
+from trl_soft.vocabulary.head_logits import HeadLogits
 
 
 def rloo(tmp_path, **changes):

@@ -15,8 +15,8 @@ from trl import GRPOTrainer
 from tests import tiny
 from trl_soft import SoftGRPOTrainer, ThinkingSettings, soft_generate
 from trl_soft.forward import add_soft_tokens
-from trl_soft.lookup import embedding_scale
-from trl_soft.scoring import HeadLogits, logit_transform
+from trl_soft.vocabulary.embedding_table import embedding_scale
+from trl_soft.vocabulary.head_logits import HeadLogits, logit_transform
 
 
 # A window shorter than a completion, so that the rollout's cache forgets what the update's mask must hide.

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from trl_soft import rewards
-from trl_soft.evaluate.grading import MathGold, boxes, grade_math, mathematics, notation, verdict, worker
+from trl_soft.evaluate.grading import MathGold, boxes, grade_math, grading_process, mathematics, notation, verdict
 from trl_soft.rewards import math_reward, soft_tokens_reward
 
 
@@ -347,7 +347,7 @@ def test_any_thread_and_nobodys_alarm():
 
 
 def test_an_answer_that_never_ends_is_wrong_and_the_next_is_graded(monkeypatch):
-    monkeypatch.setattr(worker, "JOB_SECONDS", 3.0)
+    monkeypatch.setattr(grading_process, "JOB_SECONDS", 3.0)
     verdict = grade_math("\\boxed{7^{9^{9^{9^{9}}}} + x}", "\\sqrt{5}")
     assert not verdict.correct and verdict.vote
     assert grade_math("\\boxed{\\frac24}", "\\frac12").correct
@@ -355,8 +355,8 @@ def test_an_answer_that_never_ends_is_wrong_and_the_next_is_graded(monkeypatch):
 
 def test_a_worker_that_is_killed_is_replaced():
     assert grade_math("\\boxed{\\frac24}", "\\frac12").correct
-    worker.WORKER._process.kill()
-    worker.WORKER._process.wait()
+    grading_process.WORKER._process.kill()
+    grading_process.WORKER._process.wait()
     assert grade_math("\\boxed{\\frac24}", "\\frac12").correct
 
 
@@ -365,18 +365,18 @@ class Slow:
 
     def __init__(self, seconds: dict[str, float], monkeypatch):
         self.now, self.calls, self._seconds = 0.0, 0, seconds
-        monkeypatch.setattr(worker.WORKER, "call", self._call)
+        monkeypatch.setattr(grading_process.WORKER, "call", self._call)
         monkeypatch.setattr(rewards, "Allowance", self.allowance)
 
-    def allowance(self) -> worker.Allowance:
-        return worker.Allowance(lambda: self.now)
+    def allowance(self) -> grading_process.Allowance:
+        return grading_process.Allowance(lambda: self.now)
 
     def _call(self, seconds: float, answer: str, gold: dict) -> dict:
         wanted = self._seconds[answer]
         self.calls += 1
         self.now += min(seconds, wanted)
         if wanted > seconds:
-            raise worker.WorkerLost
+            raise grading_process.WorkerLost
         return {"correct": True, "vote": "x"}
 
 

@@ -7,7 +7,7 @@ import torch
 from tests import tiny
 from trl_soft import ThinkingSettings, soft_generate
 from trl_soft.forward import soft_tokens_added
-from trl_soft.lookup import Lookup
+from trl_soft.vocabulary.embedding_table import Lookup
 
 
 END, EOS = tiny.TOKENS.index("</think>"), 1

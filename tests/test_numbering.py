@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from tests import tiny
-from trl_soft import trainer
 from trl_soft.noise import KeyedNoise
 from trl_soft.runs.checkpoint import CheckpointError
 from trl_soft.runs.progress import load_progress
+from trl_soft.training import trainer
 
 
 @pytest.fixture
@@ -87,12 +87,12 @@ def test_evaluation_sets_draw_apart(tmp_path, keys):
 
 
 def test_names_that_would_share_their_noise_are_refused(monkeypatch):
-    from trl_soft.numbering import RolloutNumbers
+    from trl_soft.runs.rollout_numbers import RolloutNumbers
 
     numbers = RolloutNumbers(2**32 - 1)
     seed, generation, first = numbers.evaluation(5, 8)
     assert numbers.evaluation(5, 8)[2] == 8 and generation == 5 and first == 0 and seed < 2**63
     KeyedNoise(seed, generation, *2 * [torch.zeros(1, dtype=torch.long)]).uniform(1)
-    monkeypatch.setattr("trl_soft.numbering.zlib.crc32", lambda text: 3)
+    monkeypatch.setattr("trl_soft.runs.rollout_numbers.zlib.crc32", lambda text: 3)
     with pytest.raises(ValueError, match="would draw the same noise"):
         [numbers.begin_evaluation(name) for name in ("eval_a", "eval_b")]

@@ -14,8 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from trl import ModelConfig
 
 from tests import tiny
-from trl_soft import plan
-from trl_soft.memory import (
+from trl_soft.plan import recipe
+from trl_soft.plan.memory import (
     Estimate,
     Run,
     Shape,
@@ -55,7 +55,7 @@ def memory():
 
 
 def llama(**settings) -> tuple[Shape, Run]:
-    shape = plan.shape_of(plan.read_config(None, str(LLAMA)))
+    shape = recipe.shape_of(recipe.read_config(None, str(LLAMA)))
     run = Run(rows=8, micro_batch=1, prompt=256, completion=160, thinking=128, compute=2, checkpointing=True)
     return shape, replace(run, **settings)
 
@@ -148,7 +148,7 @@ def test_the_logits_never_grow_with_length_times_vocabulary():
 )
 def test_the_record_of_a_rollout(tmp_path, thought, size):
     settings = tiny.config(tmp_path, **thought)
-    assert plan.action_bytes(settings, 4096, torch.bfloat16) == size
+    assert recipe.action_bytes(settings, 4096, torch.bfloat16) == size
     # Two masks and a log-probability beside it.
     assert record(replace(ROW, rows=64, completion=100, action=size)) == 64 * 100 * (size + 6)
 
@@ -176,7 +176,7 @@ def test_a_layers_activations_are_what_autograd_saves(kind, dtype, adapter, padd
     lora = (
         LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "v_proj", "down_proj"]) if adapter else None
     )
-    shape = plan.shape_of(config, lora)
+    shape = recipe.shape_of(config, lora)
     net = AutoModelForCausalLM.from_config(config, dtype=dtype)
     if lora:
         net = get_peft_model(net, lora)
@@ -271,7 +271,7 @@ def asked(tmp_path, capsys):
         command = ["--config", write(tmp_path / "recipe.yaml", RECIPE | changes), *flags]
         command += ["--model_config", str(model)] if model else []
         command += ["--accelerate_config", write(tmp_path / "world.yaml", world)] if world else []
-        status = plan.main(command if text else [*command, "--json"])
+        status = recipe.main(command if text else [*command, "--json"])
         out = capsys.readouterr().out
         if text:
             return status, out
@@ -367,7 +367,7 @@ def test_rloo_recipes_and_lora(asked):
 def test_it_can_be_imported(tmp_path):
     config = AutoConfig.for_model("llama", hidden_size=64, intermediate_size=128, num_hidden_layers=2, vocab_size=100)
     config.num_attention_heads = config.num_key_value_heads = 4
-    found = plan.estimate(tiny.config(tmp_path), config, ModelConfig(), plan.World("ddp", 2), 16, gpu_gb=1)
+    found = recipe.estimate(tiny.config(tmp_path), config, ModelConfig(), recipe.World("ddp", 2), 16, gpu_gb=1)
     assert isinstance(found, Estimate) and found.fits
     assert found.phases["update"]["buckets"] == found.phases["rollout"]["weights"]
 
@@ -413,17 +413,17 @@ def test_a_model_that_cannot_be_had_or_is_unknown(asked, tmp_path):
     ],
 )
 def test_worlds(tmp_path, world, expected):
-    found = plan.read_world(write(tmp_path / "world.yaml", world), None)
+    found = recipe.read_world(write(tmp_path / "world.yaml", world), None)
     assert (found.backend, found.gpus) == expected
-    assert plan.read_world(str(tmp_path / "world.yaml"), 2).gpus == 2
+    assert recipe.read_world(str(tmp_path / "world.yaml"), 2).gpus == 2
 
 
 def test_worlds_that_are_refused_or_offload(tmp_path):
     with pytest.raises(ValueError, match="FSDP1"):
-        plan.read_world(write(tmp_path / "fsdp.yaml", {"distributed_type": "FSDP", "fsdp_config": {}}), None)
+        recipe.read_world(write(tmp_path / "fsdp.yaml", {"distributed_type": "FSDP", "fsdp_config": {}}), None)
     with pytest.raises(ValueError, match="TPU"):
-        plan.read_world(write(tmp_path / "tpu.yaml", {"distributed_type": "TPU"}), None)
+        recipe.read_world(write(tmp_path / "tpu.yaml", {"distributed_type": "TPU"}), None)
     stage = {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}}}
     options = {"deepspeed_config_file": write(tmp_path / "ds.json", stage)}
-    found = plan.read_world(write(tmp_path / "world.yaml", ZERO3 | {"deepspeed_config": options}), None)
+    found = recipe.read_world(write(tmp_path / "world.yaml", ZERO3 | {"deepspeed_config": options}), None)
     assert (found.backend, found.offload_optimizer, found.offload_parameters) == ("zero3", True, False)

@@ -10,10 +10,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import ModelConfig
 
 from trl_soft import SoftGRPOConfig, SoftGRPOTrainer
-from trl_soft.config import SoftParser
 from trl_soft.data import load_rows, to_prompts
 from trl_soft.evaluate.presets import PRESETS
 from trl_soft.rewards import REWARDS
+from trl_soft.scripts.parser import SoftParser
 
 
 ROOT = Path(__file__).parent.parent
@@ -26,9 +26,8 @@ RECIPES = [recipe for recipe in ALL if recipe not in EVALUATIONS]
 @pytest.fixture
 def scripts(monkeypatch):
     monkeypatch.syspath_prepend(str(ASSETS))
-    monkeypatch.syspath_prepend(str(ROOT / "examples"))
     yield
-    for name in ("task", "pretrain", "run", "grpo_soft"):
+    for name in ("task", "pretrain", "run"):
         sys.modules.pop(name, None)
 
 
@@ -61,9 +60,9 @@ def test_the_reasoner_is_small_and_plain():
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=[recipe.stem for recipe in RECIPES])
 def test_recipes_parse_strictly(scripts, recipe):
-    from grpo_soft import Arguments
+    from trl_soft.scripts.arguments import SoftScriptArguments
 
-    arguments, training, model = SoftParser((Arguments, SoftGRPOConfig, ModelConfig)).parse_args_and_config(
+    arguments, training, model = SoftParser((SoftScriptArguments, SoftGRPOConfig, ModelConfig)).parse_args_and_config(
         ["--config", str(recipe), "--use_cpu", "true"]
     )
     assert arguments.dataset_name and model.model_name_or_path and training.thought
@@ -72,17 +71,17 @@ def test_recipes_parse_strictly(scripts, recipe):
 
 @pytest.mark.parametrize("recipe", EVALUATIONS, ids=[recipe.stem for recipe in EVALUATIONS])
 def test_evaluation_recipes_parse_strictly(scripts, recipe):
-    from evaluate_soft import Arguments, decodings_of
+    from trl_soft.scripts.run_evaluation import EvaluationArguments, decodings_of
 
-    (arguments,) = SoftParser((Arguments,)).parse_args_and_config(["--config", str(recipe)])
+    (arguments,) = SoftParser((EvaluationArguments,)).parse_args_and_config(["--config", str(recipe)])
     preset = PRESETS[arguments.preset]
     assert arguments.benchmarks and len(decodings_of(arguments)) >= 2
     for decoding in decodings_of(arguments):
         decoding.settings(preset, "math", None)
     flags = ["--benchmarks", "gsm8k", "--seed", "3", "--grid_models", "hard=a", "soft=b", "fuzzy=c"]
-    (grid,) = SoftParser((Arguments,)).parse_args_and_config(flags)
+    (grid,) = SoftParser((EvaluationArguments,)).parse_args_and_config(flags)
     assert len(decodings_of(grid)) == 18 and {decoding.seed for decoding in decodings_of(grid)} == {3}
-    (both,) = SoftParser((Arguments,)).parse_args_and_config(["--config", str(recipe), *flags])
+    (both,) = SoftParser((EvaluationArguments,)).parse_args_and_config(["--config", str(recipe), *flags])
     with pytest.raises(ValueError, match="Leave one out"):
         decodings_of(both)
 

@@ -8,8 +8,8 @@ from tests import tiny
 from trl_soft import ThinkingSettings, soft_generate
 from trl_soft.noise import KeyedNoise
 from trl_soft.ranges import LENGTHS, RANGES, Range, check, shown
-from trl_soft.scoring import DenseLogits
 from trl_soft.thoughts import Hard
+from trl_soft.vocabulary.head_logits import DenseLogits
 
 
 V, H, N = 64, 16, 16

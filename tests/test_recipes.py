@@ -7,7 +7,6 @@ import json
 import re
 import shlex
 import statistics
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,12 +17,15 @@ from trl import ModelConfig
 
 from tests import standins
 from trl_soft import SoftGRPOConfig, SoftGRPOTrainer, SoftRLOOConfig, SoftRLOOTrainer, ThinkingSettings
-from trl_soft.config import SoftParser
 from trl_soft.evaluate import PRESETS, Problem, answer_text, build_prompt
 from trl_soft.evaluate.decoding import soft_tokens_grid
 from trl_soft.evaluate.report.papers import read_papers
-from trl_soft.rewards import math_reward, soft_grpo_reward, soft_tokens_reward
+from trl_soft.rewards import REWARDS, math_reward, soft_grpo_reward, soft_tokens_reward
 from trl_soft.rollout.stop import EndOfThinking
+from trl_soft.scripts import run_evaluation
+from trl_soft.scripts.arguments import SoftScriptArguments
+from trl_soft.scripts.parser import SoftParser
+from trl_soft.scripts.run_training import train
 
 
 ROOT = Path(__file__).parent.parent
@@ -65,11 +67,7 @@ def world(tmp_path_factory):
 
 @pytest.fixture
 def scripts(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "examples"))
     monkeypatch.chdir(ROOT)
-    yield
-    for module in ("grpo_soft", "rloo_soft", "evaluate_soft"):
-        sys.modules.pop(module, None)
 
 
 def command(path: Path) -> list[str]:
@@ -81,10 +79,8 @@ def command(path: Path) -> list[str]:
 
 
 def parse(path: Path, *flags: str):
-    from grpo_soft import Arguments
-
     script = "rloo_soft" if path.parent.name == "soft_tokens" else "grpo_soft"
-    classes = (Arguments, KINDS[script][0], ModelConfig)
+    classes = (SoftScriptArguments, KINDS[script][0], ModelConfig)
     return SoftParser(classes).parse_args_and_config(["--config", str(path), "--use_cpu", "true", *flags])
 
 
@@ -178,14 +174,12 @@ def differing(reward):
 
 @pytest.mark.parametrize("path", TRAINING, ids=name)
 def test_a_recipe_takes_two_updates_and_an_evaluation(path, scripts, world, tmp_path, caplog, monkeypatch):
-    from grpo_soft import REWARDS, main
-
     arguments, training, model = parse(path, *shrunk(path, world, tmp_path))
     (reward,) = arguments.reward_funcs
     rewarded = f"rewards/{REWARDS[reward].__name__}/mean"
     monkeypatch.setitem(REWARDS, reward, differing(REWARDS[reward]))
     trainer_class = SoftRLOOTrainer if isinstance(training, SoftRLOOConfig) else SoftGRPOTrainer
-    main(arguments, training, model, trainer_class)
+    train(arguments, training, model, trainer_class)
     out = tmp_path / "seed3"
     history = json.loads((out / "trainer_state.json").read_text())["log_history"]
     steps = [row for row in history if "loss" in row]
@@ -207,11 +201,9 @@ def test_a_recipe_takes_two_updates_and_an_evaluation(path, scripts, world, tmp_
 @pytest.mark.parametrize("path", EVALUATION, ids=name)
 def test_an_evaluation_recipe_runs_on_two_problems(path, scripts, world, tmp_path):
     """The recipe with a tiny model, two problems, two samples and short caps."""
-    from evaluate_soft import Arguments, main
-
     models, data = world
     recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-    (asked,) = SoftParser((Arguments,)).parse_args_and_config(["--config", str(path)])
+    (asked,) = SoftParser((run_evaluation.EvaluationArguments,)).parse_args_and_config(["--config", str(path)])
     assert asked.decodings and [d["name"] for d in asked.decodings] == [d["name"] for d in recipe["decodings"]]
     of_papers = path.parent.name == "eval"
     for decoding in recipe["decodings"]:
@@ -226,7 +218,9 @@ def test_an_evaluation_recipe_runs_on_two_problems(path, scripts, world, tmp_pat
         recipe |= {"model_name_or_path": str(models[model]), "data_dir": str(data)}
     small = tmp_path / "recipe.yaml"
     small.write_text(yaml.safe_dump(recipe))
-    main(*SoftParser((Arguments,)).parse_args_and_config(["--config", str(small)]))
+    run_evaluation.run(
+        *SoftParser((run_evaluation.EvaluationArguments,)).parse_args_and_config(["--config", str(small)])
+    )
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
     assert set(metrics) == set(recipe["benchmarks"])
     for decodings in metrics.values():
@@ -238,12 +232,10 @@ def test_an_evaluation_recipe_runs_on_two_problems(path, scripts, world, tmp_pat
 
 
 def test_the_recipe_and_the_grid_ask_for_the_same_six(scripts):
-    from evaluate_soft import Arguments, decodings_of
-
     words = ["--config", str(ROOT / "recipes/soft_tokens/eval/six.yaml")]
-    (asked,) = SoftParser((Arguments,)).parse_args_and_config(words)
+    (asked,) = SoftParser((run_evaluation.EvaluationArguments,)).parse_args_and_config(words)
     grid = {cell.name.removeprefix("m / "): cell for cell in soft_tokens_grid({"m": "m"}, 32)}
-    for given in decodings_of(asked):
+    for given in run_evaluation.decodings_of(asked):
         cell = grid.pop(given.name)
         assert (given.thinking, given.answer, given.num_samples) == (cell.thinking, cell.answer, cell.num_samples)
     assert not grid

@@ -14,10 +14,10 @@ from datasets import Dataset, IterableDataset
 from peft import LoraConfig, PromptTuningConfig
 from trl import GRPOConfig, ModelConfig
 
-from examples.grpo_soft import Arguments
 from tests import tiny
 from trl_soft import SoftGRPOConfig, ThinkingSettings
-from trl_soft.config import SoftParser
+from trl_soft.scripts.arguments import SoftScriptArguments
+from trl_soft.scripts.parser import SoftParser
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def image_rows():
     ],
 )
 def test_trainers_that_cannot_be_soft(tmp_path, monkeypatch, options, sentence):
-    monkeypatch.setattr("trl_soft.trainer.assemble", lambda *a, **k: pytest.fail("something was generated"))
+    monkeypatch.setattr("trl_soft.training.trainer.assemble", lambda *a, **k: pytest.fail("something was generated"))
     with pytest.raises(ValueError, match=sentence):
         tiny.trainer(tmp_path / "out", **options)
     assert not os.path.exists(tmp_path / "out") or not os.listdir(tmp_path / "out")
@@ -161,7 +161,9 @@ def test_a_reward_that_raises_leaves_the_checkpoint(tmp_path):
 def parse(tmp_path, text: str, *flags: str):
     path = tmp_path / "run.yaml"
     path.write_text(text)
-    return SoftParser((Arguments, SoftGRPOConfig, ModelConfig)).parse_args_and_config(["--config", str(path), *flags])
+    return SoftParser((SoftScriptArguments, SoftGRPOConfig, ModelConfig)).parse_args_and_config(
+        ["--config", str(path), *flags]
+    )
 
 
 def test_yaml_is_parsed_strictly(tmp_path):
@@ -272,7 +274,7 @@ def test_a_model_with_accelerates_hooks_thinks(tmp_path):
 
 
 def test_a_vocabulary_smaller_than_a_default_is_all_of_it():
-    from trl_soft.rollout.plan import make_plan
+    from trl_soft.rollout.make_plan import make_plan
     from trl_soft.thoughts import Hard
 
     thought = make_plan(
@@ -303,7 +305,7 @@ def refused_by(function) -> set[str]:
 
 
 def test_the_readme_lists_what_is_refused():
-    from trl_soft import config, trainer
+    from trl_soft.training import config, trainer
 
     names = set().union(*map(refused_by, (config.refuse, config.refuse_vllm, trainer.SoftTokensMixin._refuse)))
     names -= {"args"}  # not of a class that knows thoughts

@@ -7,7 +7,7 @@ import torch
 import trl_soft.runs.replay
 from tests import tiny
 from trl_soft import SoftGRPOConfig, SoftGRPOTrainer, SoftRLOOConfig, SoftRLOOTrainer, ThinkingSettings
-from trl_soft.rollout.state import Slots
+from trl_soft.rollout.slots import Slots
 from trl_soft.runs.replay import TOLERANCES, ReplayError, ReplayWatch, is_exact, kind_of, tolerance
 from trl_soft.thoughts import THOUGHTS, Hard
 

@@ -10,9 +10,9 @@ import torch
 from tests import tiny
 from trl_soft import SoftTokens, ThinkingSettings, add_soft_tokens, soft_generate
 from trl_soft.forward import remove_soft_tokens, soft_tokens_added
-from trl_soft.lookup import Lookup
 from trl_soft.rollout import EndOfThinking
 from trl_soft.thoughts import Gumbel
+from trl_soft.vocabulary.embedding_table import Lookup
 
 
 PROMPTS = ["1+2=", "3+44=", "5-6=", "7777-8="]

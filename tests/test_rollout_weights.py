@@ -9,12 +9,12 @@ from peft import LoraConfig
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-import trl_soft.precision
+import trl_soft.training.rollout_precision
 from tests import tiny
 from trl_soft import SoftGRPOTrainer, SoftRLOOConfig, SoftRLOOTrainer
-from trl_soft.precision import Surroundings, rollout_dtype
 from trl_soft.rollout.weights import weights_in
 from trl_soft.runs.checkpoint import CheckpointError
+from trl_soft.training.rollout_precision import Surroundings, rollout_dtype
 
 
 LORA = LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
@@ -44,7 +44,7 @@ def watched(tmp_path, net=None, kind: str = "grpo", **changes):
             return dict(self.batches[-1])
 
     trainer = tiny.trainer(tmp_path, net, trainer_class=Watched, **given, **{"beta": 0.0, **changes})
-    engine = trl_soft.trainer.ENGINES[trainer.args.rollout_engine]
+    engine = trl_soft.training.trainer.ENGINES[trainer.args.rollout_engine]
 
     def noted(model, *args):
         trainer.ran_on.append({name: p.detach().clone() for name, p in model.named_parameters()})
@@ -59,7 +59,7 @@ def noting(monkeypatch):
     """`watched` trainers note the weights that their engine was given."""
 
     def begin(trainer):
-        monkeypatch.setattr("trl_soft.trainer.ENGINES", trainer.noted)
+        monkeypatch.setattr("trl_soft.training.trainer.ENGINES", trainer.noted)
         return trainer
 
     return begin
@@ -126,7 +126,7 @@ def test_it_is_made_once_a_rollout_of_the_weights_of_that_moment(tmp_path, monke
         made.append({name: p.detach().to(dtype) for name, p in model.named_parameters()})
         return weights_in(model, dtype, *others)
 
-    monkeypatch.setattr(trl_soft.precision, "weights_in", counted)
+    monkeypatch.setattr(trl_soft.training.rollout_precision, "weights_in", counted)
     options = {"steps_per_generation": 2, "num_iterations": 2, "max_steps": 8, "per_device_train_batch_size": 4}
     trainer = noting(watched(tmp_path, kind=kind, **options, **COPY))
     parameters, forward = list(trainer.model.parameters()), trainer.model.forward
@@ -150,7 +150,7 @@ def test_evaluation_runs_on_the_copy_too(tmp_path, noting):
 
 def test_without_a_copy_nothing_is_another(tmp_path, monkeypatch, noting):
     """On a CPU `auto` is `training`: no copy, no correction, the same weights to the last bit."""
-    monkeypatch.setattr(trl_soft.precision, "weights_in", lambda *a: pytest.fail("a copy was made"))
+    monkeypatch.setattr(trl_soft.training.rollout_precision, "weights_in", lambda *a: pytest.fail("a copy was made"))
     ends = []
     for choice in ("auto", "training"):
         trainer = noting(watched(tmp_path / choice, rollout_dtype=choice, bf16=True, max_steps=2))
@@ -243,7 +243,7 @@ def test_a_resumed_run_ends_with_the_same_weights(tmp_path, kind):
 def test_an_error_in_the_rollout_leaves_the_model_as_found(tmp_path, monkeypatch):
     trainer = watched(tmp_path, **COPY)
     parameters = list(trainer.model.parameters())
-    monkeypatch.setattr("trl_soft.trainer.assemble", lambda *a: 1 / 0)
+    monkeypatch.setattr("trl_soft.training.trainer.assemble", lambda *a: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         trainer.train()
     assert all(ours is theirs for ours, theirs in zip(trainer.model.parameters(), parameters, strict=True))
@@ -376,11 +376,13 @@ def test_rloo_says_that_it_corrects_nothing(tmp_path):
 
 def test_what_is_said_is_said_once_and_a_refusal_comes_first(tmp_path, monkeypatch):
     told = []
-    monkeypatch.setattr(trl_soft.precision.logger, "warning_once", told.append)
+    monkeypatch.setattr(trl_soft.training.rollout_precision.logger, "warning_once", told.append)
     watched(tmp_path / "a", **COPY)
     assert len(told) == 1 and "bfloat16 copy" in told[0]
     monkeypatch.setattr(
-        trl_soft.precision, "surroundings", lambda *a: Surroundings(**{**FAST, "backend": "zero3", "mixed": "no"})
+        trl_soft.training.rollout_precision,
+        "surroundings",
+        lambda *a: Surroundings(**{**FAST, "backend": "zero3", "mixed": "no"}),
     )
     with pytest.raises(ValueError, match="`rollout_dtype` is bfloat16, but under zero3"):
         watched(tmp_path / "b", **COPY)
@@ -388,6 +390,6 @@ def test_what_is_said_is_said_once_and_a_refusal_comes_first(tmp_path, monkeypat
 
 def test_surroundings_are_the_trainers(tmp_path):
     trainer = watched(tmp_path, tiny.model().bfloat16(), peft_config=LORA, bf16=True)
-    found = trl_soft.precision.surroundings(trainer.accelerator, trainer.model)
+    found = trl_soft.training.rollout_precision.surroundings(trainer.accelerator, trainer.model)
     assert found == Surroundings(False, "bf16", "single", torch.float32, tied=True)  # PEFT keeps adapters in float32
     assert isinstance(trainer.model, nn.Module)

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from trl_soft import KeyedNoise, kernels
-from trl_soft.scoring import DenseLogits, HeadLogits
+from trl_soft.score_variance import score_variance
 from trl_soft.thoughts import Dirichlet, Gaussian, Gumbel, Hard, Mixture, Multiplex
 from trl_soft.thoughts.candidates import candidates, renormalised
 from trl_soft.thoughts.gaussian import PLACEMENTS, LogitsGaussian, ProbabilitiesGaussian
-from trl_soft.tiles import TILE
-from trl_soft.variance import score_variance
+from trl_soft.vocabulary.head_logits import DenseLogits, HeadLogits
+from trl_soft.vocabulary.tiled_softmax import TILE
 
 
 V, N = 300, 24

@@ -3,7 +3,6 @@
 
 import json
 import logging
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,19 +11,14 @@ from trl import ModelConfig
 
 import trl_soft
 from tests import tiny
-from trl_soft.config import SoftParser
+from trl_soft import SoftGRPOTrainer
+from trl_soft.scripts import run_training
+from trl_soft.scripts.arguments import SoftScriptArguments, check_update
+from trl_soft.scripts.parser import SoftParser
+from trl_soft.scripts.run_training import check_rows, load_prompts, questions, split_off, train
 
 
 ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture
-def script(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "examples"))
-    import grpo_soft
-
-    yield grpo_soft
-    sys.modules.pop("grpo_soft", None)
 
 
 @pytest.fixture
@@ -40,55 +34,55 @@ def data(tmp_path):
     return str(tmp_path)
 
 
-def arguments(script, **changes):
+def arguments(**changes):
     settings = {"dataset_name": "deepscaler", "contamination": ["math500"], **changes}
-    return script.Arguments(**settings)
+    return SoftScriptArguments(**settings)
 
 
 @pytest.mark.parametrize(("drop", "left"), [(False, ["0", "1", "2", "3"]), (True, ["0", "1", "3"])])
-def test_contamination_is_counted_named_and_dropped_if_wanted(script, data, caplog, drop, left):
-    given = arguments(script, data_dir=data, drop_contaminated=drop)
-    with caplog.at_level(logging.WARNING, "grpo_soft"):
-        prompts = script.load_prompts(given, "deepscaler", "train", tiny.tokenizer(), 100, True)
+def test_contamination_is_counted_named_and_dropped_if_wanted(data, caplog, drop, left):
+    given = arguments(data_dir=data, drop_contaminated=drop)
+    with caplog.at_level(logging.WARNING, run_training.__name__):
+        prompts = load_prompts(given, "deepscaler", "train", tiny.tokenizer(), 100, True)
     assert prompts["answer"] == left
     assert "1 questions of math500 are among its 4: ['u1']" in caplog.text
     assert ("1 rows dropped because a benchmark asks them" in caplog.text) is drop
 
 
-def test_evaluation_rows_are_not_compared_with_themselves(script, data):
-    given = arguments(script, data_dir=data, drop_contaminated=True)
-    assert len(script.load_prompts(given, "math500", "test", tiny.tokenizer(), 100, False)) == 2
+def test_evaluation_rows_are_not_compared_with_themselves(data):
+    given = arguments(data_dir=data, drop_contaminated=True)
+    assert len(load_prompts(given, "math500", "test", tiny.tokenizer(), 100, False)) == 2
 
 
-def test_a_benchmark_brings_its_answers(script, data):
+def test_a_benchmark_brings_its_answers(data):
     with pytest.raises(ValueError, match="answers are read already"):
-        script.questions(arguments(script, data_dir=data, answer_marker="####"), "deepscaler", "train")
+        questions(arguments(data_dir=data, answer_marker="####"), "deepscaler", "train")
 
 
-def test_validation_rows_are_the_same_for_every_seed(script):
+def test_validation_rows_are_the_same_for_every_seed():
     prompts = Dataset.from_dict({"prompt": [str(i) for i in range(10)], "answer": ["a"] * 10})
-    train, validation = script.split_off(prompts, 3)
+    train, validation = split_off(prompts, 3)
     assert len(validation) == 3 and not set(train["prompt"]) & set(validation["prompt"])
-    assert validation["prompt"] == script.split_off(prompts, 3)[1]["prompt"]
+    assert validation["prompt"] == split_off(prompts, 3)[1]["prompt"]
     with pytest.raises(ValueError, match="between 1 and 9"):
-        script.split_off(prompts, 10)
+        split_off(prompts, 10)
 
 
-def test_an_update_of_another_size_is_refused(script, tmp_path):
+def test_an_update_of_another_size_is_refused(tmp_path):
     training = tiny.config(tmp_path, per_device_train_batch_size=8, gradient_accumulation_steps=2)
-    script.check_update(arguments(script, completions_per_update=16), training)
+    check_update(arguments(completions_per_update=16), training)
     with pytest.raises(ValueError, match="Set `gradient_accumulation_steps: 8`"):
-        script.check_update(arguments(script, completions_per_update=64), training)
+        check_update(arguments(completions_per_update=64), training)
     with pytest.raises(ValueError, match="another number of processes"):
-        script.check_update(arguments(script, completions_per_update=4), training)
+        check_update(arguments(completions_per_update=4), training)
 
 
-def test_rows_that_fill_no_rollout_are_refused(script, tmp_path):
+def test_rows_that_fill_no_rollout_are_refused(tmp_path):
     training = tiny.config(tmp_path, num_generations=4, generation_batch_size=16)
     rows = Dataset.from_dict({"prompt": ["a"] * 4})
-    script.check_rows(rows, training)
+    check_rows(rows, training)
     with pytest.raises(ValueError, match=r"3 prompts are left .* a rollout takes 4"):
-        script.check_rows(rows.select(range(3)), training)
+        check_rows(rows.select(range(3)), training)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +96,7 @@ def test_a_key_of_the_other_algorithm_names_its_script(tmp_path, config, key, ot
         SoftParser((getattr(trl_soft, config),)).parse_args_and_config(["--config", str(recipe)])
 
 
-def test_validation_rows_without_evaluation_says_how_to_do_without(script, tmp_path):
-    given = arguments(script, validation_rows=4)
+def test_validation_rows_without_evaluation_says_how_to_do_without(tmp_path):
+    given = arguments(validation_rows=4)
     with pytest.raises(ValueError, match="Pass `--validation_rows 0`"):
-        script.main(given, tiny.config(tmp_path, eval_strategy="no"), ModelConfig(model_name_or_path="m"))
+        train(given, tiny.config(tmp_path, eval_strategy="no"), ModelConfig(model_name_or_path="m"), SoftGRPOTrainer)

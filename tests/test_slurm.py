@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from trl_soft import SoftGRPOConfig
-from trl_soft.config import SoftParser
+from trl_soft.scripts.parser import SoftParser
 
 
 ROOT = Path(__file__).parent.parent

@@ -12,13 +12,13 @@ from torch.distributions.relaxed_categorical import ExpRelaxedCategorical
 from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from trl_soft import KeyedNoise, ThinkingSettings
-from trl_soft.categorical import inverse_cdf
-from trl_soft.lookup import Lookup
-from trl_soft.scoring import DenseLogits, HeadLogits
 from trl_soft.thoughts import Dirichlet, Gaussian, Gumbel, Hard, Latent, Mixture, Multiplex, Soft
 from trl_soft.thoughts.candidates import candidates
 from trl_soft.thoughts.gaussian import HiddenGaussian, LogitsGaussian, ProbabilitiesGaussian
-from trl_soft.tiles import TILE
+from trl_soft.vocabulary.categorical import inverse_cdf
+from trl_soft.vocabulary.embedding_table import Lookup
+from trl_soft.vocabulary.head_logits import DenseLogits, HeadLogits
+from trl_soft.vocabulary.tiled_softmax import TILE
 
 
 V, H = 12, 6

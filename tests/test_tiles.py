@@ -12,12 +12,13 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from trl_soft import KeyedNoise, kernels, tiles
-from trl_soft.rows import dot_rows
-from trl_soft.scoring import DenseLogits, HeadLogits
-from trl_soft.sharding import gathered
+from trl_soft import KeyedNoise, kernels
 from trl_soft.thoughts import Gaussian
-from trl_soft.tiles import TILE, tile_columns
+from trl_soft.vocabulary import tiled_softmax
+from trl_soft.vocabulary.head_logits import DenseLogits, HeadLogits
+from trl_soft.vocabulary.row_sums import dot_rows
+from trl_soft.vocabulary.sharding import gathered
+from trl_soft.vocabulary.tiled_softmax import TILE, tile_columns
 
 
 # The benchmark on an H200: positions, vocabulary, hidden size.
@@ -296,10 +297,10 @@ def test_kernels_compile_for_devices_that_are_not_here():
 
 def test_the_log_says_that_float16_autocast_scores_in_float32(monkeypatch):
     told: list[str] = []
-    monkeypatch.setattr(tiles.logger, "warning_once", told.append)
+    monkeypatch.setattr(tiled_softmax.logger, "warning_once", told.append)
     weight = torch.zeros(4, 2)
     with kernels.interpreted(), torch.autocast("cpu", dtype=torch.bfloat16):
-        assert tiles.product_dtype(weight) == torch.bfloat16 and not told
+        assert tiled_softmax.product_dtype(weight) == torch.bfloat16 and not told
     with kernels.interpreted(), torch.autocast("cpu", dtype=torch.float16):
-        assert tiles.product_dtype(weight) == torch.float32
+        assert tiled_softmax.product_dtype(weight) == torch.float32
     assert "outside the tensor cores" in told[0]

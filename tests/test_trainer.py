@@ -15,8 +15,8 @@ from trl import GRPOTrainer
 
 from tests import tiny
 from trl_soft import SoftGRPOTrainer, SoftTokens, ThinkingSettings
-from trl_soft.scoring import HeadLogits
 from trl_soft.thoughts import Hard
+from trl_soft.vocabulary.head_logits import HeadLogits
 
 
 LORA = LoraConfig(r=4, target_modules=["q_proj", "v_proj", "up_proj"], lora_dropout=0.0)
@@ -238,7 +238,7 @@ def test_everything_is_left_as_found(tmp_path):
 
 def test_an_error_in_the_rollout_leaves_the_model_as_found(tmp_path, monkeypatch):
     trainer = tiny.trainer(tmp_path)
-    monkeypatch.setattr("trl_soft.trainer.assemble", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("trl_soft.training.trainer.assemble", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
     assert "generate" not in vars(trainer.model) and trainer.model.training

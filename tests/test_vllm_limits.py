@@ -21,10 +21,10 @@ from trl_soft.rollout.columns import NUMBERS
 from trl_soft.rollout.pieces import Pieces
 from trl_soft.rollout.rules import Rules
 from trl_soft.rollout.stop import EndOfThinking
-from trl_soft.rollout.vllm import client, frontend, limited, pool, request
+from trl_soft.rollout.vllm import client, frontend, pool, request, timed_http
 from trl_soft.rollout.vllm.client import Ask, ServerLost, complete, post, wait_for
-from trl_soft.rollout.vllm.kept import Kept
 from trl_soft.rollout.vllm.layout import layout_of
+from trl_soft.rollout.vllm.record_store import Kept
 from trl_soft.rollout.vllm.records import bulks
 from trl_soft.rollout.vllm.request import spec_of, wants
 
@@ -221,7 +221,7 @@ def test_a_record_takes_no_more_than_is_counted():
     code = """
 import os
 from tests.test_vllm_parts import plan, pool_of, draw
-from trl_soft.rollout.vllm.kept import Kept
+from trl_soft.rollout.vllm.record_store import Kept
 made = plan({})
 pool, (number,) = pool_of(made)
 pool.admit([0], [number], [(3, 0, 0)], [2], [16])
@@ -412,24 +412,24 @@ def test_a_session_that_tries_again_has_one_limit_for_all_tries():
     """As TRL's session: it keeps its connections and its retries."""
     session = requests.Session()
     session.mount("http://", requests.adapters.HTTPAdapter(max_retries=5))
-    limited.watch(session)
+    timed_http.watch(session)
     for head, drop in (DRIPS["headers"], DRIPS["until close"]):
         with dripping(head, drop) as url, pytest.raises(requests.Timeout, match=r"after 0\.2 seconds"):
-            with limited.time_limit(0.2):
+            with timed_http.time_limit(0.2):
                 session.get(url)
     with server(http("{}")) as url:
         for _ in range(2):
-            with limited.time_limit(60):
+            with timed_http.time_limit(60):
                 assert session.get(url).json() == {}
     session.close()
 
 
 def test_an_answer_has_no_more_bytes_than_a_bound(monkeypatch):
     with server(http("x" * 3000)) as url:
-        assert limited.fetch("GET", url, 60, 3000) == (200, "x" * 3000)
+        assert timed_http.fetch("GET", url, 60, 3000) == (200, "x" * 3000)
         with pytest.raises(requests.RequestException, match="more than 2999 bytes"):
-            limited.fetch("GET", url, 60, 2999)
-        monkeypatch.setattr(client, "fetch", lambda *args, **options: limited.fetch(*args, most=100, **options))
+            timed_http.fetch("GET", url, 60, 2999)
+        monkeypatch.setattr(client, "fetch", lambda *args, **options: timed_http.fetch(*args, most=100, **options))
         with pytest.raises(ServerLost, match="more than 100 bytes"):
             post(url, "/v1/completions", {}, 60)
 
@@ -515,5 +515,11 @@ def test_the_docs_say_every_limit():
             assert str(found) in table, (name, str(found))
     for number in (*LENGTHS.values(), request.KEY_LENGTH, request.TEXT_LENGTH, request.STOPS):
         assert f"{number}" in table.replace(",", "")
-    for number in (request.MATCHERS, pool._PLANS, int(client.TIMEOUT), int(limited.CONNECT), limited.ANSWER_BYTES):
+    for number in (
+        request.MATCHERS,
+        pool._PLANS,
+        int(client.TIMEOUT),
+        int(timed_http.CONNECT),
+        timed_http.ANSWER_BYTES,
+    ):
         assert f"{number}" in table.replace(",", "")

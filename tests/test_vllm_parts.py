@@ -16,10 +16,10 @@ import torch
 from tests import tiny
 from trl_soft import ThinkingSettings
 from trl_soft.rollout import Key
+from trl_soft.rollout.make_plan import make_plan
 from trl_soft.rollout.matcher import EndMatcher, table_of
 from trl_soft.rollout.pieces import Pieces
-from trl_soft.rollout.plan import make_plan
-from trl_soft.rollout.state import Slots
+from trl_soft.rollout.slots import Slots
 from trl_soft.rollout.stop import EndOfThinking
 from trl_soft.rollout.vllm import frontend
 from trl_soft.rollout.vllm.client import Ask, ServerLost, same_text
@@ -27,7 +27,7 @@ from trl_soft.rollout.vllm.layout import Layout, layout_of
 from trl_soft.rollout.vllm.pool import UNDO, Pool
 from trl_soft.rollout.vllm.records import bulks, rollout_of
 from trl_soft.rollout.vllm.request import SPEC, plan_of, spec_of, wants
-from trl_soft.rollout.vllm.table import ServedLogits, Table
+from trl_soft.rollout.vllm.served_table import ServedLogits, Table
 from trl_soft.thoughts import Hard
 
 

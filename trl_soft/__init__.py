@@ -13,10 +13,10 @@ from .version import __version__
 
 _HOMES = {
     "KeyedNoise": "noise",
-    "SoftGRPOConfig": "config",
-    "SoftGRPOTrainer": "trainer",
-    "SoftRLOOConfig": "config",
-    "SoftRLOOTrainer": "trainer",
+    "SoftGRPOConfig": "training.config",
+    "SoftGRPOTrainer": "training.trainer",
+    "SoftRLOOConfig": "training.config",
+    "SoftRLOOTrainer": "training.trainer",
     "SoftTokens": "record",
     "THOUGHTS": "thoughts",
     "ThinkingSettings": "settings",
@@ -28,14 +28,14 @@ _HOMES = {
 __all__ = sorted(_HOMES)
 
 if TYPE_CHECKING:
-    from .config import SoftGRPOConfig, SoftRLOOConfig
     from .forward import add_soft_tokens
     from .noise import KeyedNoise
     from .record import SoftTokens
     from .rollout import soft_generate
     from .settings import ThinkingSettings
     from .thoughts import THOUGHTS, Thought
-    from .trainer import SoftGRPOTrainer, SoftRLOOTrainer
+    from .training.config import SoftGRPOConfig, SoftRLOOConfig
+    from .training.trainer import SoftGRPOTrainer, SoftRLOOTrainer
 
 
 def __getattr__(name: str):

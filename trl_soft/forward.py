@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .lookup import Lookup, embedding_scale
 from .record import SoftTokens
-from .scoring import HeadLogits, logit_transform
+from .score_variance import score_variance
 from .thoughts import Hard
-from .variance import score_variance
+from .vocabulary.embedding_table import Lookup, embedding_scale
+from .vocabulary.head_logits import HeadLogits, logit_transform
 
 
 def check_soft(model) -> None:

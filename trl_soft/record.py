@@ -4,8 +4,8 @@
 import torch
 import torch.nn.functional as F
 
-from .lookup import Lookup
 from .thoughts import Thought
+from .vocabulary.embedding_table import Lookup
 
 
 _PREFIX = "soft_"

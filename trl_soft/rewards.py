@@ -17,7 +17,7 @@ from typing import Any
 
 from .evaluate.grading import grade_exact, grade_math, last_boxed
 from .evaluate.grading.forced import final_box
-from .evaluate.grading.worker import Allowance
+from .evaluate.grading.grading_process import Allowance
 from .files import printable
 from .golds import gold_text
 
@@ -66,7 +66,7 @@ def math_reward(completions: list, answer: list | None = None, **kwargs) -> list
     Unlike [`~trl.rewards.accuracy_reward`] it takes plain-text completions and gold answers as data sets write them: read
     without the mathematics around it, `2x-2` would be 2, and so would one in twenty answers of MATH be something else.
     `None`, which leaves the sample out, where there is no gold answer. The comparisons of a batch have a time that they share,
-    [`~trl_soft.evaluate.grading.worker.Allowance`]; an answer that is not compared within it is wrong.
+    [`~trl_soft.evaluate.grading.grading_process.Allowance`]; an answer that is not compared within it is wrong.
 
     Args:
         answer (`list`): gold answers, texts or numbers; see [`~trl_soft.golds.gold_text`].

@@ -12,7 +12,7 @@ from tests import tiny
 from trl_soft import ThinkingSettings, add_soft_tokens
 from trl_soft.rollout import ENGINES, EngineOptions, Key, assemble
 from trl_soft.rollout.gather import unsharded
-from trl_soft.rollout.plan import make_plan, table_rms
+from trl_soft.rollout.make_plan import make_plan, table_rms
 from trl_soft.thoughts import Hard
 
 

@@ -30,6 +30,7 @@ from trl_soft.evaluate.grading import (
     grade_letter,
     grade_math,
     grade_mbpp,
+    grading_process,
     last_boxed,
     letters,
     mathematics,
@@ -39,7 +40,6 @@ from trl_soft.evaluate.grading import (
     prose,
     reading,
     verdict,
-    worker,
 )
 
 
@@ -96,7 +96,7 @@ JUDGES = {
 def let_judges_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the judges count, and leave out what they hand to a process of its own, which has limits of its own."""
     counted(MODULES, monkeypatch)
-    monkeypatch.setattr(worker.WORKER, "call", lambda seconds, **job: {"correct": False, "vote": "x"})
+    monkeypatch.setattr(grading_process.WORKER, "call", lambda seconds, **job: {"correct": False, "vote": "x"})
     monkeypatch.setattr(programs, "_run", lambda source, *rest: verdict.Verdict(False, source, None))
 
 

@@ -12,9 +12,11 @@ import trl_soft.runs.replay
 from tests.real.conftest import DATA
 from tests.test_recipes import differing
 from trl_soft import SoftGRPOConfig, SoftGRPOTrainer, SoftRLOOConfig, SoftRLOOTrainer
-from trl_soft.config import SoftParser
 from trl_soft.rewards import REWARDS
 from trl_soft.runs.replay import tolerance
+from trl_soft.scripts.arguments import SoftScriptArguments
+from trl_soft.scripts.parser import SoftParser
+from trl_soft.scripts.run_training import train
 
 
 ROOT = Path(__file__).parents[2]
@@ -43,9 +45,6 @@ SMALLER = {
 @pytest.mark.parametrize("precision", ["autocast", "float32"])  # the recipes': float32 weights under bf16 autocast
 @pytest.mark.parametrize("paper", RUNS)
 def test_two_updates(paper, precision, smollm2, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "examples"))
-    from grpo_soft import Arguments, main
-
     told: list[str] = []
     monkeypatch.setattr(trl_soft.runs.replay.logger, "warning", told.append)
     recipe, (trainer_class, config_class), smaller = RUNS[paper]
@@ -53,13 +52,13 @@ def test_two_updates(paper, precision, smollm2, tmp_path, monkeypatch):
     if precision == "float32":
         flags["bf16"] = "false"
     words = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
-    arguments, training, model = SoftParser((Arguments, config_class, ModelConfig)).parse_args_and_config(
+    arguments, training, model = SoftParser((SoftScriptArguments, config_class, ModelConfig)).parse_args_and_config(
         ["--config", str(ROOT / "recipes" / recipe), *words]
     )
     (reward,) = arguments.reward_funcs
     # A model of 135M earns nothing on GSM8K, and equal rewards have no gradient.
     monkeypatch.setitem(REWARDS, reward, differing(REWARDS[reward]))
-    main(arguments, training, model, trainer_class)
+    train(arguments, training, model, trainer_class)
 
     history = json.loads((tmp_path / "out/trainer_state.json").read_text())["log_history"]
     steps = [row for row in history if "loss" in row]

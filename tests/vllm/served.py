@@ -15,9 +15,9 @@ from trl_soft import ThinkingSettings
 from trl_soft.forward import soft_tokens_added
 from trl_soft.record import SoftTokens
 from trl_soft.rollout import ENGINES, EngineOptions, Key, assemble
-from trl_soft.rollout.plan import make_plan, table_rms
-from trl_soft.scoring import DenseLogits
+from trl_soft.rollout.make_plan import make_plan, table_rms
 from trl_soft.thoughts import Hard
+from trl_soft.vocabulary.head_logits import DenseLogits
 
 
 READY = importlib.util.find_spec("vllm") is not None and os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "1"

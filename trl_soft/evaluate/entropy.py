@@ -10,9 +10,9 @@ are measured at temperature 1.
 
 import torch
 
-from ..lookup import embedding_scale
 from ..rollout import Rollout
-from ..scoring import HeadLogits, logit_transform
+from ..vocabulary.embedding_table import embedding_scale
+from ..vocabulary.head_logits import HeadLogits, logit_transform
 
 
 @torch.no_grad()

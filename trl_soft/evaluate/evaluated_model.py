@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..forward import soft_tokens_added
 from ..rollout import ENGINES, EngineOptions, Key, Rollout
-from ..rollout.base import Plan
-from ..rollout.plan import check_prompts, make_plan, table_rms
-from ..rollout.text import answer_phase, answer_start, completion_texts
+from ..rollout.completion_text import answer_phase, answer_start, completion_texts
+from ..rollout.interface import Plan
+from ..rollout.make_plan import check_prompts, make_plan, table_rms
 from ..thoughts import Hard
 from .decoding import Decoding, saved_beside
 from .entropy import PositionMeans, entropies

@@ -249,7 +249,7 @@ def answer_text(completion: str, preset: str | Preset, kind: str, answer_phase: 
     Args:
         answer_phase (`str`, *optional*):
             The completion behind its thought, forced text included. `None` where it is not known or nothing is forced.
-            See [`~trl_soft.rollout.text.answer_phase`].
+            See [`~trl_soft.rollout.completion_text.answer_phase`].
     """
     marker = get_preset(preset).formats[kind].answer_after
     if marker is not None and marker.endswith("\\boxed{"):

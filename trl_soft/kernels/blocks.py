@@ -9,7 +9,7 @@ From these V/256 numbers a row come its argmax, its K largest (`tournament.py`),
 
     S = sum_b s_b e^(d_b)      log p_v = (z_v - M)/T - log S      entropy = log S - sum_b (t_b + d_b s_b) e^(d_b) / S
 
-and draws, by the two levels of `trl_soft.categorical.inverse_cdf`: the block that holds u, by s_b e^(d_b), then the token, of
+and draws, by the two levels of `trl_soft.vocabulary.categorical.inverse_cdf`: the block that holds u, by s_b e^(d_b), then the token, of
 whose block the 256 logits are read again. Sums over blocks are float64, sums within a block float32.
 
 A key is an integer, so that all orders are of integers: the order of floats, NaN above all as torch has it, and of equal

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Products of K rows of a table with a position's hidden state in one launch; `trl_soft.rows` has the plain function."""
+"""Products of K rows of a table with a position's hidden state in one launch; `trl_soft.vocabulary.row_sums` has the plain function."""
 
 import torch
 import triton

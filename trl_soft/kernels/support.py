@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is computed of K candidates, a row a program: log p and entropy on the support, and draws by the inverse CDF.
 
-The formulas of `renormalised` (`trl_soft.thoughts.candidates`), `entropy_of` (`trl_soft.scoring`) and `inverse_cdf`
-(`trl_soft.categorical`), in float64.
+The formulas of `renormalised` (`trl_soft.thoughts.candidates`), `entropy_of` (`trl_soft.vocabulary.head_logits`) and `inverse_cdf`
+(`trl_soft.vocabulary.categorical`), in float64.
 """
 
 import torch
@@ -98,7 +98,7 @@ def _pick(p, order, u, index, K, RANKED: tl.constexpr, WIDTH: tl.constexpr):
 
 
 def pick(p: torch.Tensor, u: torch.Tensor, order: torch.Tensor | None) -> torch.Tensor:
-    """`trl_soft.categorical.pick`."""
+    """`trl_soft.vocabulary.categorical.pick`."""
     index = torch.empty(len(p), dtype=torch.int64, device=p.device)
     rows = p.contiguous(), index if order is None else order.contiguous(), u.contiguous(), index
     constants = {"RANKED": order is None, "WIDTH": power_of_two(p.size(1))}

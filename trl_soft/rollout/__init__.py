@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rollouts: from prompts to shadow text and a record of the thoughts behind it."""
 
-from .base import Engine, EngineOptions, Key, Plan, Rollout, assemble
 from .engines import ENGINES
 from .generate import SoftCompletions, soft_generate
+from .interface import Engine, EngineOptions, Key, Plan, Rollout, assemble
 from .stop import EndOfThinking, StopRule
 
 

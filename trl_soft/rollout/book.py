@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The bookkeeping of a step in plain torch: who thinks, what a token makes of a completion, what is written where.
 
-On CUDA the same is done by the kernels of `trl_soft.kernels.book`, one launch a function.
+On CUDA the same is done by the kernels of `trl_soft.kernels.decisions`, one launch a function.
 """
 
 from dataclasses import dataclass
@@ -78,9 +78,9 @@ def decide(
         now (`Turns`, *optional*): of these rows, where they are known.
     """
     if kernels.fused(rows.index.device):
-        from ..kernels import book
+        from ..kernels import decisions
 
-        return Turn(*book.decide(rows, rules, thought_token, answer_token, cold, closes_as_token))
+        return Turn(*decisions.decide(rows, rules, thought_token, answer_token, cold, closes_as_token))
     flags, rule = rows.flags, _rules_of(rows, rules)
     now = now or turns(rows, rules)
     active, thinks, answers = flags["active"], now.thinks, now.answers
@@ -138,27 +138,27 @@ def decide(
 def put(target: torch.Tensor, value: torch.Tensor, index: torch.Tensor, t: torch.Tensor, mask: torch.Tensor) -> None:
     """Rows of `value` (N, ...) in the mask (N,) into `target` (S, C, ...), at `index` and `t` (N,)."""
     if kernels.fused(target.device):
-        from ..kernels import book
+        from ..kernels import decisions
 
-        return book.put(target, value, index, t, mask)
+        return decisions.put(target, value, index, t, mask)
     target[index, t] = torch.where(_like(mask, value), value.to(target.dtype), target[index, t])
 
 
 def put_score(values: torch.Tensor, score: tuple[torch.Tensor, torch.Tensor], index, t, mask) -> None:
     """`put` of log-probabilities and entropies (N,) into `values` (S, C, 2)."""
     if kernels.fused(values.device):
-        from ..kernels import book
+        from ..kernels import decisions
 
-        return book.put_score(values, score, index, t, mask)
+        return decisions.put_score(values, score, index, t, mask)
     put(values, torch.stack(score, -1), index, t, mask)
 
 
 def take(source: torch.Tensor, index: torch.Tensor, t: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Of `source` (S, C, ...), the rows at `index` and `t` (N,), and zeros outside the mask (N,): (N, ...)."""
     if kernels.fused(source.device):
-        from ..kernels import book
+        from ..kernels import decisions
 
-        return book.take(source, index, t, mask)
+        return decisions.take(source, index, t, mask)
     value = source[index, t]
     return value.masked_fill(~_like(mask, value), 0)
 
@@ -171,9 +171,9 @@ def thoughts_at(blocks: dict[str, torch.Tensor], index: torch.Tensor, position: 
         (N,) int64, the column, and (N,) bool, whether a thought stands there.
     """
     if kernels.fused(index.device):
-        from ..kernels import book
+        from ..kernels import decisions
 
-        return book.thoughts_at(blocks, index, position)
+        return decisions.thoughts_at(blocks, index, position)
     t = position - blocks["numbers"][index, NUMBERS.index("prompt_length")]
     column = t.clamp(0, blocks["ids"].size(1) - 1)
     return column, blocks["masks"][index, column, 1] & (t == column)
@@ -182,9 +182,9 @@ def thoughts_at(blocks: dict[str, torch.Tensor], index: torch.Tensor, position: 
 def feed(target: torch.Tensor, value: torch.Tensor, rows: torch.Tensor, mask: torch.Tensor) -> None:
     """Rows of `value` (N, H) in the mask (N,) into `target` (T, H), at `rows` (N,)."""
     if kernels.fused(target.device):
-        from ..kernels import book
+        from ..kernels import decisions
 
-        return book.feed(target, value, rows, mask)
+        return decisions.feed(target, value, rows, mask)
     target[rows] = torch.where(mask.unsqueeze(-1), value.to(target.dtype), target[rows])
 
 

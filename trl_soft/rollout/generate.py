@@ -14,10 +14,10 @@ from ..ranges import check, check_number
 from ..record import SoftTokens
 from ..settings import ThinkingSettings
 from ..thoughts import Hard
-from .base import EngineOptions, Key
+from .completion_text import completion_texts
 from .engines import ENGINES
-from .plan import check_prompts, make_plan, table_rms
-from .text import completion_texts
+from .interface import EngineOptions, Key
+from .make_plan import check_prompts, make_plan, table_rms
 
 
 @dataclass

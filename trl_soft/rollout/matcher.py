@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from .base import forced_row
+from .interface import forced_row
 from .pieces import Pieces, pieces_of
 from .stop import EndOfThinking
 

@@ -6,7 +6,7 @@ A step looks up the row of each completion, so that its operations do not depend
 
 import torch
 
-from .base import Plan
+from .interface import Plan
 from .matcher import EndMatcher
 
 

@@ -12,11 +12,11 @@ import torch
 
 from .. import kernels
 from ..noise import KeyedNoise
-from ..scoring import DenseLogits
 from ..thoughts import Hard
+from ..vocabulary.head_logits import DenseLogits
 from . import book
-from .base import Plan
 from .columns import FLAGS, NUMBERS
+from .interface import Plan
 from .rules import Rules
 
 

@@ -22,11 +22,11 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 from transformers.utils import logging
 
-from ..numbering import RolloutNumbers
 from . import checkpoint
 from .choose import choose
 from .host import require
 from .progress import load_progress
+from .rollout_numbers import RolloutNumbers
 from .same_run import reference_moves
 from .save import REFERENCE, SaveMixin
 from .sigterm import SigtermMixin

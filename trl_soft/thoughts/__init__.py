@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a thinking step feeds back: one file a kind, all under one protocol."""
 
-from .base import Action, Thought
 from .dirichlet import Dirichlet
 from .gaussian import PLACEMENTS, Gaussian
 from .gumbel import DENSITIES, Gumbel
@@ -9,6 +8,7 @@ from .hard import Hard
 from .latent import Latent
 from .mixture import Mixture
 from .multiplex import RATIOS, WEIGHTS, Multiplex
+from .protocol import Action, Thought
 from .soft import Soft
 
 

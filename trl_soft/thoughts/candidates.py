@@ -4,7 +4,7 @@
 import torch
 
 from .. import kernels
-from ..dense import DenseLogits, Logits, entropy_of, tempered
+from ..vocabulary.dense_logits import DenseLogits, Logits, entropy_of, tempered
 
 
 def candidates(

@@ -20,8 +20,8 @@ import math
 
 import torch
 
-from .base import Thought
 from .candidates import candidates, on_support
+from .protocol import Thought
 
 
 class Dirichlet(Thought):

@@ -22,8 +22,8 @@ any other, fed and scored with its noise, as in the paper.
 
 import torch
 
-from .base import Thought
 from .candidates import candidates, on_support, softmax_on
+from .protocol import Thought
 
 
 class Gaussian(Thought):

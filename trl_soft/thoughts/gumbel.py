@@ -32,8 +32,8 @@ import math
 import torch
 
 from .. import kernels
-from .base import Thought
 from .candidates import candidates, on_support, renormalised
+from .protocol import Thought
 
 
 DENSITIES = ("gumbel", "concrete", "softgrpo")

@@ -10,9 +10,9 @@ import torch
 from transformers import LogitsProcessorList, MinPLogitsWarper, TemperatureLogitsWarper, TopPLogitsWarper
 
 from .. import kernels
-from ..categorical import inverse_cdf, pick
-from .base import Thought
+from ..vocabulary.categorical import inverse_cdf, pick
 from .candidates import candidates
+from .protocol import Thought
 
 
 class Hard(Thought):

@@ -10,7 +10,7 @@ embeddings never have; nothing here rescales them.
 
 import torch
 
-from .base import Thought
+from .protocol import Thought
 
 
 class Latent(Thought):

@@ -13,9 +13,9 @@ import math
 
 import torch
 
-from ..categorical import pick
-from .base import Thought
+from ..vocabulary.categorical import pick
 from .candidates import candidates, on_support
+from .protocol import Thought
 
 
 class Mixture(Thought):

@@ -15,7 +15,7 @@ does it).
 
 import torch
 
-from .base import Thought
+from .protocol import Thought
 
 
 WEIGHTS = ("mean", "probability")

@@ -9,9 +9,9 @@ A deterministic thought has no density: it serves evaluation, and training refus
 
 import torch
 
-from ..dense import entropy_of
-from .base import Thought
+from ..vocabulary.dense_logits import entropy_of
 from .candidates import candidates
+from .protocol import Thought
 
 
 class Soft(Thought):

@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass, replace
 
 from ...golds import gold_text
 from .boxes import last_boxed, openings
+from .grading_process import MOST_LOST, Allowance, WorkerLost
 from .notation import fraction_key
 from .prose import final_expression
 from .reading import Reading, read
 from .verdict import Verdict, after_thinking, ending, unreadable
-from .worker import MOST_LOST, Allowance, WorkerLost
 
 
 LONGEST_ANSWER = 500  # characters that are read as mathematics
@@ -73,7 +73,7 @@ def grade_math(text: str, gold: str | MathGold | Mapping, allowance: Allowance |
 
     Args:
         gold (`str`, [`MathGold`] or `dict`): the gold answer, in LaTeX or plain, with or without `$`; see `MathGold.of`.
-        allowance ([`~trl_soft.evaluate.grading.worker.Allowance`], *optional*): of the batch that the text is one of; without
+        allowance ([`~trl_soft.evaluate.grading.grading_process.Allowance`], *optional*): of the batch that the text is one of; without
             it the verdict does not depend on other texts.
     """
     gold = MathGold.of(gold)

@@ -19,9 +19,9 @@ import requests
 
 from ...files import parse_json, printable
 from ...settings import ThinkingSettings
-from ..base import Plan, Rollout, assemble
-from .limited import CONNECT, fetch
+from ..interface import Plan, Rollout, assemble
 from .records import rollout_of
+from .timed_http import CONNECT, fetch
 
 
 # Seconds a server has to answer a request; a rollout's last completion may take an hour.

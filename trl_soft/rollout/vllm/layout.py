@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 
 from ...noise import KeyedNoise
-from ...scoring import DenseLogits
-from ..base import packed
+from ...vocabulary.head_logits import DenseLogits
+from ..interface import packed
 
 
 _ALIGN = 8  # bytes: the widest number of an action

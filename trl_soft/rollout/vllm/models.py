@@ -21,7 +21,7 @@ class SoftMixin:
 
     @staticmethod
     def get_model_state_cls():
-        from .state import SoftModelState
+        from .model_state import SoftModelState
 
         return SoftModelState
 

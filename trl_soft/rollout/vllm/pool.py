@@ -14,11 +14,11 @@ import numpy as np
 import torch
 
 from ...noise import KeyedNoise
-from ...scoring import DenseLogits
 from ...thoughts import Thought
+from ...vocabulary.head_logits import DenseLogits
 from .. import book
-from ..base import Plan
 from ..columns import begin, block_shapes, by_name
+from ..interface import Plan
 from ..rules import Rules
 from ..steps import Rows, Steps
 from .layout import Layout

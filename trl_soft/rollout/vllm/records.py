@@ -21,8 +21,8 @@ import numpy as np
 import torch
 
 from ...record import SoftTokens
-from ..base import Plan, Rollout
 from ..columns import FLAGS, NUMBERS
+from ..interface import Plan, Rollout
 from .layout import Layout
 from .pool import Parked
 

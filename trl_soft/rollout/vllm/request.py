@@ -25,9 +25,9 @@ from ...files import parse_json
 from ...ranges import LENGTHS, check, check_whole, shown
 from ...settings import ThinkingSettings
 from ...thoughts import Hard
-from ..base import Plan
+from ..interface import Plan
+from ..make_plan import make_plan, plan_of_ids
 from ..matcher import EndMatcher
-from ..plan import make_plan, plan_of_ids
 from ..stop import EndOfThinking
 
 

@@ -8,7 +8,7 @@ from vllm.v1.worker.gpu.input_batch import get_num_sampled_and_rejected
 from vllm.v1.worker.gpu.sample.output import SamplerOutput
 from vllm.v1.worker.gpu.sample.states import NO_LOGPROBS
 
-from .table import ServedLogits
+from .served_table import ServedLogits
 
 
 class SoftSampler:

@@ -21,7 +21,7 @@ from ...files import printable
 from ...thoughts import Hard
 from .client import TIMEOUT, Ask, ServerLost, complete, joined, same_text, wait_for
 from .layout import layout_of
-from .limited import time_limit, watch
+from .timed_http import time_limit, watch
 
 
 logger = logging.get_logger(__name__)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The protocol of a thought: one object samples, scores and embeds, over N flat positions.
 
-A thought knows no batch, no time and no model. It sees next-token logits (`trl_soft.scoring`) and keyed noise
+A thought knows no batch, no time and no model. It sees next-token logits (`trl_soft.vocabulary.head_logits`) and keyed noise
 (`trl_soft.noise`), and it returns its *action*: a dict of tensors with N rows, all that is needed to feed the same
 thought again and to score it under other weights.
 """
@@ -10,8 +10,8 @@ from collections.abc import Mapping
 
 import torch
 
-from ..lookup import Lookup
 from ..noise import KeyedNoise
+from ..vocabulary.embedding_table import Lookup
 
 
 Action = Mapping[str, torch.Tensor]

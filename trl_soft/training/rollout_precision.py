@@ -17,7 +17,7 @@ import torch
 from accelerate.utils import DistributedType
 from transformers.utils import logging
 
-from .rollout.weights import weights_in, widest
+from ..rollout.weights import weights_in, widest
 
 
 logger = logging.get_logger(__name__)

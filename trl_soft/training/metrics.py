@@ -22,8 +22,8 @@ All are means over the tokens of all processes, `max` is over all processes.
 
 import torch
 
-from .record import SoftTokens
-from .rollout import Rollout
+from ..record import SoftTokens
+from ..rollout import Rollout
 
 
 def rollout_metrics(drawn: Rollout, accelerator) -> dict[str, float]:

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 
 import torch
 
-from ..lookup import embedding_scale
-from ..scoring import gathered, whole
 from ..settings import ThinkingSettings
 from ..thoughts import Hard
-from .base import Plan
+from ..vocabulary.embedding_table import embedding_scale
+from ..vocabulary.head_logits import gathered, whole
+from .interface import Plan
 from .stop import EndOfThinking, StopRule, encode
 
 

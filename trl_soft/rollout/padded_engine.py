@@ -14,18 +14,18 @@ import torch
 from transformers import RepetitionPenaltyLogitsProcessor
 from transformers.utils import logging
 
-from ..dropout import evaluating
-from ..lookup import mixing_table
 from ..record import SoftTokens
-from ..scoring import DenseLogits, logit_transform, transformed
-from .base import EngineOptions, Key, Parts, Plan, Rollout, forced_row, left_padded, packed, positions
+from ..vocabulary.embedding_table import mixing_table
+from ..vocabulary.head_logits import DenseLogits, logit_transform, transformed
+from .dropout import evaluating
+from .interface import EngineOptions, Key, Parts, Plan, Rollout, forced_row, left_padded, packed, positions
 
 
 logger = logging.get_logger(__name__)
 
 
 def simple(model, prompts: Sequence[Sequence[int]], plan: Plan, key: Key, options: EngineOptions) -> Parts:
-    """An engine; see `trl_soft.rollout.base`. Of the options it knows `slots`, the rows of a batch, and `lengths`."""
+    """An engine; see `trl_soft.rollout.interface`. Of the options it knows `slots`, the rows of a batch, and `lengths`."""
     logger.warning_once("`rollout_engine` is simple: padded batches, which wait for their longest completion.")
     device, limits = model.device, options.limits(len(prompts), plan)
     for start in range(0, len(prompts), options.slots):

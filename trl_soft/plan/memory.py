@@ -15,13 +15,13 @@ read off their saved tensors, and hold to 15 % against `benchmarks/memory.py`.
 
 from dataclasses import dataclass, replace
 
-from .tiles import tile_columns
+from ..vocabulary.tiled_softmax import tile_columns
 
 
 FLOAT = 4
 _TRL_TILE = (4096, 32768)  # positions and columns of a tile of TRL's fused head
 _PREFILL = 4096  # `EngineOptions.prefill_tokens`
-_VARIANCE_ROWS = 32  # `trl_soft.variance`
+_VARIANCE_ROWS = 32  # `trl_soft.score_variance`
 # Parameters, DeepSpeed's defaults: `stage3_max_live_parameters`, `stage3_prefetch_bucket_size`, `reduce_bucket_size`,
 # `sub_group_size`.
 _LIVE, _PREFETCH, _BUCKET, _SUB_GROUP = 10**9, 5 * 10**7, 5 * 10**8, 10**9

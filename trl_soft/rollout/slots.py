@@ -8,10 +8,10 @@ import torch
 
 from ..noise import KeyedNoise
 from ..record import SoftTokens
-from ..scoring import DenseLogits
+from ..vocabulary.head_logits import DenseLogits
 from . import book
-from .base import Key, Plan, Rollout, forced_row, packed
 from .columns import FLAGS, NUMBERS, begin, block_shapes, by_name
+from .interface import Key, Plan, Rollout, forced_row, packed
 from .rules import Rules
 from .steps import Rows, Steps
 

@@ -61,7 +61,7 @@ class Worker:
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def _start(self) -> subprocess.Popen:
-        code = "from trl_soft.evaluate.grading.worker import _serve; _serve()"
+        code = "from trl_soft.evaluate.grading.grading_process import _serve; _serve()"
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
         process = subprocess.Popen(
             [sys.executable, "-c", code], env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE

@@ -3,7 +3,7 @@
 
 import torch
 
-from . import kernels
+from .. import kernels
 
 
 _BLOCK = 256
@@ -30,8 +30,8 @@ def pick(p: torch.Tensor, u: torch.Tensor, order: torch.Tensor | None = None) ->
     `order` (N, K) int64 says in which order the slices lie, by numbers that differ and are at least 0; by rank without it.
     """
     if kernels.fused(p.device):
-        from .kernels.support import LARGEST_K
-        from .kernels.support import pick as kernel
+        from ..kernels.support import LARGEST_K
+        from ..kernels.support import pick as kernel
 
         if p.size(-1) <= LARGEST_K:
             return kernel(p, u, order)

@@ -9,10 +9,10 @@ from collections.abc import Callable
 
 import torch
 
-from ...dense import scaled, summed
-from ...lookup import Lookup
-from ...rows import mix_rows
-from ...scoring import DenseLogits, entropy_of
+from ...vocabulary.dense_logits import scaled, summed
+from ...vocabulary.embedding_table import Lookup
+from ...vocabulary.head_logits import DenseLogits, entropy_of
+from ...vocabulary.row_sums import mix_rows
 
 
 # Float32 copies of the table that are held at once, in numbers.

@@ -19,13 +19,13 @@ from contextlib import ExitStack
 import torch
 from transformers.utils import logging
 
-from ..dropout import evaluating
-from ..lookup import mixing_table
 from ..record import SoftTokens
-from ..scoring import DenseLogits, logit_transform, transformed
-from .base import EngineOptions, Key, Parts, Plan, Rollout
+from ..vocabulary.embedding_table import mixing_table
+from ..vocabulary.head_logits import DenseLogits, logit_transform, transformed
 from .cache import SlotCache, probe, slots_attended
-from .state import Kept, Slots
+from .dropout import evaluating
+from .interface import EngineOptions, Key, Parts, Plan, Rollout
+from .slots import Kept, Slots
 
 
 logger = logging.get_logger(__name__)
@@ -35,7 +35,7 @@ _ROUND = 64
 
 @torch.no_grad()
 def slots(model, prompts: Sequence[Sequence[int]], plan: Plan, key: Key, options: EngineOptions) -> Parts:
-    """An engine; see `trl_soft.rollout.base`."""
+    """An engine; see `trl_soft.rollout.interface`."""
     if not prompts:
         return
     run = _Run(model, [list(prompt) for prompt in prompts], plan, key, options)

@@ -3,7 +3,7 @@
 
 from collections.abc import Sequence
 
-from .base import Plan
+from .interface import Plan
 
 
 def completion_texts(tokenizer, completions: Sequence[Sequence[int]], plan: Plan) -> list[str]:

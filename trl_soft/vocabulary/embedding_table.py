@@ -4,10 +4,10 @@
 import torch
 from torch import nn
 
-from . import kernels
-from .dense import scaled
-from .rows import mix_rows
-from .scoring import whole
+from .. import kernels
+from .dense_logits import scaled
+from .head_logits import whole
+from .row_sums import mix_rows
 
 
 def embedding_scale(embedding: nn.Module) -> float:
@@ -18,7 +18,7 @@ def embedding_scale(embedding: nn.Module) -> float:
 def mixing_table(embedding: nn.Module, mixes_vocabulary: bool) -> tuple[torch.Tensor | None, float, torch.dtype]:
     """
     What `DenseLogits` needs to mix the whole vocabulary, for a rollout: a float32 copy of the table, or on CUDA the table itself, whose
-    products the kernels make of two numbers a probability (`trl_soft.dense.summed`); its scale; the dtype that is fed.
+    products the kernels make of two numbers a probability (`trl_soft.vocabulary.dense_logits.summed`); its scale; the dtype that is fed.
     """
     weight, table = embedding.weight, None
     assert isinstance(weight, torch.Tensor)
@@ -53,7 +53,7 @@ class Lookup:
         """What a step feeds: the thoughts' embeddings at the rows that think, (N,) bool, and `tokens` (N, H) elsewhere."""
         weights, table = thought.weights(action), whole(self.embedding.weight)
         if weights is not None and kernels.fused(table.device) and not torch.is_grad_enabled():
-            from .kernels.row_mixtures import mix_where
+            from ..kernels.row_mixtures import mix_where
 
             return mix_where(weights, action["ids"], table, embedding_scale(self.embedding), thinks, tokens)
         return torch.where(thinks.unsqueeze(-1), thought.embed(action, self).to(tokens.dtype), tokens)

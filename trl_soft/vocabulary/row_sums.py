@@ -10,7 +10,7 @@ and has no bf16 backward for them; a lookup and an einsum write the N x K x H ro
 
 import torch
 
-from . import kernels
+from .. import kernels
 
 
 def mix_rows(weights: torch.Tensor, ids: torch.Tensor, table: torch.Tensor, padding_idx: int | None = None):
@@ -54,7 +54,7 @@ class _Mix(torch.autograd.Function):
         # The table itself is not kept: by the backward ZeRO-3 has taken it apart again.
         ctx.like, ctx.padding_idx = (table.shape, table.dtype), padding_idx
         if kernels.fused(table.device) and dtype == torch.float32:
-            from .kernels.row_mixtures import mix
+            from ..kernels.row_mixtures import mix
 
             return mix(weights, ids, table)
         mixed = torch.zeros(len(ids), table.size(1), dtype=dtype, device=table.device)
@@ -80,7 +80,7 @@ class _Dot(torch.autograd.Function):
         ctx.save_for_backward(hidden, ids, table)
         ctx.gathered = gathered
         if x.dtype == torch.float32 and kernels.fused(table.device):
-            from .kernels import row_products
+            from ..kernels import row_products
 
             return row_products.dot(hidden.contiguous(), ids.long().contiguous(), table.contiguous())
         z = [(table.index_select(0, i).to(x.dtype) * x).sum(-1) for (i,) in _columns(ids)]
@@ -93,7 +93,7 @@ class _Dot(torch.autograd.Function):
         with ctx.gathered(table):
             x = hidden.to(g.dtype)
             if ctx.needs_input_grad[0] and x.dtype == torch.float32 and kernels.fused(table.device):
-                from .kernels.row_mixtures import mix
+                from ..kernels.row_mixtures import mix
 
                 d_hidden = mix(g, ids.long(), table).to(hidden.dtype)
             elif ctx.needs_input_grad[0]:

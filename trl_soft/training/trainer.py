@@ -22,30 +22,30 @@ from transformers import ProcessorMixin
 from transformers.utils import logging
 from trl import GRPOTrainer, RLOOTrainer
 
-from .attention import sound_gradients
+from ..forward import add_soft_tokens
+from ..record import SoftTokens
+from ..rollout import ENGINES, Key, assemble
+from ..rollout.cache import check_slots
+from ..rollout.completion_text import answer_phase, completion_texts
+from ..rollout.dropout import switch_off_dropout
+from ..rollout.gather import unsharded
+from ..rollout.interface import positions
+from ..rollout.make_plan import check_ids, check_prompts, make_plan, table_rms
+from ..rollout.matcher import EndMatcher
+from ..rollout.vllm.client import Ask
+from ..rollout.vllm.trl import SoftVLLM, engine_arguments
+from ..runs.nonfinite import NonfiniteMixin
+from ..runs.replay import ReplayWatch, is_exact, shadow_of, tolerance
+from ..runs.resume import ResumableMixin
+from ..runs.rollout_numbers import RolloutNumbers
+from ..settings import ThinkingSettings
+from ..thoughts import Hard
+from .attention_gradients import sound_gradients
 from .config import SoftGRPOConfig, SoftRLOOConfig
-from .dropout import switch_off_dropout
-from .forward import add_soft_tokens
 from .metrics import logp_difference, own_lengths, rollout_metrics, share, update_metrics
-from .numbering import RolloutNumbers
 from .per_draw_ratios import gather, spread
-from .precision import RolloutWeights, as_vllm
-from .ratio import LOG_RATIO_BOUND, bounded, bounded_mean, cut
-from .record import SoftTokens
-from .rollout import ENGINES, Key, assemble
-from .rollout.base import positions
-from .rollout.cache import check_slots
-from .rollout.gather import unsharded
-from .rollout.matcher import EndMatcher
-from .rollout.plan import check_ids, check_prompts, make_plan, table_rms
-from .rollout.text import answer_phase, completion_texts
-from .rollout.vllm.client import Ask
-from .rollout.vllm.trl import SoftVLLM, engine_arguments
-from .runs.nonfinite import NonfiniteMixin
-from .runs.replay import ReplayWatch, is_exact, shadow_of, tolerance
-from .runs.resume import ResumableMixin
-from .settings import ThinkingSettings
-from .thoughts import Hard
+from .ratio_bound import LOG_RATIO_BOUND, bounded, bounded_mean, cut
+from .rollout_precision import RolloutWeights, as_vllm
 
 
 logger = logging.get_logger(__name__)

@@ -15,13 +15,13 @@ from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 
 from .. import book
 from .frontend import options, why_off
-from .kept import Kept
 from .layout import layout_of
 from .members import Member, Members
 from .pool import Parked, Pool
+from .record_store import Kept
 from .request import SPEC, plan_of
 from .sampler import SoftSampler
-from .table import Table
+from .served_table import Table
 
 
 class SoftModelState(DefaultModelState):

@@ -7,8 +7,8 @@ hard token's is at most 2/T^2; one of a Gaussian thought can be thousands.
 
 import torch
 
-from .scoring import DenseLogits, HeadLogits, gathered, whole
 from .thoughts import Action, Thought
+from .vocabulary.head_logits import DenseLogits, HeadLogits, gathered, whole
 
 
 _POSITIONS = 32  # a sample, spread over the batch: a metric should not cost a pass over the vocabulary at every token

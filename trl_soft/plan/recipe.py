@@ -6,17 +6,14 @@
         [any setting of the recipe, as a flag]
 
 The recipe is read as the training scripts read it; nothing is downloaded but the model's `config.json`, and nothing with
-`--model_config`. Ends with status 1 where it does not fit. The arithmetic is in `trl_soft.memory`, what is and is not
+`--model_config`. Ends with status 1 where it does not fit. The arithmetic is in `trl_soft.plan.memory`, what is and is not
 counted in docs/plan.md.
 """
 
 import argparse
-import importlib.util
 import json
 import os
-import sys
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,13 +21,15 @@ import yaml
 from transformers import AutoConfig, AutoModelForCausalLM
 from trl import ModelConfig, get_peft_config
 
-from .config import SoftGRPOConfig, SoftParser, SoftRLOOConfig
+from ..noise import KeyedNoise
+from ..rollout.interface import packed
+from ..scripts.arguments import SoftScriptArguments, check_update
+from ..scripts.parser import SoftParser
+from ..thoughts import Hard
+from ..training.config import SoftGRPOConfig, SoftRLOOConfig
+from ..training.rollout_precision import Surroundings, corrects, rollout_dtype
+from ..vocabulary.head_logits import DenseLogits
 from .memory import FLOAT, Estimate, Run, Shape, estimate_bytes, per_token
-from .noise import KeyedNoise
-from .precision import Surroundings, corrects, rollout_dtype
-from .rollout.base import packed
-from .scoring import DenseLogits
-from .thoughts import Hard
 
 
 GB = 1e9
@@ -437,21 +436,6 @@ def report(found: Estimate, shape: Shape, run: Run, reserve: float) -> dict:
     }
 
 
-def _script():
-    """The training script: its own arguments, so that its recipes are read as it reads them, and its checks."""
-    path = Path(__file__).parents[1] / "examples" / "grpo_soft.py"
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} is not there, whose arguments a recipe holds. Run `python -m trl_soft.plan` from a checkout, or call "
-            "`trl_soft.plan.estimate`."
-        )
-    spec: Any = importlib.util.spec_from_file_location("grpo_soft", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault("grpo_soft", module)
-    spec.loader.exec_module(module)
-    return module
-
-
 def _algorithm_of(flags: list[str]) -> str:
     """`rloo` where the recipe or a flag is what `SoftRLOOConfig` alone reads, else `grpo`."""
     keys = {flag.partition("=")[0].lstrip("-") for flag in flags if flag.startswith("--")}
@@ -463,16 +447,16 @@ def _algorithm_of(flags: list[str]) -> str:
 
 
 def read_recipe(flags: list[str], algorithm: str | None, gpus: int) -> tuple[Any, Any, ModelConfig, bool]:
-    """Arguments, training and model settings as the script would have them with `gpus` processes, and whether on CUDA."""
-    kind, script = _CONFIGS[algorithm or _algorithm_of(flags)], _script()
+    """SoftScriptArguments, training and model settings as the script would have them with `gpus` processes, and whether on CUDA."""
+    kind = _CONFIGS[algorithm or _algorithm_of(flags)]
     # Batches are counted over all processes, of which this one is not; and bf16 is refused where there is no GPU.
     planned = type(kind.__name__, (kind,), {"world_size": property(lambda self: gpus)})
-    given = SoftParser((script.Arguments, planned, ModelConfig))
+    given = SoftParser((SoftScriptArguments, planned, ModelConfig))
     on_cpu = _asks_for_cpu(flags)
     if not torch.cuda.is_available() and not on_cpu:
         flags = [*flags, "--use_cpu", "true"]
     arguments, training, model = given.parse_args_and_config(flags)
-    script.check_update(arguments, training)
+    check_update(arguments, training)
     return arguments, training, model, not on_cpu
 
 
@@ -550,7 +534,3 @@ def main(argv: list[str] | None = None) -> int:
         )
     print("\n".join(advice(shape, run, reserve) or ["It fits."]))
     return 0 if found.fits else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -16,10 +16,10 @@ the difference of two close logits is exact.
 import torch
 import torch.nn.functional as F
 
-from .dense import DenseLogits, Logits, entropy_of, tempered
-from .rows import dot_rows
+from .dense_logits import DenseLogits, Logits, entropy_of, tempered
+from .row_sums import dot_rows
 from .sharding import gathered, whole
-from .tiles import Form, OverVocabulary, transform, without_autocast
+from .tiled_softmax import Form, OverVocabulary, transform, without_autocast
 
 
 __all__ = [

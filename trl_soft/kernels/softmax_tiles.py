@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tile of logits in one launch, forward and backward; `trl_soft.tiles` has the formulas and the plain functions.
+"""A tile of logits in one launch, forward and backward; `trl_soft.vocabulary.tiled_softmax` has the formulas and the plain functions.
 
 The tile is read once on the way forward and once on the way back. (With a mixture it is read twice on the way forward:
 `exp(x)` is written relative to the largest logit, which has to be known first.) Sums over the vocabulary are held to a tolerance and
@@ -18,7 +18,7 @@ from . import launch
 
 _BLOCK = 2048  # columns at once: 8 KiB of float32
 _EMPTY = tl.constexpr(-2e15)  # below every logit
-_LOWEST = tl.constexpr(-1e15)  # `trl_soft.tiles.LOWEST`
+_LOWEST = tl.constexpr(-1e15)  # `trl_soft.vocabulary.tiled_softmax.LOWEST`
 _LN2 = tl.constexpr(math.log(2))
 
 
@@ -248,7 +248,7 @@ def _size(*tensors) -> int:
 
 def fold(z, bias, start: int, sums, ids, table, form, parts) -> None:
     """
-    `trl_soft.tiles.fold`, into `sums` themselves.
+    `trl_soft.vocabulary.tiled_softmax.fold`, into `sums` themselves.
 
     Args:
         parts (tuple of tensors (N, n)): where exp(x) goes, for a mixture: one of float32, which may be z, or two of bfloat16
@@ -268,7 +268,7 @@ def fold(z, bias, start: int, sums, ids, table, form, parts) -> None:
 
 def gradient(z, bias, g_rows, start: int, row, ids, form, d_z, weights) -> None:
     """
-    `trl_soft.tiles.gradient`, into `d_z` (N, n), which may be z, and `weights` (N, n, *optional*), rounded to their dtype.
+    `trl_soft.vocabulary.tiled_softmax.gradient`, into `d_z` (N, n), which may be z, and `weights` (N, n, *optional*), rounded to their dtype.
     `row.candidate` is what `of_equal` returns.
     """
     n, size = z.shape

@@ -6,9 +6,9 @@ On CUDA the logits are read once for all of it (`trl_soft.kernels.blocks`), and 
 
 import torch
 
-from . import kernels
+from .. import kernels
 from .categorical import inverse_cdf
-from .tiles import LOWEST
+from .tiled_softmax import LOWEST
 
 
 def tempered(z: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -87,7 +87,7 @@ class DenseLogits(Logits):
 
     def blocks(self, temperature: float, exactly: bool = True):
         """The sums over blocks of 256 logits at a temperature; at any that is known where that one is not asked `exactly`."""
-        from .kernels.blocks import Blocks
+        from ..kernels.blocks import Blocks
 
         if temperature not in self._blocks:
             if self._blocks and not exactly:
@@ -110,7 +110,7 @@ class DenseLogits(Logits):
 
     def topk(self, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         if self.fused:
-            from .kernels.tournament import LARGEST_K, candidates
+            from ..kernels.tournament import LARGEST_K, candidates
 
             if k <= LARGEST_K:
                 ids, z, _ = candidates(self.blocks(1.0, exactly=False), 1.0, k, 1.0, 0.0)

@@ -5,7 +5,7 @@ Letters: N positions, K candidates, H hidden size, V vocabulary, W (V, H) the LM
 
 A sweep is one pass over the tiles: a product makes the logits of a tile, one function reads them (`fold` on the way
 forward, `gradient` on the way back), and products take what it writes. On CUDA that function is one Triton kernel
-(`trl_soft.kernels.tiles`); here are the plain functions, its reference and the CPU's path.
+(`trl_soft.kernels.softmax_tiles`); here are the plain functions, its reference and the CPU's path.
 
 Which products are rounded, and where:
 
@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from transformers.utils import logging
 
-from . import kernels
+from .. import kernels
 from .sharding import gathered
 
 
@@ -318,10 +318,10 @@ class _Forward(_Sweep):
         """Take a tile into the sums. What is to be multiplied by its rows of E and summed: exp(x), in one part or two."""
         start, size = columns.start, columns.stop - columns.start
         if self.fused:
-            from .kernels import tiles
+            from ..kernels import softmax_tiles
 
             parts = [part[:, :size] for part in self.parts] or ([z] if self.table is not None else [])
-            tiles.fold(z, self.bias, start, sums, self.ids, self.table, self.form, parts)
+            softmax_tiles.fold(z, self.bias, start, sums, self.ids, self.table, self.form, parts)
             return parts
         bias = None if self.bias is None else self.bias[columns]
         e = fold(z, bias, start, sums, self.ids, self.table, self.form)
@@ -366,9 +366,9 @@ class _Backward(_Sweep):
             at_top = at_top + (c * torch.where(self.ids == sums.top, r, -1.0)).sum(-1, keepdim=True)
             candidate = (c * (self.form.scale / self.form.temperature)).contiguous()
             if self.fused:
-                from .kernels import tiles
+                from ..kernels import softmax_tiles
 
-                candidate = tiles.of_equal(self.ids, candidate)
+                candidate = softmax_tiles.of_equal(self.ids, candidate)
         if self.g is not None:
             g, row = self.g.float(), self.table[sums.top.squeeze(-1)].float()
             constant = constant - (g * (row + sums.R)).sum(-1, keepdim=True) / total
@@ -402,11 +402,11 @@ class _Backward(_Sweep):
     def _gradient(self, z, g_rows, columns: slice, row: Row):
         start, size = columns.start, columns.stop - columns.start
         if self.fused:
-            from .kernels import tiles
+            from ..kernels import softmax_tiles
 
             d_z, e = (None if x is None else x[:, :size] for x in (self.d_z, self.weights))
             d_z = z if d_z is None else d_z
-            tiles.gradient(z, self.bias, g_rows, start, row, self.ids, self.form, d_z, e)
+            softmax_tiles.gradient(z, self.bias, g_rows, start, row, self.ids, self.form, d_z, e)
             return d_z, e
         bias = None if self.bias is None else self.bias[columns]
         d_z, e = gradient(z, bias, g_rows, start, row, self.ids, self.form)

@@ -3,7 +3,7 @@
 
 import torch
 
-from .record import SoftTokens
+from ..record import SoftTokens
 
 
 def spread(inputs: dict, record: SoftTokens) -> dict:

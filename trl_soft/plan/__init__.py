@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Will a recipe fit on a device? `python -m trl_soft.plan`."""

@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Train a policy whose chain of thought is made of soft tokens, by RLOO: `accelerate launch -m trl_soft.scripts.rloo`."""
+
+from trl import ModelConfig
+
+from ..training.config import SoftRLOOConfig
+from ..training.trainer import SoftRLOOTrainer
+from .arguments import SoftScriptArguments
+from .parser import SoftParser
+from .run_training import train
+
+
+def main() -> None:
+    arguments, training, model = SoftParser((SoftScriptArguments, SoftRLOOConfig, ModelConfig)).parse_args_and_config()
+    train(arguments, training, model, SoftRLOOTrainer)
+
+
+if __name__ == "__main__":
+    main()

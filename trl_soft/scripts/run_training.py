@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A training run from its settings: prompts of a data set or a benchmark, a trainer, and what the run leaves."""
+
+import logging
+import sys
+from typing import cast
+
+from datasets import Dataset
+from transformers import AutoConfig, AutoTokenizer
+from trl import ModelConfig, get_peft_config, get_quantization_config
+
+from ..data import drop_long_prompts, load_rows, overlap, to_prompts
+from ..evaluate import BENCHMARKS, load_problems
+from ..rewards import REWARDS
+from .arguments import SoftScriptArguments, check_update
+
+
+logger = logging.getLogger(__name__)
+
+
+def questions(arguments: SoftScriptArguments, name: str, split: str) -> Dataset:
+    """Rows with the question and answer columns, of a benchmark by its name, a file or a hub id."""
+    if name not in BENCHMARKS:
+        return load_rows(name, split, arguments.dataset_config)
+    if arguments.answer_marker is not None:
+        raise ValueError(
+            f"`answer_marker` is set with {name!r}, whose answers are read already. Leave `answer_marker` unset."
+        )
+    problems = load_problems(name, arguments.data_dir)
+    corrected = [problem.number for problem in problems if "corrected" in problem.meta]
+    if corrected:
+        logger.warning("%s: wrong or missing answers corrected in rows %s", name, corrected)
+    columns = {
+        arguments.question_column: [problem.question for problem in problems],
+        arguments.answer_column: [problem.gold for problem in problems],
+    }
+    return Dataset.from_dict(columns)
+
+
+def without_held_out(arguments: SoftScriptArguments, name: str, rows: Dataset) -> Dataset:
+    """The training rows, with a count of those that some benchmark asks too; without them if so wanted."""
+    found: set[int] = set()
+    for benchmark in arguments.contamination or ():
+        held_out = load_problems(benchmark, arguments.data_dir)
+        same = overlap(rows[arguments.question_column], [problem.question for problem in held_out])
+        names = [str(held_out[n].meta.get("unique_id", held_out[n].meta.get("id", n))) for n in same]
+        logger.warning("%s: %d questions of %s are among its %d: %s", name, len(same), benchmark, len(rows), names)
+        found |= {row for copies in same.values() for row in copies}
+    if not arguments.drop_contaminated:
+        return rows
+    logger.warning("%s: %d rows dropped because a benchmark asks them", name, len(found))
+    return rows.select([row for row in range(len(rows)) if row not in found])
+
+
+def load_prompts(
+    arguments: SoftScriptArguments, name: str, split: str, tokenizer, limit: int, training: bool
+) -> Dataset:
+    """Prompts that fit the context, with the counts of those that do not and of those that are elsewhere too."""
+    rows = questions(arguments, name, split)
+    prompts = to_prompts(
+        without_held_out(arguments, name, rows) if training else rows,
+        tokenizer,
+        arguments.question_column,
+        arguments.answer_column,
+        arguments.prompt_template,
+        arguments.answer_marker,
+        arguments.raw_prompt,
+    )
+    prompts, dropped = drop_long_prompts(prompts, tokenizer, limit, arguments.max_prompt_length)
+    most = min(limit, arguments.max_prompt_length or limit)
+    logger.warning(
+        "%s: %d prompts, %d dropped because they are longer than %d tokens", name, len(prompts), dropped, most
+    )
+    return prompts
+
+
+def split_off(prompts: Dataset, count: int) -> tuple[Dataset, Dataset]:
+    """Training and validation rows."""
+    if not 0 < count < len(prompts):
+        raise ValueError(
+            f"`validation_rows` is {count} of {len(prompts)} prompts, but some must be left on either side. Set it to "
+            f"between 1 and {len(prompts) - 1}."
+        )
+    parts = prompts.train_test_split(test_size=count, seed=0)
+    return parts["train"], parts["test"]
+
+
+def check_rows(train: Dataset, training) -> None:
+    """TRL leaves out a rollout it cannot fill, and takes no step at all where that is the first."""
+    prompts = training.generation_batch_size // training.num_generations
+    if len(train) < prompts:
+        raise ValueError(
+            f"{len(train)} prompts are left to train on, but a rollout takes {prompts} (`generation_batch_size` "
+            f"{training.generation_batch_size} / `num_generations` {training.num_generations}), so no step would be taken. "
+            "Give more rows, or lower `generation_batch_size`."
+        )
+
+
+def refuse(arguments: SoftScriptArguments, training, model: ModelConfig) -> None:
+    """Settings of the script that cannot work, before a model or a data set is read."""
+    if arguments.dataset_name is None or model.model_name_or_path is None:
+        raise ValueError("`dataset_name` and `model_name_or_path` must both be set, in the YAML file or as flags.")
+    if arguments.dataset_streaming:
+        raise ValueError(
+            "`dataset_streaming` is set, but prompts are measured and counted before training. Set it to false."
+        )
+    unknown = [name for name in arguments.reward_funcs if name not in REWARDS]
+    if unknown:
+        raise ValueError(f"`reward_funcs` holds {unknown}. Choose among {', '.join(REWARDS)}.")
+    if arguments.validation_rows and (arguments.dataset_test_name or training.eval_strategy == "no"):
+        raise ValueError(
+            "`validation_rows` is set, but `dataset_test_name` names other rows to evaluate on or `eval_strategy` is no. "
+            "Pass `--validation_rows 0`, or leave the other out."
+        )
+    check_update(arguments, training)
+
+
+def load_datasets(
+    arguments: SoftScriptArguments, training, model: ModelConfig, tokenizer
+) -> tuple[Dataset, Dataset | None]:
+    """Prompts to train on, and prompts to evaluate on where the settings ask for an evaluation."""
+    config = AutoConfig.from_pretrained(
+        cast(str, model.model_name_or_path),
+        revision=model.model_revision,
+        trust_remote_code=training.trust_remote_code,
+    ).get_text_config()
+    # Models without a fixed context (ALiBi, say) have no such field, and no prompt is too long for them.
+    limit = getattr(config, "max_position_embeddings", sys.maxsize) - training.max_completion_length
+    name = cast(str, arguments.dataset_name)
+    train = load_prompts(arguments, name, arguments.dataset_train_split, tokenizer, limit, True)
+    evaluation = None
+    if arguments.validation_rows:
+        train, evaluation = split_off(train, arguments.validation_rows)
+    elif training.eval_strategy != "no":
+        name = arguments.dataset_test_name or name
+        evaluation = load_prompts(arguments, name, arguments.dataset_test_split, tokenizer, limit, False)
+    check_rows(train, training)
+    return train, evaluation
+
+
+def train(arguments: SoftScriptArguments, training, model: ModelConfig, trainer_class) -> None:
+    """Train as the settings say, and save the model into `output_dir`, in which `{seed}` stands for the seed."""
+    refuse(arguments, training, model)
+    training.output_dir = training.output_dir.replace("{seed}", str(training.seed))
+    tokenizer = AutoTokenizer.from_pretrained(
+        model.model_name_or_path, revision=model.model_revision, trust_remote_code=training.trust_remote_code
+    )
+    train_dataset, eval_dataset = load_datasets(arguments, training, model, tokenizer)
+    training.model_init_kwargs = {
+        "revision": model.model_revision,
+        "attn_implementation": model.attn_implementation,
+        "dtype": model.dtype,
+        **(training.model_init_kwargs or {}),
+    }
+    trainer = trainer_class(
+        model=model.model_name_or_path,
+        reward_funcs=[REWARDS[name] for name in arguments.reward_funcs],
+        args=training,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        processing_class=tokenizer,
+        quantization_config=get_quantization_config(model),
+        peft_config=get_peft_config(model),
+    )
+    # On the command line and in YAML the field is text: a folder, `true` for the latest whole checkpoint of output_dir, or
+    # `auto` for the same where there is one, which is what a job that is queued again wants.
+    resume = training.resume_from_checkpoint
+    trainer.train(resume_from_checkpoint={"true": True, "false": None}.get(str(resume).lower(), resume))
+    trainer.save_model(training.output_dir)
+    trainer.save_state()
+    if training.push_to_hub:
+        trainer.push_to_hub(dataset_name=arguments.dataset_name)
