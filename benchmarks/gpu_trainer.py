@@ -29,6 +29,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from trl_soft import SoftGRPOConfig, SoftGRPOTrainer
 from trl_soft.rollout.weights import weights_in
+from trl_soft.training.in_flight import Phase
 
 
 KINDS = ("masters", "copy", "bf16_weights")
@@ -89,7 +90,8 @@ def timed(function) -> tuple[float, object]:
 def rollout(trainer, options) -> tuple[float, float]:
     """Tokens a second of one rollout, and its seconds."""
     prompts = [[3] * 128 for _ in range(options.slots)]
-    seconds, (ids, _) = timed(lambda: trainer._generate_single_turn(prompts, None, {}, 8))
+    with trainer._flying(Phase.ROLLOUT):
+        seconds, (ids, _) = timed(lambda: trainer._generate_single_turn(prompts, None, {}, 8))
     return sum(map(len, ids)) / seconds, seconds
 
 

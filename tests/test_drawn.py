@@ -11,6 +11,7 @@ from trl_soft import SoftGRPOTrainer, SoftRLOOConfig, SoftRLOOTrainer
 from trl_soft.rollout import Key
 from trl_soft.rollout.engines import ENGINES
 from trl_soft.rollout.interface import assemble
+from trl_soft.training.in_flight import Phase
 
 
 KINDS = {"grpo": {}, "rloo": {"trainer_class": SoftRLOOTrainer, "config_class": SoftRLOOConfig}}
@@ -26,7 +27,7 @@ def watched(kind: str, tmp_path, **changes):
     class Watched(base):
         def _generate_single_turn(self, *args, **kwargs):
             output = super()._generate_single_turn(*args, **kwargs)
-            self.drawn = self._rollout
+            self.drawn = self._flight.rollout
             return output
 
         def _generate_and_score_completions(self, inputs):
@@ -91,17 +92,16 @@ def test_vllms_completions_are_cut_alike(tmp_path):
     def generate(prompts, **ignored):
         plan = trainer._plans["train"]
         key, options = Key(7, 0, torch.arange(len(prompts))), trainer.args.engine_options(len(prompts))
-        trainer._rollout = assemble(ENGINES["slots"](trainer.model, prompts, plan, key, options), len(prompts), plan)
-        ids = [
-            [*row[mask].tolist(), 1]
-            for row, mask in zip(trainer._rollout.completion_ids, trainer._rollout.completion_mask)
-        ]
+        drawn = assemble(ENGINES["slots"](trainer.model, prompts, plan, key, options), len(prompts), plan)
+        trainer._flight.rollout = drawn
+        ids = [[*row[mask].tolist(), 1] for row, mask in zip(drawn.completion_ids, drawn.completion_mask)]
         return prompts, ids, [[[0.0]] * len(row) for row in ids], None
 
     trainer.vllm_generation = SimpleNamespace(generate=generate, sync_weights=lambda: None)
     trainer._last_loaded_step = 0
     trainer.use_vllm, trainer.vllm_importance_sampling_correction = True, False
-    ids, _ = trainer._generate_single_turn([[4, 5]] * 8, None, {}, 4)
+    with trainer._flying(Phase.ROLLOUT):
+        ids, _ = trainer._generate_single_turn([[4, 5]] * 8, None, {}, 4)
     assert [len(row) for row in ids] == trainer.drawn.completion_mask.sum(1).tolist()
 
 
@@ -136,7 +136,7 @@ def test_rloos_kl_is_a_mean_over_own_tokens(tmp_path):
         def _get_per_token_logps_and_entropies(self, *args, **kwargs):
             output = super()._get_per_token_logps_and_entropies(*args, **kwargs)
             if self.rolling_out:
-                seen.append((output[0], self._record))
+                seen.append((output[0], self._flight.record))
             return output
 
         def _generate_and_score_completions(self, inputs):

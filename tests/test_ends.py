@@ -31,7 +31,7 @@ from trl_soft.rollout.vllm.pool import Pool
 from trl_soft.rollout.vllm.request import plan_of, spec_of
 from trl_soft.rollout.vllm.served_table import ServedLogits, Table
 from trl_soft.thoughts import Hard
-from trl_soft.training import trainer as trainer_module
+from trl_soft.training import soft_tokens_mixin as trainer_module
 
 
 FINAL, THINK = "The final answer is: ", "</think>"

@@ -27,7 +27,6 @@ LONG_MODULES = {
     "trl_soft.plan.memory",
     "trl_soft.plan.recipe",
     "trl_soft.vocabulary.tiled_softmax",
-    "trl_soft.training.trainer",
 }
 LONG_FUNCTIONS = {
     "trl_soft.training.config:refuse",

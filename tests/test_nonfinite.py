@@ -16,6 +16,7 @@ from tests import tiny
 from tests.test_algorithms import rloo_config
 from trl_soft import SoftGRPOTrainer, SoftRLOOTrainer
 from trl_soft.runs.nonfinite import NonfiniteError
+from trl_soft.training.in_flight import Phase
 
 
 SAVING = {"save_strategy": "steps", "save_steps": 1, "max_steps": 4}
@@ -40,7 +41,7 @@ class BadLoss(SoftGRPOTrainer):
 
     def _get_per_token_logps_and_entropies(self, *args, **kwargs):
         logps, *rest = super()._get_per_token_logps_and_entropies(*args, **kwargs)
-        if self._loss_inputs is not None and self.state.global_step == 1:
+        if self._flight.phase is Phase.LOSS and self.state.global_step == 1:
             if self.where == "loss":
                 logps = logps * math.nan
             else:

@@ -10,7 +10,7 @@ from tests import tiny
 from trl_soft.noise import KeyedNoise
 from trl_soft.runs.checkpoint import CheckpointError
 from trl_soft.runs.progress import load_progress
-from trl_soft.training import trainer
+from trl_soft.training import soft_tokens_mixin as trainer
 
 
 @pytest.fixture

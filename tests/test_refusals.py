@@ -115,7 +115,9 @@ def image_rows():
     ],
 )
 def test_trainers_that_cannot_be_soft(tmp_path, monkeypatch, options, sentence):
-    monkeypatch.setattr("trl_soft.training.trainer.assemble", lambda *a, **k: pytest.fail("something was generated"))
+    monkeypatch.setattr(
+        "trl_soft.training.soft_tokens_mixin.assemble", lambda *a, **k: pytest.fail("something was generated")
+    )
     with pytest.raises(ValueError, match=sentence):
         tiny.trainer(tmp_path / "out", **options)
     assert not os.path.exists(tmp_path / "out") or not os.listdir(tmp_path / "out")
@@ -152,7 +154,7 @@ def test_a_reward_that_raises_leaves_the_checkpoint(tmp_path):
     with pytest.raises(ZeroDivisionError, match="my own error"):
         trainer.train()
     assert os.listdir(tmp_path) and "checkpoint-2" in os.listdir(tmp_path)
-    assert trainer.model.training and trainer._record is None and "generate" not in vars(trainer.model)
+    assert trainer.model.training and trainer._flight is None and "generate" not in vars(trainer.model)
     resumed = tiny.trainer(tmp_path, **{**options, "reward_funcs": tiny.reward})
     resumed.train(resume_from_checkpoint=True)
     assert resumed.state.global_step == 4
@@ -305,9 +307,9 @@ def refused_by(function) -> set[str]:
 
 
 def test_the_readme_lists_what_is_refused():
-    from trl_soft.training import config, trainer
+    from trl_soft.training import check_arguments, config
 
-    names = set().union(*map(refused_by, (config.refuse, config.refuse_vllm, trainer.SoftTokensMixin._refuse)))
+    names = set().union(*map(refused_by, (config.refuse, config.refuse_vllm, check_arguments.check_arguments)))
     names -= {"args"}  # not of a class that knows thoughts
     assert len(names) > 20 and {"tools", "thinking_min_p", "optim"} <= names
     readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")

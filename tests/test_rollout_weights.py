@@ -14,6 +14,7 @@ from tests import tiny
 from trl_soft import SoftGRPOTrainer, SoftRLOOConfig, SoftRLOOTrainer
 from trl_soft.rollout.weights import weights_in
 from trl_soft.runs.checkpoint import CheckpointError
+from trl_soft.training.in_flight import Phase
 from trl_soft.training.rollout_precision import Surroundings, rollout_dtype
 
 
@@ -36,7 +37,7 @@ def watched(tmp_path, net=None, kind: str = "grpo", **changes):
         def _soft_generate(self, model, input_ids, attention_mask, generation_config):
             self.asked.append((input_ids, attention_mask))
             output = super()._soft_generate(model, input_ids, attention_mask, generation_config)
-            self.drawn.append(self._rollout)
+            self.drawn.append(self._flight.rollout)
             return output
 
         def _generate_and_score_completions(self, inputs):
@@ -44,7 +45,7 @@ def watched(tmp_path, net=None, kind: str = "grpo", **changes):
             return dict(self.batches[-1])
 
     trainer = tiny.trainer(tmp_path, net, trainer_class=Watched, **given, **{"beta": 0.0, **changes})
-    engine = trl_soft.training.trainer.ENGINES[trainer.args.rollout_engine]
+    engine = trl_soft.training.soft_tokens_mixin.ENGINES[trainer.args.rollout_engine]
 
     def noted(model, *args):
         trainer.ran_on.append({name: p.detach().clone() for name, p in model.named_parameters()})
@@ -59,7 +60,7 @@ def noting(monkeypatch):
     """`watched` trainers note the weights that their engine was given."""
 
     def begin(trainer):
-        monkeypatch.setattr("trl_soft.training.trainer.ENGINES", trainer.noted)
+        monkeypatch.setattr("trl_soft.training.soft_tokens_mixin.ENGINES", trainer.noted)
         return trainer
 
     return begin
@@ -102,7 +103,8 @@ def test_it_draws_what_a_model_in_that_type_draws(tmp_path, case, bf16, engine):
     trainer.model.get_input_embeddings().register_forward_pre_hook(look)
     trainer.train()
     assert under_autocast and not any(under_autocast)
-    by_hand._soft_generate(by_hand.model, *trainer.asked[0], None)
+    with by_hand._flying(Phase.ROLLOUT):
+        by_hand._soft_generate(by_hand.model, *trainer.asked[0], None)
     ours, theirs = trainer.drawn[0].tensors(), by_hand.drawn[0].tensors()
     assert all(torch.equal(mine, its) for mine, its in zip(ours, theirs, strict=True))
 
@@ -243,7 +245,7 @@ def test_a_resumed_run_ends_with_the_same_weights(tmp_path, kind):
 def test_an_error_in_the_rollout_leaves_the_model_as_found(tmp_path, monkeypatch):
     trainer = watched(tmp_path, **COPY)
     parameters = list(trainer.model.parameters())
-    monkeypatch.setattr("trl_soft.training.trainer.assemble", lambda *a: 1 / 0)
+    monkeypatch.setattr("trl_soft.training.soft_tokens_mixin.assemble", lambda *a: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         trainer.train()
     assert all(ours is theirs for ours, theirs in zip(trainer.model.parameters(), parameters, strict=True))

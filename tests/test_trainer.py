@@ -16,6 +16,7 @@ from trl import GRPOTrainer
 from tests import tiny
 from trl_soft import SoftGRPOTrainer, SoftTokens, ThinkingSettings
 from trl_soft.thoughts import Hard
+from trl_soft.training.in_flight import Phase
 from trl_soft.vocabulary.head_logits import HeadLogits
 
 
@@ -238,7 +239,9 @@ def test_everything_is_left_as_found(tmp_path):
 
 def test_an_error_in_the_rollout_leaves_the_model_as_found(tmp_path, monkeypatch):
     trainer = tiny.trainer(tmp_path)
-    monkeypatch.setattr("trl_soft.training.trainer.assemble", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(
+        "trl_soft.training.soft_tokens_mixin.assemble", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
     assert "generate" not in vars(trainer.model) and trainer.model.training
@@ -355,9 +358,13 @@ def test_far_thoughts_are_bounded_without_a_cliff_of_gradient(tmp_path):
     record = SoftTokens(thought, mask, {}, torch.zeros(1, 2))
     logps = torch.tensor([[-50.0, -50.0]], requires_grad=True)
     inputs = {name: torch.full((1, 2), -5.0) for name in ("old_per_token_logps", "ref_per_token_logps")}
-    with trainer._replaying(record, inputs):
-        bounded = trainer._bound(logps, inputs)
-    assert inputs["bounded_per_token"].tolist() == [[True, False]]
+    given = {"completion_ids": torch.zeros(1, 2), **inputs}
+    with trainer._flying(Phase.LOSS, record, given) as flight:
+        flight.see(logps)
+        bounded = trainer._bound(logps, flight)
+    assert flight.held.tolist() == [[True, False]] and trainer._flight is None
+    assert given["old_per_token_logps"] is inputs["old_per_token_logps"]  # the caller's batch stays as it was
+    inputs = flight.batch
     ratio = (bounded - inputs["old_per_token_logps"])[0].exp()
     delta = (inputs["ref_per_token_logps"] - bounded)[0]
     assert ratio.log().tolist() == pytest.approx([-10, -45]) and delta.tolist() == [10, 45]

@@ -175,15 +175,11 @@ def _score(model, fused_forward, record: SoftTokens, temperature: float, *args, 
 
     action = record.flat_action(thoughts[:, offset:])
     log_probs, entropy = record.thought.score_draws(logits_of(backbone.hidden_states[thoughts]), action)
-    if torch.is_grad_enabled():
-        record.score_variance = torch.stack(
-            [
-                score_variance(record.thought, logits_of(backbone.hidden_states[thoughts]), action),
-                score_variance(
-                    Hard(temperature), logits_of(backbone.hidden_states[answers]), {"ids": labels[answers]}
-                ),
-            ]
-        )
+    if record.variances is not None and torch.is_grad_enabled():
+        of_thoughts = score_variance(record.thought, logits_of(backbone.hidden_states[thoughts]), action)
+        of_tokens = {"ids": labels[answers]}
+        of_answers = score_variance(Hard(temperature), logits_of(backbone.hidden_states[answers]), of_tokens)
+        record.variances.append(torch.stack([of_thoughts, of_answers]))
 
     def merged(of_answers, of_thoughts):
         if of_answers is None:

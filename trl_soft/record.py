@@ -28,9 +28,10 @@ class SoftTokens:
             True at tokens that were forced and not the policy's choice. `None` is nowhere.
 
     Attributes:
-        score_variance (`torch.Tensor` of shape `(2, 2)` or `None`):
-            What the forward that scored this record saw of `||d log pi / d z||^2`: sum and number over a sample of
-            positions, of thoughts and of answers. Wrappers around a model rebuild its outputs, but hand this object on.
+        variances (`list` of `torch.Tensor` of shape `(2, 2)`, *optional*):
+            Where a forward with gradients appends the noise of the score, `||d log pi / d z||^2`: sum and number over a sample
+            of positions, of thoughts and of answers. `None`: it is not measured. Wrappers rebuild a model's outputs, but
+            they hand this object on.
 
     A plain class, not a dataclass: DDP and FSDP walk into dataclasses, dicts and tuples and cast the floats they find
     to the compute dtype, and a perturbed log-probability rounded to bf16 is another action.
@@ -38,7 +39,7 @@ class SoftTokens:
 
     def __init__(self, thought: Thought, thinking_mask, action: dict[str, torch.Tensor], log_probs, forced_mask=None):
         self.thought, self.thinking_mask, self.action, self.log_probs = thought, thinking_mask, action, log_probs
-        self.score_variance: torch.Tensor | None = None
+        self.variances: list[torch.Tensor] | None = None
         self.forced_mask = torch.zeros_like(thinking_mask) if forced_mask is None else forced_mask
         for name, value in action.items():
             if value.shape[:2] != thinking_mask.shape:
@@ -56,7 +57,9 @@ class SoftTokens:
         """The record with `function` applied to each of its tensors."""
         action = {name: function(value) for name, value in self.action.items()}
         masks = function(self.thinking_mask), function(self.forced_mask)
-        return type(self)(self.thought, masks[0], action, function(self.log_probs), masks[1])
+        record = type(self)(self.thought, masks[0], action, function(self.log_probs), masks[1])
+        record.variances = self.variances
+        return record
 
     def __getitem__(self, rows) -> "SoftTokens":
         """Some of the B rows."""

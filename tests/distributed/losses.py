@@ -68,7 +68,7 @@ def keep_rollouts(trainer, kept: list) -> None:
 
     def soft_generate(*args, **kwargs):
         ids = draw(*args, **kwargs)
-        kept.append(trainer._rollout)
+        kept.append(trainer._flight.rollout)
         return ids
 
     trainer._soft_generate = soft_generate
@@ -80,10 +80,10 @@ def replay_rollouts(trainer, recorded: list) -> None:
 
     def soft_generate(model, input_ids, *args, **kwargs):
         draw(model, input_ids, *args, **kwargs)
-        assert trainer._rollout.entropies.isfinite().all()
+        assert trainer._flight.rollout.entropies.isfinite().all()
         first = RANK * len(input_ids)
-        trainer._rollout = recorded.pop(0)[first : first + len(input_ids)]
-        return torch.cat([input_ids, trainer._rollout.completion_ids], dim=1)
+        trainer._flight.rollout = recorded.pop(0)[first : first + len(input_ids)]
+        return torch.cat([input_ids, trainer._flight.rollout.completion_ids], dim=1)
 
     trainer._soft_generate = soft_generate
 

@@ -22,8 +22,8 @@ All are means over the tokens of all processes, `max` is over all processes.
 
 import torch
 
-from ..record import SoftTokens
 from ..rollout import Rollout
+from .in_flight import InFlight
 
 
 def rollout_metrics(drawn: Rollout, accelerator) -> dict[str, float]:
@@ -48,19 +48,15 @@ def rollout_metrics(drawn: Rollout, accelerator) -> dict[str, float]:
     return _means(sums, accelerator)
 
 
-def update_metrics(record: SoftTokens, inputs: dict, epsilon: tuple[float, float], accelerator) -> dict[str, float]:
-    """
-    Metrics of one loss: `inputs` is the batch as TRL saw it, D columns a position for thoughts of D draws, with
-    `seen_per_token_logps` as the loss's forward gave them.
-    """
-    draws = record.thought.draws
-    thinking, forced = (x.repeat_interleave(draws, dim=1) for x in (record.thinking_mask, record.forced_mask))
-    seen = inputs["seen_per_token_logps"]
-    old = inputs.get("old_per_token_logps", seen)
-    mask = inputs["completion_mask"].bool() & ~forced
-    log_ratio = (seen - old).float()
+def update_metrics(flight: InFlight, epsilon: tuple[float, float], accelerator) -> dict[str, float]:
+    """Metrics of one loss, after its forward. A thought of D draws has D columns for each position."""
+    record, batch, logps = flight.record, flight.batch, flight.logps
+    draws, thinking = record.thought.draws, flight.thoughts
+    forced = record.forced_mask.repeat_interleave(draws, dim=1)
+    mask = batch["completion_mask"].bool() & ~forced
+    log_ratio = (logps - (logps if flight.old_logps is None else flight.old_logps)).float()
     outside = (log_ratio < _log(1 - epsilon[0])) | (log_ratio > _log(1 + epsilon[1]))
-    difference = logp_difference(record, inputs).repeat_interleave(draws, dim=1)
+    difference = flight.difference.repeat_interleave(draws, dim=1)
     sums, maxima = {}, {}
     for name, part in (("thinking", mask & thinking), ("answer", mask & ~thinking)):
         count = part.sum()
@@ -69,21 +65,15 @@ def update_metrics(record: SoftTokens, inputs: dict, epsilon: tuple[float, float
         sums[f"{name}/logp_difference/mean"] = (difference[part].sum(), count)
         maxima[f"{name}/log_ratio/max"] = _max(log_ratio[part].abs())
         maxima[f"{name}/logp_difference/max"] = _max(difference[part])
-        if "ref_per_token_logps" in inputs:
-            delta = (inputs["ref_per_token_logps"] - seen)[part]
+        if "ref_per_token_logps" in batch:
+            delta = (batch["ref_per_token_logps"] - logps)[part]
             sums[f"{name}/kl"] = ((delta.exp() - delta - 1).sum(), count)
         if not record.thought.is_token:
-            sums[f"{name}/clamped_ratio"] = ((inputs["bounded_per_token"] & part).sum(), count)
-    if inputs.get("score_variance") is not None:
-        sums["thinking/score_variance"], sums["answer/score_variance"] = inputs["score_variance"]
+            sums[f"{name}/clamped_ratio"] = ((flight.held & part).sum(), count)
+    variance = flight.score_variance
+    if variance is not None:
+        sums["thinking/score_variance"], sums["answer/score_variance"] = variance
     return _means(sums, accelerator) | _maxima(maxima, accelerator)
-
-
-def logp_difference(record: SoftTokens, inputs: dict) -> torch.Tensor:
-    """|drawn - re-scored| of one loss, (B, C) in nats; the rollout noted the sum over a thought's draws."""
-    seen = inputs["seen_per_token_logps"]
-    old = inputs.get("old_per_token_logps", seen)
-    return (old.unflatten(1, (-1, record.thought.draws)).sum(-1) - record.log_probs).abs()
 
 
 def own_lengths(lengths: list[int], ended: list[bool], accelerator) -> dict[str, float]:

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is passed to a trainer and cannot be soft, before a model is loaded."""
+
+from datasets import Dataset, IterableDataset
+from transformers import ProcessorMixin
+
+
+def check_arguments(trainer: str, config_class: type, arguments: dict) -> None:
+    """
+    Args:
+        trainer (`str`): the trainer's name, for errors.
+        config_class (`type`): what `args` must be.
+        arguments (`dict`): those of the trainer's `__init__`, by name.
+
+    Raises:
+        TypeError: if `args` holds no thinking settings.
+        ValueError: for tools, rollout functions, images, virtual tokens, and data sets without prompts.
+    """
+    args = arguments["args"]
+    if not isinstance(args, config_class):
+        raise TypeError(
+            f"`args` is a {type(args).__name__}, which holds no thinking settings, and {trainer} does "
+            f"not guess them. Pass a {config_class.__name__}; it takes the same fields and more."
+        )
+    for name in ("tools", "rollout_func", "environment_factory"):
+        if arguments.get(name):
+            raise ValueError(
+                f"`{name}` was passed, but turns that others write would shift the record of thoughts against the "
+                f"completion. Leave `{name}` out, or use TRL's own trainer with hard tokens."
+            )
+    if isinstance(arguments.get("processing_class"), ProcessorMixin):
+        raise ValueError(
+            "`processing_class` is a processor for images, but image placeholders and soft tokens cannot share a "
+            "prompt yet. Pass a tokenizer and a text-only causal language model."
+        )
+    peft_config = arguments.get("peft_config") or getattr(arguments["model"], "active_peft_config", None)
+    if getattr(peft_config, "is_prompt_learning", False):
+        raise ValueError(
+            f"`peft_config` is a {type(peft_config).__name__}, which puts virtual tokens before the prompt and so "
+            "shifts the record of thoughts. Use LoRA or full fine-tuning."
+        )
+    for name in ("train_dataset", "eval_dataset"):
+        datasets = arguments.get(name)
+        for dataset in datasets.values() if isinstance(datasets, dict) else [datasets]:
+            _check_dataset(name, dataset)
+
+
+def _check_dataset(name: str, dataset) -> None:
+    if not isinstance(dataset, (Dataset, IterableDataset)):
+        return  # None, or what TRL refuses itself
+    row = next(iter(dataset), None)
+    if row is None:
+        raise ValueError(
+            f"`{name}` is empty, so there is no prompt to complete. Check the file, the split and filters."
+        )
+    if "prompt" not in row:
+        raise ValueError(
+            f"`{name}` has the columns {sorted(row)} and no `prompt`. Rename the column that holds the prompt, or "
+            "build it with `dataset.map`."
+        )
+    if {"image", "images"} & set(row):
+        raise ValueError(
+            f"`{name}` has images, but image placeholders and soft tokens cannot share a prompt yet. Drop the column."
+        )
