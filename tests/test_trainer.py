@@ -5,6 +5,7 @@ import copy
 import inspect
 import json
 import os
+from contextlib import suppress
 
 import pytest
 import torch
@@ -370,6 +371,25 @@ def test_far_thoughts_are_bounded_without_a_cliff_of_gradient(tmp_path):
     assert ratio.log().tolist() == pytest.approx([-10, -45]) and delta.tolist() == [10, 45]
     (gradient,) = torch.autograd.grad((delta.exp() - delta - 1)[0] + ratio[0] + 0 * logps.sum(), logps)
     assert gradient.tolist() == [[0, 0]]
+
+
+def test_a_batch_that_was_cut_without_its_record_is_refused(tmp_path):
+    trainer = tiny.trainer(tmp_path)
+    record = SoftTokens(trainer._plans["train"].thought, torch.ones(1, 2, dtype=torch.bool), {}, torch.zeros(1, 2))
+    with pytest.raises(ValueError, match=r"is \(1, 2\) and the completions are \(1, 3\)"):
+        with trainer._flying(Phase.LOSS, record, {"completion_ids": torch.zeros(1, 3)}):
+            pass
+    assert trainer._flight is None
+
+
+@pytest.mark.parametrize("error", [None, ZeroDivisionError])
+def test_nothing_is_in_flight_afterwards(tmp_path, error):
+    trainer, ended = tiny.trainer(tmp_path), []
+    with suppress(ZeroDivisionError), trainer._flying(Phase.ROLLOUT) as flight:
+        flight.exits.callback(ended.append, True)
+        if error is not None:
+            raise error
+    assert trainer._flight is None and ended == [True]
 
 
 @pytest.mark.parametrize("stance", ["default", "force_eager"])
