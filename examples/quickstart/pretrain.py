@@ -2,13 +2,13 @@
 """Make the quickstart's tiny reasoner from nothing: a character tokenizer and a Qwen2 model of 243k parameters.
 
 The model learns from the sloppy student of `task.py` until it knows the single operations by heart and copies the
-student's bad habit of merging them. Ends with its accuracy on `test.jsonl`, whose questions it never trains on.
+student's bad habit of merging them. The script ends with the model's accuracy on `test.jsonl`, which it never trains on.
 
     python examples/quickstart/pretrain.py --output_dir examples/quickstart/reasoner
 
 On one machine the same arguments give the same `model.safetensors`, bit for bit (sha256 of repeated runs compared). No
-second kind of processor was tried: one that rounds differently makes other weights, and then only the accuracies can
-be expected to agree, within what 200 questions resolve (one standard error of the greedy accuracy is 0.035).
+second kind of processor was tried. A processor that rounds differently makes other weights. Then only the accuracies can
+agree, within the precision of 200 questions (one standard error of the greedy accuracy is 0.035).
 """
 
 import argparse

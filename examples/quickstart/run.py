@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The quickstart: train the embedded reasoner with soft thoughts, and show what it could do before and after.
+"""The quickstart: train the embedded reasoner with soft thoughts, and compare it before and after.
 
     python examples/quickstart/run.py --seed 0
 
@@ -33,7 +33,7 @@ SAMPLES = 16
 
 
 def accuracy(model_dir: Path, settings: ThinkingSettings, problems: list[dict], samples: int, **sampling) -> tuple:
-    """Shares of problems solved by one sample, by any of `samples`, and the mean length of a thought."""
+    """Share of problems that one sample solves, share that any of `samples` solves, and the mean number of thoughts."""
     model, tokenizer = AutoModelForCausalLM.from_pretrained(model_dir), AutoTokenizer.from_pretrained(model_dir)
     prompts = [
         tokenizer.apply_chat_template([{"role": "user", "content": p["question"]}], add_generation_prompt=True)[
@@ -52,7 +52,7 @@ def accuracy(model_dir: Path, settings: ThinkingSettings, problems: list[dict], 
 
 
 def evaluate(model_dir: Path, settings: ThinkingSettings, problems: list[dict]) -> tuple[dict[str, float], float]:
-    """The quickstart's five figures, and the mean length of a soft thought."""
+    """The quickstart's five figures, and the mean number of soft thoughts in a completion."""
     hard = ThinkingSettings(thought="hard")
     greedy, _, _ = accuracy(model_dir, hard, problems, 1, temperature=0.0)
     hard_pass1, hard_any, _ = accuracy(model_dir, hard, problems, SAMPLES)
@@ -86,7 +86,7 @@ def main():
     parser.add_argument("--config", type=Path, default=ROOT / "recipes/quickstart/gumbel.yaml")
     options = parser.parse_args()
 
-    # One thread is nearly as fast on a model this small, and does not wait for a core that something else is using.
+    # One thread is nearly as fast on a model this small, and does not wait for a busy core.
     torch.set_num_threads(1)
     environment = {"OMP_NUM_THREADS": "1", **os.environ}
     console, start = Console(), time.perf_counter()

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The quickstart's task: sums of single digits, and a sloppy student who shows how (not) to work them out.
 
-A question is a sum of 4 to 6 digits with + and -, for example `7-1+9-8+5=`; its running values and its answer lie
-between 0 and 19, so that the single operations are few enough for a tiny model to learn by heart.
+A question is a sum of 4 to 6 digits with + and -, for example `7-1+9-8+5=`. Its running values and its answer lie
+between 0 and 19. So there are few single operations, and a tiny model can learn them by heart.
 
-The student writes one operation a step, `7-1=6;6+9=15;15-8=7;7+5=12`, but now and then takes two at once, as in
-`7-1+9=13`, and then is usually wrong. A model trained on such demonstrations knows every single operation and is
-undecided only about the strategy; "one operation at a time" is what is left for reinforcement learning to find.
+The student writes one operation in each step, `7-1=6;6+9=15;15-8=7;7+5=12`. Now and then it takes two at once, as in
+`7-1+9=13`, and is then usually wrong. A model trained on such demonstrations knows every single operation and is
+undecided only about the strategy. Reinforcement learning has to find "one operation at a time".
 
     python examples/quickstart/task.py     # rewrites train.jsonl and test.jsonl beside this file, byte for byte
 """
