@@ -1,10 +1,12 @@
 # make quickstart   set up, train the embedded reasoner with soft thoughts, show before and after
-# make test         set up, run the tests
+# make test         set up, run the tests, on as many processes as there are cores (WORKERS=1: on one)
+# make test-breakages   break the package on purpose in some forty places; does `make test` see each? (half an hour)
+# make test-nightly     the targets below whose tests are too long for `make test`, but for vLLM's
 # make test-search  search for counterexamples for longer, elsewhere each time (SEARCH_SEED=... to search the same again)
 # make test-real    the tests on a real language model, which is found or made (93 MB): minutes
 # make check-gpu    does this device do what the CPU does: minutes, where torch, transformers and TRL are at hand for it
 # make test-kill    kill training twenty times in a row, in one process, under DDP and under ZeRO-3 (half an hour)
-# make test-distributed   the tests of several processes and of two machines alone
+# make test-distributed   every thought and loss under every backend, and two machines (ten minutes)
 # make test-hostile   every hostile program in the sandbox, as root and as a user without rights; every hostile text in the judges
 # make sweep-golds   the mathematics grader on every gold answer of the benchmarks' files (TRL_SOFT_DATA), half an hour
 # make bench-update   what scoring and feeding thoughts cost, as ratios
@@ -25,6 +27,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SEED ?= 0
+WORKERS ?= auto
 PAPER ?= soft_grpo
 SOURCES := trl_soft examples tests benchmarks
 
@@ -37,7 +40,7 @@ VLLM_READY := $(VLLM_VENV)/.ready
 VLLM_SETTINGS := VLLM_USE_V2_MODEL_RUNNER=1 TRITON_INTERPRET=1 PYTHONPATH=tests/vllm/site:. VLLM_ENABLE_V1_MULTIPROCESSING=0 \
 	VLLM_CPU_CI_ENV=1 VLLM_CPU_KVCACHE_SPACE=1 VLLM_NO_USAGE_STATS=1 HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 
-.PHONY: install quickstart test test-search test-hostile sweep-golds table plan bench-update bench-rollout bench-scale bench-gpu bench-steps bench-gpu-trainer bench-scoring quality style clean test-kill test-distributed test-vllm check-vllm-window bench-vllm bench-vllm-gpu test-real check-gpu
+.PHONY: install quickstart test test-breakages test-nightly test-search test-hostile sweep-golds table plan bench-update bench-rollout bench-scale bench-gpu bench-steps bench-gpu-trainer bench-scoring quality style clean test-kill test-distributed test-vllm check-vllm-window bench-vllm bench-vllm-gpu test-real check-gpu
 
 install: $(READY)
 
@@ -52,8 +55,15 @@ $(READY): pyproject.toml constraints.txt
 quickstart: $(READY)
 	$(BIN)/python examples/quickstart/run.py --seed $(SEED)
 
+# Each worker has one thread. `worksteal` gives each a half of the files in a row, so that a file's fixtures are mostly made
+# once, and takes from the slower one at the end.
 test: $(READY)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+test-breakages: $(READY)
+	$(BIN)/python -m tests.breakages
+
+test-nightly: test-distributed test-kill test-real test-hostile test-search sweep-golds test-breakages
 
 sweep-golds: $(READY)
 	TRL_SOFT_FULL=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/test_grading_golds.py
@@ -87,7 +97,7 @@ test-hostile: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.hostile.judges
 
 test-distributed: $(READY)
-	$(BIN)/python -m pytest --durations 10 tests/test_accelerate_recipes.py tests/test_distributed.py tests/test_interruptions.py tests/test_multi_node.py tests/test_slurm.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --durations 10 tests/distributed
 
 $(VLLM_READY): pyproject.toml constraints-vllm.txt tests/vllm/environment.py
 	$(PYTHON) -m venv $(VLLM_VENV)

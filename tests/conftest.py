@@ -20,11 +20,19 @@ from hypothesis import settings
 
 
 torch.set_num_threads(1)
+# Helpers whose assertions are to say what they compared.
+pytest.register_assert_rewrite("tests.distributed.compare")
 
 # What is found must be found again: by whoever runs the suite, and on every commit. `make test-search` looks elsewhere.
 settings.register_profile("repeatable", max_examples=100, derandomize=True, deadline=None, print_blob=True)
 settings.register_profile("search", max_examples=5000, derandomize=False, deadline=None, print_blob=True)
 settings.load_profile("repeatable")
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist, which not every environment of the tests has
+def pytest_xdist_auto_num_workers(config) -> int:
+    """`-n auto`: the cores that this process may use. Beyond eight, starting a worker takes longer than it saves."""
+    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 8)
 
 
 def pytest_collection_finish():

@@ -2,29 +2,25 @@
 """A run: what is written, what is scored, and that neither kills, processes nor chunks change it."""
 
 import json
-import os
 import random
 import shutil
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 
 import pytest
 
-from tests import tiny
+from tests import evaluated, forked, tiny
+from tests.evaluated import BRIEF, evaluation
 from trl_soft import ThinkingSettings, soft_generate
 from trl_soft.evaluate.decoding import Decoding, soft_tokens_grid
 from trl_soft.evaluate.grading import GRADERS, grade_exact
 from trl_soft.evaluate.presets import PRESETS, PromptFormat
-from trl_soft.evaluate.runner import Evaluation, evaluate, score
+from trl_soft.evaluate.runner import evaluate, score
 from trl_soft.evaluate.scores import pass_at_k
 from trl_soft.evaluate.store import Store
 
 
-ROOT = Path(__file__).parent.parent
 TIMES = ("tokens_per_second",)
 
 
@@ -45,19 +41,6 @@ def world(tmp_path_factory) -> Path:
     return folder
 
 
-def evaluation(world: Path, out: Path, **changes) -> Evaluation:
-    entries = [
-        {"name": "hard greedy", "thought": "hard", "temperature": 0.0, "num_samples": 1},
-        {"name": "as saved", "num_samples": 6, "max_completion_length": 16},
-        {"name": "gaussian", "thought": "gaussian", "num_samples": 4},
-    ]
-    settings = {"chunk": 10, "slots": 4, "grader": "exact", "max_completion_length": 12, "dtype": "float32"}
-    return Evaluation(
-        str(world / "model"), [str(world / "sums.jsonl")], [Decoding.parse(e) for e in entries], str(out),
-        **{**settings, **changes},
-    )  # fmt: skip
-
-
 def plain(metrics: dict) -> dict:
     """Metrics without what depends on the clock."""
     return {
@@ -75,9 +58,6 @@ def lines(folder: Path) -> list[dict]:
 def finished(world, tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished")
     return folder, evaluate(evaluation(world, folder, candidates=3))
-
-
-BRIEF = {"limit": 2, "chunk": 4, "candidates": 3}  # six chunks: one, three and two of the three decodings
 
 
 @pytest.fixture(scope="module")
@@ -207,49 +187,30 @@ def test_a_torn_chunk_is_as_if_it_had_never_been(world, brief, tmp_path):
         assert (torn / "samples" / "0.jsonl").read_bytes().startswith(whole[:cut])  # append-only
 
 
-COMMAND = (
-    "import sys; from pathlib import Path; from tests.test_evaluate_runner import BRIEF, evaluation, evaluate; "
-    "evaluate(evaluation(Path(sys.argv[1]), Path(sys.argv[2]), **BRIEF))"
-)
-
-
-def environment() -> dict:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-
-
 def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(world, brief, tmp_path):
     """SIGKILL as soon as a random number of bytes is on the disk, three times over; then left alone."""
     folder, metrics = brief
-    draw = random.Random(0)
-    file = tmp_path / "samples" / "0.jsonl"
+    draw, out = random.Random(0), tmp_path / "out"
+    file = out / "samples" / "0.jsonl"
     total = (folder / "samples" / "0.jsonl").stat().st_size
     for _ in range(3):
         reached = file.stat().st_size if file.exists() else 0
         stop = reached + draw.randrange(1, max(total // 4, 2))
-        process = subprocess.Popen(
-            [sys.executable, "-c", COMMAND, str(world), str(tmp_path)], env=environment(), stderr=subprocess.DEVNULL
-        )
-        while not file.exists() or file.stat().st_size < stop:
-            try:
-                process.wait(timeout=0.002)
-                break
-            except subprocess.TimeoutExpired:
-                pass
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    again = evaluate(evaluation(world, tmp_path, **BRIEF))
-    assert plain(again) == plain(metrics) and lines(tmp_path) == lines(folder)
+        started = forked.start(evaluated.brief, str(world), str(out), folder=tmp_path)
+        while (not file.exists() or file.stat().st_size < stop) and not started.wait(0.002):
+            pass
+        started.kill()
+    again = evaluate(evaluation(world, out, **BRIEF))
+    assert plain(again) == plain(metrics) and lines(out) == lines(folder)
 
 
 def test_two_processes_share_the_work(world, brief, tmp_path):
     folder, metrics = brief
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--no-python"]
-    command = [*launch, sys.executable, "-c", COMMAND, str(world), str(tmp_path)]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert all((tmp_path / "samples" / f"{rank}.jsonl").stat().st_size > 0 for rank in (0, 1))
-    assert lines(tmp_path) == lines(folder)
-    assert plain(json.loads((tmp_path / "metrics.json").read_text())) == plain(metrics)
+    out = tmp_path / "out"
+    forked.run(evaluated.brief, str(world), str(out), processes=2, folder=tmp_path)
+    assert all((out / "samples" / f"{rank}.jsonl").stat().st_size > 0 for rank in (0, 1))
+    assert lines(out) == lines(folder)
+    assert plain(json.loads((out / "metrics.json").read_text())) == plain(metrics)
 
 
 def test_scores_are_of_sealed_samples_alone(brief, tmp_path):

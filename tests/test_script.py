@@ -3,6 +3,8 @@
 
 import json
 import logging
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -100,3 +102,29 @@ def test_validation_rows_without_evaluation_says_how_to_do_without(tmp_path):
     given = arguments(validation_rows=4)
     with pytest.raises(ValueError, match="Pass `--validation_rows 0`"):
         train(given, tiny.config(tmp_path, eval_strategy="no"), ModelConfig(model_name_or_path="m"), SoftGRPOTrainer)
+
+
+def run_example(monkeypatch, *flags) -> None:
+    """`examples/grpo_soft.py`, as `accelerate launch` runs it."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["grpo_soft.py", *map(str, flags)])
+    runpy.run_path(str(ROOT / "examples/grpo_soft.py"), run_name="__main__")
+
+
+def test_the_example_trains_evaluates_and_saves(monkeypatch, tmp_path):
+    flags = ["--config", "recipes/quickstart/gumbel.yaml", "--output_dir", tmp_path / "out", "--use_cpu", "true"]
+    flags += ["--max_steps", 1, "--per_device_train_batch_size", 8, "--disable_tqdm", "true"]
+    run_example(monkeypatch, *flags)
+    (step, _) = json.loads((tmp_path / "out/trainer_state.json").read_text())["log_history"]
+    assert step["thinking/mean_length"] > 1 and step["thinking/logp_difference/max"] < 1e-4
+    assert (tmp_path / "out/model.safetensors").is_file()
+    assert json.loads((tmp_path / "out/thinking_config.json").read_text())["thought"] == "gumbel"
+
+
+def test_a_typo_in_a_recipe_stops_the_example(monkeypatch, tmp_path):
+    recipe = tmp_path / "r.yaml"
+    text = (ROOT / "recipes/quickstart/gumbel.yaml").read_text()
+    recipe.write_text(text.replace("thinking_top_k:", "thinking_topk:"))
+    with pytest.raises(ValueError, match="nearest known name is `thinking_top_k`"):
+        run_example(monkeypatch, "--config", recipe, "--output_dir", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -540,7 +540,7 @@ def config(**changes):
         ({"quantization": "gguf"}, "GGUF"),
         ({"policy": "priority"}, "fcfs"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else next(iter(value)),
 )
 def test_engines_that_cannot_think_softly(change, word):
     assert frontend.why_off(config()) is None

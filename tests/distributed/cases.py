@@ -38,7 +38,7 @@ CASES: dict[str, dict] = {
     "lora-checkpointing": {"lora": True, "gradient_checkpointing": True, "thought": "gaussian"},
     "checkpointing": {"gradient_checkpointing": True, "gumbel_density": "concrete"},
     # Rank 1 has finished at its first token when rank 0 goes on.
-    "ragged": {**_RAGGED, "beta": 0.1},
+    "ragged": {**_RAGGED, "beta": 0.1, "save": True},
     "ragged-gaussian": {**_RAGGED, "thought": "gaussian", "gradient_checkpointing": True},
     # Five prompts, two a step: an epoch leaves one over. Five to evaluate, two a step: the last step is short.
     "odd": {"data": "odd", "evaluate": True, "max_steps": 3},

@@ -1,46 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the tests launch several processes: the command, and an environment in which nothing waits for ever."""
+"""How the tests launch several processes: by `accelerate launch`, or forked and told what it tells them."""
 
-import fcntl
-import functools
 import os
-import subprocess
 import sys
 from pathlib import Path
+
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
+
+from tests.forked import operators
 
 
 ROOT = Path(__file__).parent.parent.parent
 HERE = ROOT / "tests" / "distributed"
 RECIPES = ROOT / "recipes" / "accelerate"
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
-_BUILD = """
-from deepspeed.accelerator import get_accelerator
-for name in ("ShareMemCommBuilder", "CPUAdamBuilder"):
-    get_accelerator().create_op_builder(name).load()
-"""
 
 
-@functools.cache
 def environment() -> dict[str, str]:
     """Of a launched world: on the CPU, one thread a process, with DeepSpeed's operators built."""
-    extensions = Path(sys.prefix) / "test_operators"
-    variables = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-        "TORCH_EXTENSIONS_DIR": str(extensions),
-    }
-    extensions.mkdir(exist_ok=True)
-    # torch marks a build by a file, and waits for ever for one that a killed run has left. This lock ends with its process,
-    # so whoever holds it knows that nobody builds, and may take such files away.
-    with open(extensions / "tests.lock", "w", encoding="utf-8") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        for left in extensions.glob("*/lock"):
-            left.unlink()
-        done = subprocess.run(
-            [sys.executable, "-c", _BUILD], env=variables, capture_output=True, text=True, timeout=900
-        )
-        assert done.returncode == 0, (
-            f"DeepSpeed's CPU operators do not build (is there a C++ compiler?):\n{done.stderr}"
-        )
-    return variables
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **operators()}
+
+
+def told(recipe: str, processes: int) -> dict[str, str]:
+    """The variables by which `accelerate launch` tells a process of a recipe what to wrap the model in."""
+    flags = ["--config_file", str(RECIPES / f"{recipe}.yaml"), "--num_processes", str(processes)]
+    flags += ["--mixed_precision", "no", "--main_process_port", "0", "script.py"]
+    args, defaults, _ = _validate_launch_command(launch_command_parser().parse_args(flags))
+    if args.use_deepspeed:
+        args.deepspeed_fields_from_accelerate_config = ",".join([*defaults.deepspeed_config, "mixed_precision"])
+        args.machine_rank = 1  # rank 0 would look whether the port is free
+        told = prepare_deepspeed_cmd_env(args)[1]
+    elif processes > 1:
+        told = prepare_multi_gpu_env(args)
+    else:
+        told = prepare_simple_launcher_cmd_env(args)[1]
+    return {name: value for name, value in told.items() if name.startswith(("ACCELERATE_", "FSDP_", "OMP_"))}

@@ -27,13 +27,14 @@ from tests.distributed.world import full_weights, world_of
 from trl_soft import SoftGRPOConfig, SoftGRPOTrainer, SoftRLOOConfig, SoftRLOOTrainer
 
 
-for module in (trl.trainer.grpo_trainer, trl.trainer.rloo_trainer):
-    module.shuffle_sequence_dict = lambda batch: batch
-
-PROCESSES, RANK = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
 MARKS = ("trainer", "lora", "data", "evaluate", "save", "resume", "record", "replay", "only")
 LOGGED = ("loss", "grad_norm", "reward", "reward_std", "completions/mean_length", "thinking/mean_length")
 LOGGED += ("thinking/logp_difference/max",)
+
+
+def place() -> tuple[int, int]:
+    """How many processes there are, and which of them this is."""
+    return int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
 
 
 class Completions:
@@ -81,7 +82,7 @@ def replay_rollouts(trainer, recorded: list) -> None:
     def soft_generate(model, input_ids, *args, **kwargs):
         draw(model, input_ids, *args, **kwargs)
         assert trainer._flight.rollout.entropies.isfinite().all()
-        first = RANK * len(input_ids)
+        first = place()[1] * len(input_ids)
         trainer._flight.rollout = recorded.pop(0)[first : first + len(input_ids)]
         return torch.cat([input_ids, trainer._flight.rollout.completion_ids], dim=1)
 
@@ -90,9 +91,9 @@ def replay_rollouts(trainer, recorded: list) -> None:
 
 def make_trainer(case: dict, marks: dict, folder: Path, world: str):
     """The trainer of a case."""
-    dataset = tiny.prompts()
+    dataset, (processes, _) = tiny.prompts(), place()
     settings = {"per_device_train_batch_size": 4, "optim": "sgd", "learning_rate": 0.1, "log_level": "error", **case}
-    settings["gradient_accumulation_steps"] = settings.get("gradient_accumulation_steps", 2) // PROCESSES
+    settings["gradient_accumulation_steps"] = settings.get("gradient_accumulation_steps", 2) // processes
     classes = (SoftRLOOTrainer, SoftRLOOConfig) if marks["trainer"] == "rloo" else (SoftGRPOTrainer, SoftGRPOConfig)
     if marks["trainer"] != "rloo":
         settings.setdefault("loss_type", "grpo")
@@ -104,7 +105,7 @@ def make_trainer(case: dict, marks: dict, folder: Path, world: str):
     if marks["data"] == "odd":
         dataset = Dataset.from_dict({"prompt": ["1+2=", "3+44=", "5-6=", "7777-8=", "9+9="]})
     if marks["evaluate"]:
-        settings |= {"eval_dataset": dataset, "num_generations_eval": 2, "per_device_eval_batch_size": 4 // PROCESSES}
+        settings |= {"eval_dataset": dataset, "num_generations_eval": 2, "per_device_eval_batch_size": 4 // processes}
     if marks["resume"]:
         settings |= {"save_strategy": "steps", "save_steps": marks["resume"]}
     torch.manual_seed(0)  # LoRA draws its first weights from the global RNG
@@ -144,17 +145,19 @@ def train(name: str, case: dict, folder: Path, world: str) -> dict:
     return {**found, "completions": trainer.reward_funcs[0].everywhere()}
 
 
-def main(world: str, folder: str):
+def main(world: str, folder: str, *chosen: str):
+    """Train all cases of a world, or those that are named."""
     transformers.logging.disable_progress_bar()
+    for module in (trl.trainer.grpo_trainer, trl.trainer.rloo_trainer):
+        module.shuffle_sequence_dict = lambda batch: batch
     if world == "fsdp2":
         shard_on_cpu()
-    chosen = os.environ.get("CASES")
-    cases = {n: case for n, case in cases_of(world).items() if chosen is None or n in chosen.split(",")}
+    cases = {name: case for name, case in cases_of(world).items() if not chosen or name in chosen}
     found = {}
     for name, case in cases.items():
         print("case", name, flush=True)  # the last one stands in the report if this one hangs
         found[name] = train(name, case, Path(folder), world)
-    if RANK == 0:
+    if place()[1] == 0:
         torch.save(found, Path(folder) / f"{world}.pt")
     if dist.is_initialized():
         dist.destroy_process_group()

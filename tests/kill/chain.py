@@ -2,11 +2,9 @@
 """Kill a run again and again, let it continue each time, and compare it with one that nobody killed."""
 
 import json
-import multiprocessing
 import os
 import random
 import signal
-import socket
 import time
 from collections import Counter
 from multiprocessing.connection import Connection
@@ -17,71 +15,37 @@ import torch
 from safetensors.torch import load_file
 
 from tests import tiny
-from tests.distributed.launch import environment
-from tests.kill.world import WORLDS, phase_of, train, warm
+from tests.forked import CONTEXT, PATIENCE, Started, operators
+from tests.forked import start as fork
+from tests.kill.world import WORLDS, ZERO3, phase_of, train
 
 
-# Imports are made once, by a server that forks: a run is then seconds, and moments fall into training, not into imports.
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["tests.kill.world"])
-# A hang, not a slow machine: an attempt takes seconds.
-PATIENCE = 240
-
-
-def start(folder: Path, world: str, changes: dict) -> tuple[list, Connection]:
+def start(folder: Path, world: str, changes: dict) -> tuple[Started, Connection]:
     """The processes of a run, and what says that the first of them has begun to work."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    reader, writer = _CONTEXT.Pipe(duplex=False)
-    processes = []
-    for rank in range(WORLDS[world]):
-        given = (str(folder), world, rank, port, changes, writer if rank == 0 else None)
-        processes.append(_CONTEXT.Process(target=train, args=given))
-    for process in processes:
-        process.start()
+    reader, writer = CONTEXT.Pipe(duplex=False)
+    variables = ZERO3 | operators() if world == "zero3" else {}
+    arguments = (str(folder), world, changes, writer)
+    started = fork(train, *arguments, processes=WORLDS[world], folder=folder, environment=variables)
     writer.close()
-    return processes, reader
-
-
-def wait(processes, seconds: float) -> bool:
-    """Whether all have ended within so many seconds."""
-    until = time.monotonic() + seconds
-    for process in processes:
-        process.join(max(0.0, until - time.monotonic()))
-    return not any(process.is_alive() for process in processes)
-
-
-def end(processes) -> None:
-    for process in processes:
-        process.kill()
-    assert wait(processes, PATIENCE)
+    return started, reader
 
 
 def finish(folder: Path, world: str, changes: dict) -> tuple[float, float]:
     """Let a run go to its end; seconds until it began to work, and from then on."""
     began = time.monotonic()
-    processes, begun = start(folder, world, changes)
-    wait_for([begun, *(process.sentinel for process in processes)], PATIENCE)
+    started, begun = start(folder, world, changes)
+    wait_for([begun, *(process.sentinel for process in started.processes)], PATIENCE)
     working = time.monotonic()
-    if not wait(processes, PATIENCE) or any(process.exitcode for process in processes):
-        end(processes)
-        raise AssertionError(f"{[p.exitcode for p in processes]}\n{log_of(folder)}")
+    codes = started.codes()
+    assert not any(codes), f"{codes}\n{started.text()}"
     return working - began, time.monotonic() - working
-
-
-def log_of(folder: Path) -> str:
-    return "\n".join(f"{path.name}:\n{path.read_text()[-3000:]}" for path in sorted(folder.glob("log_*")))
 
 
 def prepare(folder: Path) -> None:
     """The model that every run under `folder` starts from, and a server that has imported what runs need."""
     tiny.model().save_pretrained(folder / "model")
     tiny.tokenizer().save_pretrained(folder / "model")
-    os.environ["TORCH_EXTENSIONS_DIR"] = environment()["TORCH_EXTENSIONS_DIR"]
-    process = _CONTEXT.Process(target=warm)
-    process.start()
-    assert wait([process], PATIENCE)
+    fork(os.getpid, folder=folder / "warm").codes()
 
 
 def chain(folder: Path, world: str, changes: dict, kills: int, seed: int) -> dict:
@@ -105,18 +69,19 @@ def chain(folder: Path, world: str, changes: dict, kills: int, seed: int) -> dic
             at_start = rng.random() < 0.2
             delay = rng.uniform(0, starting if at_start else 2 * working / kills)
             victim = rng.randrange(WORLDS[world]) if WORLDS[world] > 1 and rng.random() < 0.5 else None
-            processes, begun = start(run, world, changes)
+            started, begun = start(run, world, changes)
+            processes = started.processes
             if not at_start:
                 wait_for([begun, *(process.sentinel for process in processes)], PATIENCE)
-            ended = wait(processes, delay)
+            ended = started.wait(delay)
             if ended:
-                assert not any(process.exitcode for process in processes), log_of(run)
+                assert not any(started.codes()), started.text()
                 break
             phase, step = phase_of(run, victim or 0)
             for process in processes if victim is None else [processes[victim]]:
                 os.kill(process.pid, signal.SIGKILL)
             # One that loses its partner fails at the next collective.
-            assert wait(processes, PATIENCE), f"a process waits for one that was killed\n{log_of(run)}"
+            assert started.wait(), f"a process waits for one that was killed\n{started.text()}"
             alone += victim is not None
             phases[phase] += 1
             moments.append({"phase": phase, "step": step, "after": round(delay, 2), "at_start": at_start})
