@@ -10,8 +10,10 @@ A second start continues an interrupted run. A run writes `manifest.json`, `samp
 makes a page that shows its thoughts.
 """
 
+from trl_soft.command_line import one_sentence
 from trl_soft.scripts.run_evaluation import main
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence():
+        main()

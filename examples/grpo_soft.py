@@ -7,8 +7,10 @@
 A flag overrides the YAML file. A key that nothing reads is an error. `{seed}` in `output_dir` stands for the seed.
 """
 
+from trl_soft.command_line import one_sentence
 from trl_soft.scripts.grpo import main
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence():
+        main()

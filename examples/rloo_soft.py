@@ -4,8 +4,10 @@
 accelerate launch examples/rloo_soft.py --config recipes/soft_tokens/llama3b_gsm8k_soft.yaml --seed 1
 """
 
+from trl_soft.command_line import one_sentence
 from trl_soft.scripts.rloo import main
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence():
+        main()

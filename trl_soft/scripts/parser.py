@@ -2,11 +2,14 @@
 """`SoftParser`: YAML files and flags in which every key is known and stands once."""
 
 import difflib
+import os
 import sys
+from typing import Any
 
 import yaml
 from trl import TrlParser
 
+from ..command_line import MISTAKE
 from ..training.config import SoftGRPOConfig, SoftRLOOConfig
 
 
@@ -23,23 +26,77 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def read_config(flags: list[str]) -> dict[str, Any]:
+    """
+    The YAML file that `--config` names among these words; empty without one.
+
+    Raises:
+        ValueError: for a key that stands twice or is no text, and for a file that holds no mapping.
+    """
+    if "--config" not in flags[:-1]:
+        return {}
+    path = flags[flags.index("--config") + 1]
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"`--config` is {path}, which does not exist. Give the path of a YAML file.")
+    with open(path, encoding="utf-8") as file:
+        try:
+            config = yaml.load(file, _StrictLoader)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}. Correct it.") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} holds no keys with values. Write one `key: value` a line.")
+    return config
+
+
+def algorithm_of(flags: list[str]) -> str:
+    """`rloo` where the recipe or a flag is what `SoftRLOOConfig` alone reads, else `grpo`."""
+    keys = {flag.partition("=")[0].lstrip("-") for flag in flags if flag.startswith("--")} | set(read_config(flags))
+    only = set(SoftRLOOConfig.__dataclass_fields__) - set(SoftGRPOConfig.__dataclass_fields__)
+    return "rloo" if keys & only else "grpo"
+
+
+def _without_nulls(args: list[str]) -> tuple[list[str], list[str]]:
+    """The names of flags whose value is `null`, and the other words."""
+    names, others, skip = [], [], False
+    for word, following in zip(args, [*args[1:], ""], strict=True):
+        if skip:
+            skip = False
+        elif word.startswith("--") and word.partition("=")[2] == "null":
+            names.append(word[2:].partition("=")[0])
+        elif word.startswith("--") and following == "null":
+            names.append(word[2:])
+            skip = True
+        else:
+            others.append(word)
+    return names, others
+
+
 class SoftParser(TrlParser):
-    """[`~trl.TrlParser`] that takes no unknown key, from YAML or command line, and names the nearest known one."""
+    """
+    [`~trl.TrlParser`] that takes no unknown key, from YAML or command line, and names the nearest known one.
+
+    `--key null` on the command line takes a key of the YAML file back: the field has its default.
+    """
 
     def __init__(self, dataclass_types=None, **kwargs):
         # An abbreviated flag reads well until a longer one is added.
         super().__init__(dataclass_types, allow_abbrev=False, **kwargs)
+        self._unset: list[str] = []  # keys of the YAML file that the command line takes back
 
     def parse_args_and_config(self, args=None, *positional, **kwargs):
         args = list(sys.argv[1:] if args is None else args)
-        if "--config" in args[:-1]:
-            with open(args[args.index("--config") + 1], encoding="utf-8") as file:
-                yaml.load(file, _StrictLoader)
+        self._unset, args = _without_nulls(args)
+        self._refuse_unknown([key for key in self._unset if key not in self._known()], "The command line has the flag")
+        read_config(args)
         return super().parse_args_and_config(args, *positional, **kwargs)
 
     def set_defaults_with_config(self, **config) -> list[str]:
         self._refuse_unknown([key for key in config if key not in self._known()], "The YAML file has the key")
-        return super().set_defaults_with_config(**config)
+        return super().set_defaults_with_config(**{k: v for k, v in config.items() if k not in self._unset})
+
+    def error(self, message: str):
+        """One sentence. argparse would print some 250 lines of usage before it."""
+        self.exit(MISTAKE, f"error: {message}. `--help` lists all flags.\n")
 
     def parse_known_args(self, args=None, namespace=None):
         parsed, unknown = super().parse_known_args(args, namespace)

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train a policy whose chain of thought is made of soft tokens, by RLOO: `accelerate launch -m trl_soft.scripts.rloo`."""
 
+from collections.abc import Sequence
+
 from trl import ModelConfig
 
+from ..command_line import one_sentence
 from ..training.config import SoftRLOOConfig
 from ..training.trainer import SoftRLOOTrainer
 from .arguments import SoftScriptArguments
@@ -10,10 +13,13 @@ from .parser import SoftParser
 from .run_training import train
 
 
-def main() -> None:
-    arguments, training, model = SoftParser((SoftScriptArguments, SoftRLOOConfig, ModelConfig)).parse_args_and_config()
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments, training, model = SoftParser((SoftScriptArguments, SoftRLOOConfig, ModelConfig)).parse_args_and_config(
+        argv
+    )
     train(arguments, training, model, SoftRLOOTrainer)
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence():
+        main()

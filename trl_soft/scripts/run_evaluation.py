@@ -2,6 +2,7 @@
 """Evaluate a model under any ways of thinking, hard tokens included: `accelerate launch -m trl_soft.scripts.run_evaluation`."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from accelerate import PartialState
@@ -9,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..command_line import one_sentence
 from ..evaluate.decoding import Decoding, soft_tokens_grid
 from ..evaluate.runner import Evaluation, evaluate, saved_beside
 from ..files import printable
@@ -111,9 +113,10 @@ def run(arguments: EvaluationArguments) -> None:
         print(f"Wrote {arguments.output_dir}/metrics.json and samples/*.jsonl")
 
 
-def main() -> None:
-    run(*SoftParser((EvaluationArguments,)).parse_args_and_config())
+def main(argv: Sequence[str] | None = None) -> None:
+    run(*SoftParser((EvaluationArguments,)).parse_args_and_config(argv))
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence():
+        main()

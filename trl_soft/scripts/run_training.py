@@ -9,6 +9,7 @@ from datasets import Dataset
 from transformers import AutoConfig, AutoTokenizer
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
+from ..command_line import model_at
 from ..data import drop_long_prompts, load_rows, overlap, to_prompts
 from ..evaluate import BENCHMARKS, load_problems
 from ..rewards import REWARDS
@@ -23,8 +24,10 @@ def questions(arguments: SoftScriptArguments, name: str, split: str) -> Dataset:
     if name not in BENCHMARKS:
         return load_rows(name, split, arguments.dataset_config)
     if arguments.answer_marker is not None:
-        raise ValueError(
-            f"`answer_marker` is set with {name!r}, whose answers are read already. Leave `answer_marker` unset."
+        logger.warning(
+            "%s: its answers are read already, so `answer_marker` (%r) is for no row of it",
+            name,
+            arguments.answer_marker,
         )
     problems = load_problems(name, arguments.data_dir)
     corrected = [problem.number for problem in problems if "corrected" in problem.meta]
@@ -142,9 +145,9 @@ def train(arguments: SoftScriptArguments, training, model: ModelConfig, trainer_
     """Train as the settings say, and save the model into `output_dir`, in which `{seed}` stands for the seed."""
     refuse(arguments, training, model)
     training.output_dir = training.output_dir.replace("{seed}", str(training.seed))
-    tokenizer = AutoTokenizer.from_pretrained(
-        model.model_name_or_path, revision=model.model_revision, trust_remote_code=training.trust_remote_code
-    )
+    path, given = cast(str, model.model_name_or_path), {"revision": model.model_revision}
+    with model_at(path):
+        tokenizer = AutoTokenizer.from_pretrained(path, **given, trust_remote_code=training.trust_remote_code)
     train_dataset, eval_dataset = load_datasets(arguments, training, model, tokenizer)
     training.model_init_kwargs = {
         "revision": model.model_revision,

@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command `trl-soft`: each of its commands on the embedded reasoner, and a user's mistakes in one sentence."""
+
+import json
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from setuptools import find_packages
+from transformers import AutoModelForCausalLM
+
+import trl_soft
+from tests import tiny
+from trl_soft import ThinkingSettings
+from trl_soft.command_line import TRACEBACK, is_sentence, one_sentence
+from trl_soft.scripts import chat, console, doctor, recipes
+from trl_soft.scripts.parser import SoftParser, algorithm_of
+
+
+ROOT = Path(__file__).parent.parent
+REASONER = ROOT / "examples/quickstart/reasoner"
+
+
+def test_without_a_command_it_lists_them(capsys):
+    assert console.main([]) == 2
+    assert console.main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"  {name} " in shown for name in console.COMMANDS)
+    assert console.main(["--version"]) == 0 and capsys.readouterr().out == f"{trl_soft.__version__}\n"
+
+
+def test_a_misspelt_command_names_the_nearest(capsys):
+    assert console.main(["evalute"]) == 2
+    assert "The nearest is 'evaluate'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", console.COMMANDS)
+def test_each_command_has_help(name, capsys):
+    with pytest.raises(SystemExit) as ended:
+        console.main([name, "--help"])
+    assert ended.value.code == 0 and "--" in capsys.readouterr().out
+
+
+def test_it_runs_as_a_module():
+    shown = subprocess.run([sys.executable, "-m", "trl_soft", "--version"], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == trl_soft.__version__
+
+
+# A user's mistakes
+
+
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        ("train --config nowhere.yaml", "nowhere.yaml, which does not exist"),
+        ("train --config GUMBEL --learning_rate abc", "invalid float value: 'abc'"),
+        ("train --config GUMBEL --lerning_rate 1", "The nearest known name is `learning_rate`"),
+        ("train --config GUMBEL --lerning_rate null", "The nearest known name is `learning_rate`"),
+        ("train --config GUMBEL --thought soft --gumbel_density null", "no policy gradient"),
+        ("recipes show gumble", "The nearest is 'quickstart/gumbel'"),
+        ("merge REASONER -o NEW", "no `adapter_config.json`"),
+        ("chat NEW hello", "neither a folder with a model"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_status_2(words, sentence, capsys, tmp_path):
+    places = {"GUMBEL": ROOT / "recipes/quickstart/gumbel.yaml", "REASONER": REASONER, "NEW": tmp_path / "new"}
+    with pytest.raises(SystemExit) as ended:
+        console.main([str(places.get(word, word)) for word in words.split()])
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert ended.value.code == 2
+    assert lines[-1].startswith("error: ") and sentence in lines[-1]
+    assert not any(line.startswith("Traceback") for line in lines)
+
+
+@pytest.mark.parametrize("text", ["a: 1\na: 2\n", "- a\n", "a: [\n"])
+def test_yaml_that_is_no_recipe(text, tmp_path, capsys):
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(SystemExit) as ended:
+        console.main(["train", "--config", str(tmp_path / "recipe.yaml")])
+    assert ended.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+def test_only_our_own_errors_are_sentences(monkeypatch, capsys):
+    with pytest.raises(ValueError) as theirs:
+        int("x")
+    assert not is_sentence(theirs.value)
+    with pytest.raises(ValueError, match="invalid literal"):
+        with one_sentence():
+            int("x")
+    monkeypatch.setenv(TRACEBACK, "1")
+    with pytest.raises(ValueError, match="no kind of thought"):
+        with one_sentence():
+            ThinkingSettings(thought="x")
+    monkeypatch.delenv(TRACEBACK)
+    with pytest.raises(SystemExit):
+        with one_sentence():
+            ThinkingSettings(thought="x")
+    assert capsys.readouterr().err.startswith("error: `thought` is 'x'")
+
+
+def test_null_takes_a_key_of_the_recipe_back(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("thought: gumbel\ngumbel_density: concrete\nthinking_top_k: 7\n")
+    words = ["--config", str(tmp_path / "recipe.yaml"), "--gumbel_density", "null", "--thinking_top_k=null"]
+    (settings,) = SoftParser((ThinkingSettings,)).parse_args_and_config(words)
+    assert settings == ThinkingSettings(thought="gumbel")
+
+
+def test_the_algorithm_is_told_by_the_keys(tmp_path):
+    assert algorithm_of(["--config", str(ROOT / "recipes/quickstart/gumbel.yaml")]) == "grpo"
+    assert algorithm_of(["--config", str(ROOT / "recipes/soft_tokens/llama3b_gsm8k_soft.yaml")]) == "rloo"
+    assert algorithm_of(["--normalize_advantages", "true"]) == "rloo"
+
+
+# Commands
+
+
+def test_a_copy_of_a_recipe_runs_where_it_is_copied_to(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert console.main(["recipes", "copy", "quickstart/gumbel"]) == 0
+    assert (tmp_path / "recipes/quickstart/gumbel.yaml").is_file()
+    flags = ["--max_steps", "1", "--per_device_train_batch_size", "8", "--use_cpu", "true"]
+    assert console.main(["train", "--config", "recipes/quickstart/gumbel.yaml", *flags]) == 0
+    assert json.loads((tmp_path / "outputs/quickstart/gumbel/thinking_config.json").read_text())["thought"] == "gumbel"
+    (tmp_path / "recipes/quickstart/gumbel.yaml").write_text("mine: 1\n")
+    with pytest.raises(SystemExit):
+        console.main(["recipes", "copy", "quickstart/gumbel"])
+    assert "exists already" in capsys.readouterr().err
+    assert (tmp_path / "recipes/quickstart/gumbel.yaml").read_text() == "mine: 1\n"
+
+
+def test_recipes_are_listed_with_what_they_are(capsys):
+    assert console.main(["recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    training = [
+        path for path in (ROOT / "recipes").rglob("*.yaml") if path.parent.name not in ("accelerate", "papers")
+    ]
+    assert len(lines) == len(training)
+    assert all(len(line.split(maxsplit=1)[1]) > 20 for line in lines)
+
+
+def test_the_wheel_carries_every_package_and_the_recipes():
+    setup = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    carried = {name for name in setup["packages"] if "._files" not in name}
+    assert carried == set(find_packages(str(ROOT), include=["trl_soft*"]))
+    outside = {name: path for name, path in setup["package-dir"].items() if "._files" in name}
+    assert set(outside) == set(setup["packages"]) - carried
+    for name, path in outside.items():
+        patterns = setup["package-data"][name]
+        held = {file for pattern in patterns for file in (ROOT / path).glob(pattern)}
+        needed = {file for file in (ROOT / path).rglob("*") if file.is_file() and file.suffix not in (".py", ".pyc")}
+        assert held >= needed
+
+
+def test_chat_shows_the_thought_and_the_answer(capsys, monkeypatch):
+    words = [
+        "chat",
+        str(REASONER),
+        "3+4-5=",
+        "--thought",
+        "gumbel",
+        "--max_completion_length",
+        "48",
+        "--device",
+        "cpu",
+    ]
+    assert console.main([*words, "--temperature", "0", "--candidates", "3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    steps = [line.split() for line in lines if line[:4].strip().isdigit()]
+    assert len(steps) > 5 and [int(step[0]) for step in steps] == list(range(1, len(steps) + 1))
+    assert all(0 < float(step[3]) <= 1 for step in steps if len(step) > 3 and "." in step[3])
+    assert lines[-1].lstrip("-").isdigit()
+    typed = iter(["1+1=", "", "2+2="])
+
+    def type_next(*args, **kwargs):
+        for line in typed:
+            return line
+        raise EOFError
+
+    monkeypatch.setattr(chat.Console, "input", type_next)
+    assert console.main([*words[:2], "--no_thought", "--max_completion_length", "48", "--device", "cpu"]) == 0
+    assert len(capsys.readouterr().out.strip().splitlines()) == 2
+
+
+def test_a_merged_model_still_knows_how_to_think(tmp_path, capsys):
+    tiny.model().save_pretrained(tmp_path / "model")
+    net = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    net = get_peft_model(net, LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
+    settings = ThinkingSettings(thought="gumbel", thinking_top_k=3)
+    net.save_pretrained(tmp_path / "adapter")
+    tiny.tokenizer().save_pretrained(tmp_path / "adapter")
+    settings.save_thinking(tmp_path / "adapter")
+    assert console.main(["merge", str(tmp_path / "adapter"), "-o", str(tmp_path / "merged")]) == 0
+    assert ThinkingSettings.load_thinking(tmp_path / "merged") == settings
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    ids = torch.tensor([[4, 5, 6]])
+    torch.testing.assert_close(merged(ids).logits, net.eval()(ids).logits, rtol=1e-4, atol=1e-5)
+    with pytest.raises(SystemExit):
+        console.main(["merge", str(tmp_path / "adapter"), "-o", str(tmp_path / "merged")])
+    assert "is not empty" in capsys.readouterr().err
+
+
+def test_doctor_says_what_is_there(capsys):
+    status = console.main(["doctor", "--json"])
+    report = json.loads(capsys.readouterr().out)
+    by_subject = {finding["subject"]: finding for finding in report["findings"]}
+    assert by_subject["torch"]["sentence"].startswith(torch.__version__.partition("+")[0])
+    assert status == bool(report["problems"])
+    assert console.main(["doctor"]) == status
+
+
+def test_doctor_finds_a_version_outside_the_range(monkeypatch):
+    monkeypatch.setattr(doctor, "requires", lambda name: ["trl>=99", "torch>=1", 'trl_soft[plot]; extra == "eval"'])
+    found = {finding.subject: finding for finding in doctor.packages()}
+    assert found["trl"].state == "problem" and "pip install" in found["trl"].sentence
+    assert found["torch"].state == "ok"
+
+    def absent(name):
+        raise PackageNotFoundError
+
+    monkeypatch.setattr(doctor, "version", absent)
+    found = {finding.subject: finding for finding in doctor.packages()}
+    assert found["torch"].state == "problem" and found["wandb"].state == "note"
+
+
+def test_doctor_sees_a_vllm_that_the_plugin_cannot_use(monkeypatch):
+    from trl_soft.rollout.vllm import compat
+
+    monkeypatch.setattr(doctor, "find_spec", lambda name: SimpleNamespace())
+    monkeypatch.setattr(compat, "vllm_version", lambda: (0, 99))
+    (finding,) = doctor.vllm()
+    assert finding.state == "problem" and "0.24" in finding.sentence
+
+
+def test_an_installation_without_recipes_says_so(monkeypatch, tmp_path):
+    monkeypatch.setattr(recipes, "_PACKAGE", tmp_path / "trl_soft")
+    with pytest.raises(FileNotFoundError, match="no recipes"):
+        recipes.names()

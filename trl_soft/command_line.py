@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a command of this package ends when its user made a mistake: with one sentence and exit status 2."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from .files import printable
+
+
+MISTAKE = 2  # the exit status of argparse for a wrong flag
+TRACEBACK = "TRL_SOFT_TRACEBACK"
+_SENTENCES = (ValueError, TypeError, OSError, ImportError)
+
+
+def is_sentence(error: BaseException) -> bool:
+    """Whether this package raised the error itself, with a sentence for the user. Other errors need their traceback."""
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    name = "" if place is None else place.tb_frame.f_globals.get("__name__", "")
+    return isinstance(error, _SENTENCES) and name.partition(".")[0] == __package__
+
+
+@contextmanager
+def one_sentence() -> Iterator[None]:
+    """
+    End the process with the error's sentence and status 2, where this package raised the error. Every other error passes.
+
+    Set `TRL_SOFT_TRACEBACK=1` to see where a sentence was raised.
+    """
+    try:
+        yield
+    except _SENTENCES as error:
+        if os.environ.get(TRACEBACK) == "1" or not is_sentence(error):
+            raise
+        print(f"error: {printable(str(error))}", file=sys.stderr)
+        raise SystemExit(MISTAKE) from error
+
+
+@contextmanager
+def model_at(path: str) -> Iterator[None]:
+    """Load a model or a tokenizer inside the block. One that cannot be had is an `OSError` in one sentence."""
+    try:
+        yield
+    except OSError as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise OSError(
+            f"{path!r} is neither a folder with a model nor one that the hub gives: {reason} Check the path or the name."
+        ) from error

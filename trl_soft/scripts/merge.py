@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`trl-soft merge`: an adapter and its model as one model, which still says how it thinks."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..saved_settings import read, write
+
+
+def merge(adapter: str, output: Path, model: str | None = None, dtype: str = "auto") -> Path:
+    """
+    Merge a LoRA adapter into the model that it was trained on, and save model, tokenizer and thinking settings.
+
+    Args:
+        adapter (`str`): folder or hub id of the adapter.
+        output (`Path`): folder to write, which must be empty.
+        model (`str`, *optional*): the model; `None`: the one that the adapter names.
+        dtype (`str`): of the weights; `auto`: those of the model.
+
+    Raises:
+        FileExistsError: if `output` holds files.
+        ValueError: if `adapter` is no adapter.
+        ImportError: if PEFT is not installed.
+    """
+    try:
+        from peft import AutoPeftModelForCausalLM, PeftConfig
+    except ImportError as error:
+        raise ImportError("PEFT is not installed, which merges adapters: `pip install trl_soft[peft]`.") from error
+    from transformers import AutoTokenizer
+
+    if output.exists() and any(output.iterdir()):
+        raise FileExistsError(f"{output} is not empty. Give a folder that is empty, or does not exist yet.")
+    try:
+        config = PeftConfig.from_pretrained(adapter)
+    except ValueError as error:
+        raise ValueError(
+            f"{adapter} holds no `adapter_config.json`, so there is nothing to merge. Give an adapter's folder."
+        ) from error
+    if model is not None:
+        config.base_model_name_or_path = model
+    merged = AutoPeftModelForCausalLM.from_pretrained(adapter, config=config, dtype=dtype).merge_and_unload()
+    merged.save_pretrained(output)
+    AutoTokenizer.from_pretrained(adapter).save_pretrained(output)
+    settings = read(adapter)
+    if settings is not None:
+        write(output, settings)
+    return output
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser("trl-soft merge", description="Merge an adapter into its model.")
+    parser.add_argument("adapter", help="folder or hub id of the adapter")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder to write")
+    parser.add_argument("--model", help="the model; else the one that the adapter names")
+    parser.add_argument("--dtype", default="auto", help="of the merged weights (default: the model's)")
+    options = parser.parse_args(argv)
+    print(f"Wrote {merge(options.adapter, options.output, options.model, options.dtype)}")
