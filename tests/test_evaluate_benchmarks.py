@@ -210,7 +210,7 @@ def test_any_file_with_a_question_and_an_answer(tmp_path, file):
 
 
 def test_names_columns_and_splits_that_are_not_there(tmp_path):
-    with pytest.raises(ValueError, match=r"no benchmark, no file and no hub id.*Did you mean 'math500'\?.*gsm8k"):
+    with pytest.raises(ValueError, match=r"is not a benchmark, a file or a hub id.*Did you mean 'math500'\?.*gsm8k"):
         load_problems("math50")
     with pytest.raises(FileNotFoundError, match=r"nope\.jsonl does not exist"):
         load_problems("nope.jsonl", tmp_path)

@@ -157,7 +157,7 @@ def test_a_folder_in_the_place_of_a_file_is_said(tmp_path, name):
 @pytest.mark.parametrize("name", ["run", "run/samples"])
 def test_a_file_in_the_place_of_a_folder_is_said(tmp_path, name):
     damage(tmp_path / name, "text")
-    with pytest.raises(ValueError, match="samples has to be a folder, and a file stands in its place"):
+    with pytest.raises(ValueError, match="samples has to be a folder, but it is a file"):
         Store(tmp_path / "run").lock()
 
 

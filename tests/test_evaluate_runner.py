@@ -118,7 +118,7 @@ def test_a_finished_run_computes_nothing_again(world, finished, monkeypatch):
 def test_another_question_in_the_same_folder_is_refused(world, finished):
     folder, _ = finished
     for changes in ({"preset": "soft_grpo"}, {"limit": 3}, {"chunk": 11}, {"max_completion_length": 13}):
-        with pytest.raises(ValueError, match="would be mixed with others"):
+        with pytest.raises(ValueError, match="samples of two runs would be mixed"):
             evaluate(evaluation(world, folder, **changes))
 
 
@@ -141,7 +141,7 @@ def test_other_rows_weights_or_thoughts_under_the_same_path_are_refused(world, t
     with pytest.raises(ValueError, match="whose `weights` is"):
         evaluate(evaluation(own, tmp_path / "out", limit=2))
     (tmp_path / "out" / "manifest.json").unlink()
-    with pytest.raises(ValueError, match="no manifest says of what"):
+    with pytest.raises(ValueError, match="no manifest that describes them"):
         evaluate(evaluation(own, tmp_path / "out", limit=2))
 
 
@@ -283,7 +283,7 @@ def test_the_grid_is_three_by_six():
     ("changes", "sentence"),
     [
         ({"benchmarks": []}, "`benchmarks` is empty"),
-        ({"decodings": []}, "each decoding needs a name of its own"),
+        ({"decodings": []}, "each decoding needs its own name"),
         ({"grader": "judge"}, "`grader` is 'judge'"),
         ({"preset": "paper"}, "`preset` is 'paper'"),
         ({"engine": "vllm"}, "`engine` is 'vllm'"),

@@ -53,7 +53,7 @@ class Benchmark:
 
 
 def text_of(row: SourceRow, column: str) -> str:
-    """The text in a column, without blanks at its ends; empty where there is none."""
+    """The text in a column, without blanks at its ends. Empty if the column has none."""
     return gold_text(row[column]) or ""
 
 
@@ -113,7 +113,7 @@ def _read_mbpp(row: SourceRow, column: str) -> Gold:
         raise ValueError("`test_list` is empty, so no program could be wrong. Correct the row")
     _check_texts(row, ("code",))
     gold = {name: row[name] for name in ("task_id", "test_list", "code")}
-    # Only one of the two is in either version.
+    # Each version of MBPP has only one of the two.
     return {**gold, "test_setup_code": row.get("test_setup_code") or "", "test_imports": row.get("test_imports") or []}
 
 
@@ -181,8 +181,8 @@ def get_benchmark(name: str, data_dir: str | None = None) -> Benchmark:
     The benchmark with this name, or a benchmark made for a file or a hub id.
 
     Raises:
-        FileNotFoundError: if `name` looks like a file and is not there.
-        ValueError: if `name` is no benchmark, no file and no hub id.
+        FileNotFoundError: if `name` looks like a file that does not exist.
+        ValueError: if `name` is not a benchmark, a file or a hub id.
     """
     if name in BENCHMARKS:
         return BENCHMARKS[name]
@@ -198,7 +198,7 @@ def get_benchmark(name: str, data_dir: str | None = None) -> Benchmark:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         near = difflib.get_close_matches(name, BENCHMARKS, 1)
         raise ValueError(
-            f"{name!r} is no benchmark, no file and no hub id (owner/name). "
+            f"{name!r} is not a benchmark, a file or a hub id (owner/name). "
             + (f"Did you mean {near[0]!r}? " if near else "")
             + f"Choose one of {', '.join(BENCHMARKS)}, or give a file or a hub id."
         )

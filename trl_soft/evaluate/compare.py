@@ -4,7 +4,8 @@
     python -m trl_soft.evaluate.compare outputs/evaluation hard soft
     python -m trl_soft.evaluate.compare outputs/base hard outputs/trained soft
 
-The arguments are a run folder and a decoding of the first side, and then of the second side, whose folder may be left out.
+The arguments are a run folder and a decoding for each of the two sides. The second folder may be left out if both sides are
+in the same run.
 """
 
 import argparse
@@ -28,7 +29,7 @@ def compare(first: Side, second: Side, seed: int = 0) -> dict[str, dict[str, flo
 
     Args:
         first, second (`tuple[Path, str]`): a run folder and the name of a decoding.
-        seed (`int`): seed of the bootstrap and of the signs; see [`~trl_soft.evaluate.intervals.paired`].
+        seed (`int`): seed of the bootstrap and of the random signs; see [`~trl_soft.evaluate.intervals.paired`].
 
     Returns:
         By benchmark: `problems`, the mean accuracies `first` and `second`, and `difference`, `low`, `high` and `p_value`
@@ -77,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         prog="python -m trl_soft.evaluate.compare", description="Compare two decodings on the same problems."
     )
     parser.add_argument("sides", nargs="+", metavar="RUN DECODING", help="RUN DECODING [RUN] DECODING")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap and of the signs")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap and of the random signs")
     options = parser.parse_args(argv)
     if len(options.sides) not in (3, 4):
         parser.error("give RUN DECODING DECODING for one run, or RUN DECODING RUN DECODING for two")

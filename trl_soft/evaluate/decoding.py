@@ -38,7 +38,7 @@ class Decoding:
 
     @classmethod
     def parse(cls, entry: dict, seed: int = 0) -> "Decoding":
-        """A decoding from a flat mapping with `name` and any fields of those three dicts; else a `ValueError`."""
+        """A decoding from a flat mapping: `name`, and any fields of those three dicts. Raises `ValueError` for other keys."""
         if not isinstance(entry, dict) or "name" not in entry:
             raise ValueError(f"A decoding is {entry!r}, but it must be a mapping with a `name` and its settings.")
         names = {*_THINKING, *_ANSWER, *_OTHERS}
@@ -64,8 +64,8 @@ class Decoding:
 
         The fields of this decoding come first. For the other fields:
 
-        - The decoding names no thought: the settings saved beside the model, with the caps and the prefill of the
-          preset where it has them. Without saved settings, those of the preset.
+        - The decoding names no thought: the settings saved with the model. Where the preset has caps and a prefill, these
+          replace the saved ones. A model without saved settings gets those of the preset.
         - The decoding names a thought: the end of thinking, the caps and the prefill of the preset. A gaussian thought
           also takes the embedding RMS that the model was trained with.
         """
@@ -75,7 +75,7 @@ class Decoding:
         if "thought" not in self.thinking:
             if saved is not None:
                 fields_saved = {k: v for k, v in asdict(saved).items() if k in _THINKING}
-                # The papers evaluate with other caps and prefills than they train with.
+                # The papers evaluate with other caps and prefills than in training.
                 base = fields_saved | {k: base[k] for k in caps if base[k] is not None}
             else:
                 base |= of_preset
@@ -98,7 +98,7 @@ class Decoding:
 
 
 def saved_beside(path: str) -> ThinkingSettings | None:
-    """The thinking settings in the folder of a model's weights; `None` where there are none."""
+    """The thinking settings in the folder of a model's weights. `None` if the folder has none."""
     stored = saved_settings.read(path)
     return None if stored is None else ThinkingSettings.of_stored(stored, path)
 

@@ -3,9 +3,9 @@
 
     H_t = mean over completions of the entropy of softmax(z_t), in nats, over the whole vocabulary at temperature 1
 
-The entropies of a rollout are those of the distribution that a step was made from. For a thought at temperature 1e-4 that
-distribution has almost one point. So each completion is read once more, with the inputs of the rollout, and the entropies
-are measured at temperature 1.
+A rollout stores the entropy of the distribution that it drew each step from. At temperature 1e-4 almost all of that
+distribution lies on one token. So each completion is read once more, with the inputs of the rollout, and the entropies are
+measured at temperature 1.
 """
 
 import torch
@@ -60,7 +60,7 @@ class PositionMeans:
         self.counts[:n] += mask
 
     def add_sums(self, sums: list[float], counts: list[int]) -> None:
-        """Add what `to_json` of other means returned."""
+        """Add the sums and counts that `to_json` of other means returned."""
         n = len(sums)
         if n > len(self.sums):
             missing = n - len(self.sums)

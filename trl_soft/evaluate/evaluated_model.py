@@ -114,7 +114,7 @@ class EvaluatedModel:
         return [line for line in lines if line is not None], entropy
 
     def _line(self, rollout: Rollout, plan: Plan, problem: Problem, kind: str) -> dict[str, Any]:
-        """A completion of one row: its text, its verdict, its lengths and entropy, and its steps if they are wanted."""
+        """One completion as a line: its text, its verdict, its lengths and entropy, and its steps if the run writes them."""
         length = int(rollout.completion_mask.sum())
         ids = rollout.completion_ids[0, :length].tolist()
         lengths = int(rollout.thinking_length), int(rollout.thinking_surplus)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What to evaluate, and how: the settings of one run, and what is refused before anything is loaded."""
+"""The settings of one evaluation run, and their check before anything is loaded."""
 
 import os
 from dataclasses import dataclass
@@ -63,20 +63,20 @@ class Evaluation:
         "model", "benchmarks", "decodings", "preset", "limit", "question_column", "answer_column", "grader", "chunk",
         "engine", "dtype", "max_completion_length", "option_seed",
     )  # fmt: skip
-    # Digests of the rows and of the weights, because the same path can hold other ones later.
+    # Digests of the rows and of the weights, because a path can later hold other rows or weights.
     SETTLED = (*ASKED, "problems", "weights")
 
     def check(self) -> None:
-        """Raise a `ValueError` for what cannot be evaluated, before anything is loaded."""
+        """Raise a `ValueError` for settings that cannot be evaluated, before anything is loaded."""
         get_preset(self.preset)
         names = [decoding.name for decoding in self.decodings]
         repeated = {name for name in names if names.count(name) > 1}
         if repeated or not names:
             raise ValueError(
-                f"`decodings` has the names {names}, but each decoding needs a name of its own, by which its samples are found."
+                f"`decodings` has the names {names}, but each decoding needs its own name, because its samples are stored under it."
             )
         if not self.benchmarks:
-            raise ValueError("`benchmarks` is empty, so there is nothing to evaluate on. Name at least one.")
+            raise ValueError("`benchmarks` is empty, so there is nothing to evaluate. Name at least one.")
         if self.grader is not None and self.grader not in GRADERS:
             raise ValueError(f"`grader` is {self.grader!r}. Choose one of {', '.join(GRADERS)}.")
         if self.engine not in ENGINES:
@@ -90,8 +90,8 @@ class Evaluation:
         for name in filter(None, [self.name, *names]):
             if printable(name) != name:
                 raise ValueError(
-                    f"A run or decoding has the name {name!r}, whose control characters a terminal or a figure would "
-                    "obey. Choose a name of printable characters."
+                    f"A run or decoding has the name {name!r}, which holds control characters. A terminal or a figure would "
+                    "obey them. Choose a name of printable characters."
                 )
         for model in {decoding.model or self.model for decoding in self.decodings}:
             if (os.path.isabs(model) or model.startswith(".") or model.count("/") > 1) and not os.path.isdir(model):

@@ -4,7 +4,7 @@
     interval  mean - t*(1 - a) s .. mean - t*(a) s,  t* = (mean* - mean) / s*,  a = (1 - level) / 2: the bootstrap-t
     paired    p = share of sign vectors e with |sum e d| >= |sum d|,  d = b - a
 
-`scipy.stats.bootstrap` has no bootstrap-t, and its methods cover less: 92 to 94 % where this interval covers 94 to 97 %.
+`scipy.stats.bootstrap` has no bootstrap-t. Its methods cover 92 to 94 % where this interval covers 94 to 97 %.
 """
 
 import itertools
@@ -18,7 +18,7 @@ _CHUNK = 2**22  # numbers of one block of resamples: 32 MiB in float64
 _BISECTIONS = 60
 # Sums of float64 that should be equal differ by less than this share of the largest value.
 _ROUNDING = 1e-9
-_FLAT = 1e-10  # share of the variance below which the variance of a resample is rounding
+_FLAT = 1e-10  # a resample whose variance is below this share of the variance differs only by rounding
 
 
 def interval(
@@ -31,8 +31,8 @@ def interval(
     """
     Interval of the mean over problems. The problems are taken as a random sample of all problems of their kind.
 
-    The method is the studentised bootstrap (bootstrap-t) over problems. Most of 100 hard problems score 0 and a few do
-    not. A sample mean below the true mean then comes with a standard deviation below the true one. Percentile, BCa and
+    The method is the studentised bootstrap (bootstrap-t) over problems. On 100 hard problems most scores are 0 and a few
+    are not. A sample mean below the true mean then comes with a standard deviation below the true one. Percentile, BCa and
     normal intervals do not account for this: they cover 92 to 94 %, and nearly all misses lie on one side. The tail of
     t* does account for it: the coverage is 94 to 97 % at 100 and 500 problems.
 
@@ -147,7 +147,7 @@ def _difference_intervals(
 def check_resamples(level: float, resamples: int) -> None:
     if not 0 < level < 1:
         raise ValueError(
-            f"`level` is {level}, which cannot be the coverage of an interval; set it between 0 and 1, for example to 0.95."
+            f"`level` is {level}, which cannot be the coverage of an interval. Set it between 0 and 1, for example to 0.95."
         )
     if resamples * (1 - level) < 2 * (1 - _ROUNDING):
         needed = math.ceil(2 / (1 - level) - _ROUNDING)

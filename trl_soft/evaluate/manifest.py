@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The manifest of a run: what was asked, what it was resolved to, and where it was computed."""
+"""The manifest of a run: its settings as given, their resolved values, and the machine that computed it."""
 
 import hashlib
 import json
@@ -44,7 +44,7 @@ def manifest_of(run: Evaluation, problems: dict[str, list[Problem]], processes: 
 
 
 def _decoding_entry(decoding: Decoding, run: Evaluation, problems: dict[str, list[Problem]]) -> dict[str, Any]:
-    """A decoding with its complete settings: the fields that were given, and the values that the others take."""
+    """A decoding with its complete settings: the given fields, and the resolved values of the others."""
     preset, saved = get_preset(run.preset), saved_beside(decoding.model or run.model)
     kinds = sorted({rows[0].meta["kind"] for rows in problems.values()})
     settings = [decoding.settings(preset, kind, saved).thinking_dict() for kind in kinds]

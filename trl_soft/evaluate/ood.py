@@ -3,9 +3,9 @@
 
     python -m trl_soft.evaluate.ood MODEL -o outputs/ood [--data_dir DATA] [--tasks hellaswag arc_challenge mmlu]
 
-There are no thoughts: the model reads a question and answers. For each task, with an interval over questions:
+The model does not think: it reads a question and answers. Each task has these metrics, with an interval over questions:
 
-    greedy    success of greedy sampling: the options stand in the prompt, and the model writes the letter of the right one
+    greedy    success of greedy sampling: the prompt has the options, and the model writes the letter of the right one
     nll       negative log-likelihood of the right answer per token, in nats
     nll_sum   the same, summed over the answer
     acc       whether the right answer is the most likely one; acc_norm: the same per byte, as the harness computes it
@@ -32,11 +32,11 @@ LETTERS = "ABCDEFGHIJ"
 _OPTIONS = "{% for option in options %}\n{{'" + LETTERS + "'[loop.index0]}}. {{option}}{% endfor %}"
 _WITH_OPTIONS = "{{question}}" + _OPTIONS + "\nAnswer:"
 _ABCD = list(LETTERS[:4])
-_GREEDY = "_greedy"  # suffix of the harness's name of a task whose answer is written
+_GREEDY = "_greedy"  # suffix of the name, in the harness, of a task whose answer the model writes
 
 
 def _hellaswag(row: dict[str, Any]) -> dict[str, Any]:
-    if "ctx_a" in row:  # the hub's rows have marks of WikiHow, which are removed as the harness does
+    if "ctx_a" in row:  # the hub's rows have WikiHow's marks; they are removed as in the harness
         texts = [f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}", *row["endings"]]
         question, *options = (
             re.sub(r"\[.*?\]", "", t.strip().replace(" [title]", ". ")).replace("  ", " ") for t in texts
@@ -120,7 +120,7 @@ TASKS: dict[str, Task] = {
         "Question: {{question}}\nAnswer:",
     ),
     "mmlu": Task(("cais/mmlu", "all", "test"), "mmlu_test.jsonl.gz", _mmlu, _WITH_OPTIONS, _ABCD),
-    # Other questions than those of the papers' tables, for where the test split is not at hand.
+    # Not the questions of the papers' tables. For users without the test split.
     "mmlu_validation": Task(
         ("cais/mmlu", "all", "validation"), "mmlu_validation.jsonl.gz", _mmlu, _WITH_OPTIONS, _ABCD
     ),
@@ -130,7 +130,7 @@ METRICS = ("greedy", "nll", "nll_sum", "acc", "acc_norm")
 
 
 def configurations(name: str, data_dir: str | None) -> list[Any]:
-    """What the harness is asked for one task; `ValueError` or `FileNotFoundError` where there are no local files."""
+    """The harness's configurations of one task. Raises `ValueError` or `FileNotFoundError` without local files."""
     if name in TASKS:
         task = TASKS[name]
         if data_dir is not None and not os.path.isfile(os.path.join(data_dir, task.file)):
@@ -142,7 +142,7 @@ def configurations(name: str, data_dir: str | None) -> list[Any]:
         return list(task.configs(name, data_dir))
     if data_dir is not None:
         raise ValueError(f"`tasks` holds {name!r}, which has no local files. Choose among {', '.join(TASKS)}.")
-    return [name]  # the harness's own
+    return [name]  # a task of the harness
 
 
 def out_of_domain(
@@ -163,7 +163,7 @@ def out_of_domain(
         limit (`int`, *optional*): use only this many questions of each task, from the first.
 
     Returns:
-        For each of `tasks` the number of `questions`, and the metrics that the head of this file names, each as
+        For each of `tasks` the number of `questions`, and the metrics listed at the head of this file, each as
         `{"value", "low", "high"}`. The questions of a group are pooled.
     """
     configs = [config for name in tasks for config in configurations(name, data_dir)]

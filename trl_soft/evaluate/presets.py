@@ -19,8 +19,8 @@ class PromptFormat:
 
     Args:
         user (`str`):
-            The user's message, or the whole prompt where the preset has no chat. It holds `{question}`; for MBPP it
-            may also hold `{tests}`.
+            The user's message, or the whole prompt if the preset has no chat. It holds `{question}`. For MBPP it may
+            also hold `{tests}`.
         answer_after (`str`, *optional*):
             The answer is the text after the first occurrence of this text. `None`: the whole completion.
         answer_prefill (`tuple[str, str]`, *optional*):
@@ -172,7 +172,7 @@ _SOFT_TOKENS = Preset(
     num_samples=32,  # section 4 reports pass@k up to 32; the number of samples is not stated; ours
 )
 
-# All ours: the question, a short request for an answer that can be graded, and the model's own distribution.
+# All of this is ours: the question, a short request for an answer that can be graded, and the model's own distribution.
 _PLAIN = Preset(
     name="plain",
     formats={
@@ -212,7 +212,7 @@ def get_preset(preset: str | Preset) -> Preset:
 
 
 def question_text(problem: Problem, preset: str | Preset) -> str:
-    """The user's message, or the whole prompt where the preset has no chat."""
+    """The user's message, or the whole prompt if the preset has no chat."""
     template = get_preset(preset).formats[problem.meta["kind"]].user
     tests = "\n".join(problem.gold["test_list"]) if isinstance(problem.gold, dict) and "{tests}" in template else ""
     # Both names are replaced in one pass, because a question may itself hold `{tests}`.
@@ -244,11 +244,11 @@ def answer_text(completion: str, preset: str | Preset, kind: str, answer_phase: 
     - A preset that forces a box: that box alone, found by [`~trl_soft.evaluate.grading.forced.final_box`]; empty text
       where there is no such box.
     - A preset that forces another text, with `answer_phase` known: the answer phase behind the forced text.
-    - Else: the text after the first `answer_after`, or the whole completion where that does not occur.
+    - Otherwise: the text after the first `answer_after`, or the whole completion if it does not occur.
 
     Args:
         answer_phase (`str`, *optional*):
-            The completion behind its thought, forced text included. `None` where it is not known or nothing is forced.
+            The completion behind its thought, with the forced text. `None` if it is not known or nothing is forced.
             See [`~trl_soft.rollout.completion_text.answer_phase`].
     """
     marker = get_preset(preset).formats[kind].answer_after

@@ -42,14 +42,14 @@ class Problem:
 
     Args:
         number (`int`): its number in the benchmark, from 0. A `limit` does not change it.
-        question (`str`): the question; of a multiple choice with its options.
+        question (`str`): the question. A multiple-choice question has its options.
         gold (`str` or `dict`):
             The gold answer, in the form that the grader compares with. Mathematics: LaTeX. OlympiadBench: a dict of
             `answer`, `answer_type`, `is_multiple_answer`, `unit` and `error`. Choices: a letter. Code: a dict with the
             fields of the source, the reference solution among them.
         meta (`dict`):
-            `benchmark`, `kind` and `grader`; the other short fields of the source; `options` of a multiple choice;
-            `corrected`, the answer of the source, where that answer was wrong or missing.
+            `benchmark`, `kind` and `grader`; the other short fields of the source; `options` of a multiple-choice
+            question; and `corrected`, the answer of the source if it was wrong or missing.
     """
 
     number: int
@@ -86,7 +86,7 @@ def load_problems(
 
     Raises:
         FileNotFoundError: if a file is not there.
-        ValueError: if a row cannot be read; the message names the row. Also if there is no problem at all.
+        ValueError: if a row cannot be read (the message names the row), or if there is no problem at all.
     """
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
         raise ValueError(f"`limit` is {limit!r}, but it must be a whole number of problems, at least 1.")
@@ -185,7 +185,7 @@ def _parse(path: str, line: int, text: str):
 
 
 def _problem(benchmark: Benchmark, number: int, row: SourceRow, seed: int) -> Problem:
-    """The problem in one row; a `ValueError` names a row that has none."""
+    """The problem in one row. If the row has none, a `ValueError` names the row."""
     place = f"Row {number} of {benchmark.name}"
     for name in ("question_column", "answer_column"):
         column = getattr(benchmark, name)

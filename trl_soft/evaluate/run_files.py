@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading the files of a run folder. Each is checked once, where it is read, in every field that is used.
+"""Reading the files of a run folder. Each file is checked once, where it is read, in every field that is used.
 
-What a file lacks or holds instead is one sentence (`ValueError`) that names the file and the entry.
+An entry that is missing or wrong raises a `ValueError`: one sentence that names the file and the entry.
 """
 
 import math
@@ -32,7 +32,7 @@ from .shapes import (
 from .store import Chunk, Store
 
 
-_ROUNDING = 1e-9  # between the ends of an interval that has no width
+_ROUNDING = 1e-9  # tolerance between the ends of an interval without width
 _NATS = where(
     lambda x: is_number(x) and (abs(x) <= 1e6 or not math.isfinite(x)),
     "it has to be a number of nats, no more than 1e6",
@@ -57,7 +57,7 @@ _MANIFEST = record(
 
 
 def _estimate(share: bool) -> Check:
-    """A number, alone or with the ends of its interval; no number at all where a run had nothing to measure."""
+    """A number, alone or with the ends of its interval, or `null` where a run had nothing to measure."""
 
     def check(value: Any) -> None:
         parts = value if isinstance(value, dict) else {"value": value}
@@ -153,7 +153,7 @@ def scored_chunks(store: Store, only: set[tuple[str, str]] | None = None) -> Ite
         only (`set[tuple[str, str]]`, *optional*): benchmarks and decodings to read; `None` means all.
 
     Raises:
-        ValueError: if a sample lacks what scores need, or holds something else in its place.
+        ValueError: if a sample has no field that scores need, or a wrong value there.
     """
     check = record(_SCORED)
     for path, chunk, samples, seal in store.chunks_of_files():
@@ -164,10 +164,10 @@ def scored_chunks(store: Store, only: set[tuple[str, str]] | None = None) -> Ite
 
 def shown_samples(store: Store) -> Iterator[dict]:
     """
-    The sealed samples of a run, one at a time, each with what a page shows.
+    The sealed samples of a run, one at a time, each with the fields that a page shows.
 
     Raises:
-        ValueError: if a sample lacks what a page needs, or holds something else in its place.
+        ValueError: if a sample has no field that a page needs, or a wrong value there.
     """
     check = record(_SHOWN, _SHOWN_TOO)
     for path, chunk, samples, _ in store.chunks_of_files():

@@ -19,7 +19,7 @@ class Samples:
 
     Args:
         lines (`list[dict]`): the samples, in any order.
-        tokens (`int`), seconds (`float`): what computing them took.
+        tokens (`int`), seconds (`float`): tokens drawn and time taken.
         positions (`PositionMeans`, *optional*): entropies by position; `None` unless every chunk measured them, because
             the mean over a part of the chunks would be a mean over other problems.
     """
@@ -40,7 +40,7 @@ class Samples:
             self.positions.add_sums(**seal["entropy_by_position"])
 
     def by_problem(self) -> dict[int, list[dict]]:
-        """The samples of each problem in the order of their numbers; problems in the order of theirs."""
+        """The samples of each problem. Problems and samples are in the order of their numbers."""
         problems: dict[int, list[dict]] = defaultdict(list)
         for line in sorted(self.lines, key=lambda line: (line["problem"], line["sample"])):
             problems[line["problem"]].append(line)
@@ -80,7 +80,7 @@ def read_samples(store: Store, only: set[tuple[str, str]] | None = None) -> dict
         only (`set[tuple[str, str]]`, *optional*): benchmarks and decodings to read; `None` means all.
 
     Raises:
-        ValueError: if a sample lacks what scores need, or holds something else in its place.
+        ValueError: if a sample has no field that scores need, or a wrong value there.
     """
     groups: dict[tuple[str, str], Samples] = defaultdict(Samples)
     for (benchmark, decoding, _), lines, seal in scored_chunks(store, only):

@@ -57,7 +57,7 @@ def first_k(correct: Verdicts, k: int) -> np.ndarray:
 
     It estimates pass@k from k samples and ignores the other n - k. It has no bias over many runs, but it has the noise
     of one draw: it changes with the order of the samples, and the best of several k, seeds or orders is too high. Use
-    `pass_at_k`, which is the mean of this score over all orders. `first_k` serves comparison with tables that use it.
+    `pass_at_k`, which is the mean of this score over all orders. Use `first_k` only to compare with tables that use it.
     """
     rows = _problems(correct)
     _check_k(k, rows)
@@ -101,7 +101,7 @@ def maj_at_k(
     if [len(answers) for answers in votes] != [len(row) for row in rows]:
         raise ValueError(
             "`votes` and `correct` differ in the number of problems or of samples of a problem, so an answer's "
-            "verdict is unknown; give one answer, or None, for each verdict."
+            "verdict is unknown. Give one answer, or None, for each verdict."
         )
     members = {n: _subsets(n, k, resamples, seed) for n in {len(row) for row in rows}}
     return np.array([_majority(answers, row, members[len(row)]) for answers, row in zip(votes, rows, strict=True)])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of JSON that somebody may have changed: each says which entry is wrong, and what has to stand there."""
+"""Checks of JSON that somebody may have changed. Each check says which entry is wrong, and what it has to be."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -14,11 +14,11 @@ _SHOWN = 60  # characters of a name or of a value in a sentence
 
 class WrongEntry(ValueError):
     """
-    An entry that nothing can work with.
+    An entry with a wrong value.
 
     Args:
-        found (`str`): what stands there, as the predicate of a sentence; see `stands`.
-        demand (`str`): what has to stand there, as a clause.
+        found (`str`): the value, as the predicate of a sentence; see `stands`.
+        demand (`str`): what the value has to be, as a clause.
         path (`tuple`): keys and indices that lead to the entry.
     """
 
@@ -33,7 +33,7 @@ class WrongEntry(ValueError):
 
 
 def stands(value: Any) -> str:
-    """The predicate that says which value stands in an entry, in a few characters that a terminal does not obey."""
+    """The predicate that shows the value of an entry: short, and without control characters."""
     return f"is {_short(repr(value))}"
 
 
@@ -75,7 +75,7 @@ text = where(lambda value: isinstance(value, str), "it has to be a text")
 flag = where(lambda value: isinstance(value, bool), "it has to be true or false")
 number = where(is_number, "it has to be a number")
 finite = where(lambda value: is_number(value) and math.isfinite(value), "it has to be a finite number")
-# Whole numbers above 2^53 are not all floats, and no run counts that far.
+# Above 2^53 not every whole number is a float, and no run counts that far.
 count = where(is_count, "it has to be a whole number from 0 to 2^53")
 
 
@@ -115,7 +115,7 @@ def mapping(key: Check, check: Check) -> Check:
 
 
 def record(required: Mapping[str, Check], others: Mapping[str, Check] | None = None) -> Check:
-    """An object with fields that have to be there, and others that may. It may hold fields of any other name too."""
+    """An object with `required` fields, and `others` that may be there. Fields of any other name are allowed."""
     checks = {**(others or {}), **required}
 
     def checked(value: Any) -> None:
@@ -123,7 +123,7 @@ def record(required: Mapping[str, Check], others: Mapping[str, Check] | None = N
             raise WrongEntry(stands(value), "it has to be an object")
         missing = [name for name in required if name not in value]
         if missing:
-            raise WrongEntry(f"lacks {', '.join(missing)}", "nothing can stand for what a run wrote there")
+            raise WrongEntry(f"lacks {', '.join(missing)}", "nothing can replace what a run wrote there")
         for name, check in checks.items():
             if name in value:
                 _inside(name, value[name], check)

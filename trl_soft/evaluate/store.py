@@ -39,11 +39,11 @@ class Store:
 
     def open(self, manifest: dict[str, Any], settled: tuple[str, ...]) -> None:
         """
-        Begin a run, or continue one. Call `lock` first: of two runs that begin together, one finds the folder taken.
+        Begin a run, or continue one. Call `lock` first: if two runs begin together, only one of them gets the folder.
 
         Args:
-            manifest: what is asked, and what was found here.
-            settled: its keys that must not differ from those of the run that is continued.
+            manifest: the settings of the run, and the machine and versions that compute it.
+            settled: the keys of the manifest that must equal those of the run that is continued.
 
         Raises:
             ValueError: if the folder holds another run, or a manifest that cannot be read. Nothing is written then.
@@ -56,22 +56,22 @@ class Store:
             if different:
                 key = different[0]
                 raise ValueError(
-                    f"{self.folder} holds a run whose `{key}` is {before.get(key)!r}, and now it is {asked.get(key)!r}: its "
-                    "samples would be mixed with others. Set the same, or another output folder."
+                    f"{self.folder} holds a run whose `{key}` is {before.get(key)!r}, and now it is {asked.get(key)!r}: the samples "
+                    "of two runs would be mixed. Set the same value, or another output folder."
                 )
             resumed = before.get("resumed")
             resumed = resumed if isinstance(resumed, list) else []
             manifest = {**before, "resumed": [*resumed, manifest["environment"]]}
         elif any((self.folder / "samples").glob("*.jsonl")):
             raise ValueError(
-                f"{self.folder}/samples holds samples and no manifest says of what. Put the manifest beside them, or set "
-                "another output folder."
+                f"{self.folder}/samples holds samples, but there is no manifest that describes them. Put the manifest beside "
+                "them, or set another output folder."
             )
         self._make_folder()
         replace_text(file, json.dumps(manifest, indent=2) + "\n")
 
     def lock(self) -> None:
-        """Be the only process that writes this file, until this process ends, however it ends."""
+        """Let no other process write this file until this process ends, in whatever way it ends."""
         import fcntl
 
         self._make_folder()
@@ -90,33 +90,33 @@ class Store:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
             raise ValueError(
-                f"{self.path.parent} has to be a folder, and a file stands in its place ({error}). Move the file away, or set "
-                "another output folder."
+                f"{self.path.parent} has to be a folder, but it is a file ({error}). Move the file away, or set another output "
+                "folder."
             ) from error
 
     def append(self, chunk: Chunk, samples: list[dict], **measured) -> None:
-        """Write a whole chunk, and be sure that it is on the disk."""
+        """Write a whole chunk and flush it to the disk."""
         lines = [{"begin": chunk}, *samples, {"seal": chunk, "samples": len(samples), **measured}]
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         torn = self.path.exists() and not _ends_a_line(self.path)
-        # Half of a surrogate pair, which a cut text can end with, has no UTF-8; as JSON's own escape it is kept.
+        # A text that was cut can end with half of a surrogate pair. It has no UTF-8, but JSON's escape keeps it.
         with open(self.path, "a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(("\n" if torn else "") + text)
             file.flush()
             os.fsync(file.fileno())
 
     def chunks(self) -> Iterator[tuple[Chunk, list[dict], dict]]:
-        """Every sealed chunk of every process, once: its name, its samples and what its seal says."""
+        """Every sealed chunk of every process, once: its name, its samples and the content of its seal."""
         return ((chunk, samples, seal) for _, chunk, samples, seal in self.chunks_of_files())
 
     def chunks_of_files(self) -> Iterator[tuple[Path, Chunk, list[dict], dict]]:
         """
-        Every sealed chunk of every process, once: its file, its name, its samples and what its seal says.
+        Every sealed chunk of every process, once: its file, its name, its samples and the content of its seal.
 
-        A line that is damaged, a seal among them, is as if it had never been written, and its chunk with it.
+        A chunk with a damaged line (a damaged seal too) counts as missing.
 
         Raises:
-            ValueError: if a folder stands where samples should.
+            ValueError: if a folder has the name of a file of samples.
         """
         seen: set[Chunk] = set()
         for path in sorted((self.folder / "samples").glob("*.jsonl")):
@@ -139,14 +139,14 @@ class Store:
                         current.append(line)
 
     def write(self, name: str, content: Any) -> None:
-        """A JSON file of the run, whole or not at all."""
+        """Write a JSON file of the run. A reader finds the whole file or none."""
         replace_text(self.folder / name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def _refuse_folder(path: Path) -> None:
     if path.is_dir():
         raise ValueError(
-            f"{path} is a folder, and a run keeps a file there. Move it away, or set another output folder."
+            f"{path} is a folder, but a run keeps a file there. Move it away, or set another output folder."
         )
 
 
@@ -167,7 +167,7 @@ def _parsed(text: str) -> dict | None:
 
 
 def _sealed(line: dict) -> Chunk | None:
-    """The chunk that a seal is of; `None` if the seal does not say so, or says what no run writes."""
+    """The chunk of a seal. `None` if the seal does not name it, or if no run writes such a seal."""
     name, spent = line["seal"], [line.get(key) for key in ("samples", "tokens", "seconds")]
     if not (isinstance(name, list) and [type(part) for part in name] == [str, str, int]):
         return None
@@ -180,7 +180,7 @@ def _sealed(line: dict) -> Chunk | None:
 
 
 def _as_long(sums: Any, counts: Any) -> bool:
-    """Whether these are entropies and numbers of completions, one of each for a position."""
+    """Whether these are entropies and numbers of completions, with one of each for every position."""
     if not (isinstance(sums, list) and isinstance(counts, list) and len(sums) == len(counts)):
         return False
     return all(is_number(x) and math.isfinite(x) for x in sums) and all(map(is_count, counts))

@@ -27,7 +27,7 @@ __all__ = [
 
 Grader = Callable[..., Verdict]
 
-# The `grader` of a preset or of an evaluation's settings.
+# The graders by the name that a preset or the settings of an evaluation use.
 GRADERS: dict[str, Grader] = {
     "math": grade_math,
     "letters": grade_letter,

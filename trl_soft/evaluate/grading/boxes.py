@@ -2,13 +2,16 @@
 r"""
 The content of a `\boxed` or `\fbox`, for every judge, reward and reader of golds.
 
-The rule: the last box counts. A box in braces ends at its matching brace; escaped braces do not count. A box without braces
-(`\boxed 2`, `\boxed5`, `\boxed\pi`) holds the number, command or character that follows; another box is no such command. A
-box whose brace does not close within 4,000 characters holds no answer, and no earlier box stands in for it: the text was cut
-while it gave another answer.
+The rule: the last box counts.
 
-Boxes are looked for from the end of the text by its string methods, however long it is. What stands between two of them, and
-4,000 characters behind the last, is all that is read further.
+- A box in braces ends at its matching brace. Escaped braces do not count.
+- A box without braces (`\boxed 2`, `\boxed5`, `\boxed\pi`) holds the number, command or character that follows. Another box
+  is not such a command.
+- A box whose brace does not close within 4,000 characters holds no answer. An earlier box does not replace it, because the
+  text was cut while it gave another answer.
+
+String methods search for boxes from the end of the text, however long the text is. Only the text between two boxes, and 4,000
+characters behind the last, is read further.
 """
 
 import re
@@ -34,11 +37,11 @@ _BETWEEN = re.compile(
 @dataclass(frozen=True)
 class Box:
     """
-    Where a box stands in a text.
+    The place of a box in a text.
 
     Args:
-        start, end (`int`): of the box with its command; a box that does not close ends with the text.
-        content (`slice`, *optional*): of its content; `None` where it does not close.
+        start, end (`int`): ends of the box with its command. A box that does not close ends with the text.
+        content (`slice`, *optional*): the place of its content. `None` if the box does not close.
     """
 
     start: int
@@ -48,8 +51,8 @@ class Box:
 
 def closing_brace(text: str, start: int = 0, end: int | None = None) -> int | None:
     """
-    Where the brace that opened before `text[start]` closes; escaped braces do not count. `None` where it does not, before
-    `end` if that is given.
+    The place of the brace that closes the brace opened before `text[start]`. Escaped braces do not count. `None` if it does
+    not close (before `end`, if that is given).
     """
     depth = 1
     for match in _ESCAPE_OR_BRACE.finditer(text, start, len(text) if end is None else end):
@@ -60,7 +63,7 @@ def closing_brace(text: str, start: int = 0, end: int | None = None) -> int | No
 
 
 def openings(text: str) -> Iterator[re.Match]:
-    """How each box begins, the last first; one may stand inside another."""
+    """The beginnings of all boxes, the last box first. A box may be inside another."""
     place = len(text)
     while (place := text.rfind("box", 0, place)) >= 0:
         opening = _opening_around(text, place)
@@ -69,7 +72,7 @@ def openings(text: str) -> Iterator[re.Match]:
 
 
 def first_opening(text: str) -> re.Match | None:
-    """How the first box of a text begins; `None` where it has none."""
+    """The beginning of the first box of a text. `None` if the text has no box."""
     place = -1
     while (place := text.find("box", place + 1)) >= 0:
         opening = _opening_around(text, place)
@@ -79,19 +82,19 @@ def first_opening(text: str) -> re.Match | None:
 
 
 def _opening_around(text: str, place: int) -> re.Match | None:
-    r"""The beginning of the box whose command, `\boxed` or `\fbox`, has its "box" at `place`; `None` where that is none."""
+    r"""The beginning of the box whose command, `\boxed` or `\fbox`, has its "box" at `place`. `None` if that is no box."""
     start = place - (1 if text[place - 1 : place] == "\\" else 2)
     if start < 0:
         return None
     before = start
     while text[before - 1 : before] == "\\":
         before -= 1
-    # An odd number of backslashes before it: the last of them and that of the command are a line break of LaTeX.
+    # With an odd number of backslashes before it, the last of them and the command's are a line break of LaTeX.
     return None if (start - before) % 2 else _OPENING.match(text, start, min(start + LONGEST_BOX, len(text)))
 
 
 def box_of(text: str, opening: re.Match, limit: int | None = None) -> Box:
-    """The box that begins so; where it does not close before `limit`, one that does not close."""
+    """The box with this beginning. A box that does not close before `limit` counts as one that does not close."""
     if opening["bare"] is not None:
         return Box(opening.start(), opening.end(), slice(*opening.span("bare")))
     longest = min(opening.start() + LONGEST_BOX, len(text))
@@ -103,11 +106,11 @@ def box_of(text: str, opening: re.Match, limit: int | None = None) -> Box:
 
 def last_boxed(text: str, several: bool = False) -> str | None:
     r"""
-    The content of the last box, blanks at its ends aside; `None` where there is no box or where the last does not close.
+    The content of the last box, without blanks at its ends. `None` if there is no box or if the last one does not close.
 
     Args:
-        several (`bool`): take boxes with nothing but punctuation, "and", "or" and a name (`$x=\boxed{1}$ or
-            $x=\boxed{2}$`) between them as one answer `1,2`.
+        several (`bool`): boxes count as one answer `1,2` if only punctuation, "and", "or" and a name stand between them
+            (`$x=\boxed{1}$ or $x=\boxed{2}$`).
     """
     begun = openings(text)
     opening = next(begun, None)

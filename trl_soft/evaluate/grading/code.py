@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from .parsing import LONGEST_PROGRAM, error_line, parses, statements
 
 
-# A fence may be indented, and stand behind the mark of a list item or a quotation.
+# A fence may be indented, and may follow the mark of a list item or a quotation.
 _FENCE = re.compile(r"(?P<indent>(?:[ \t]|[-*+>][ \t]|\d{1,3}[.)][ \t])*+)(?P<marks>`{3,}+|~{3,}+)(?P<info>[^`]*+)")
-# Behind prose in the same line an opening fence names its language.
+# An opening fence that follows prose in the same line names its language.
 _FENCE_BEHIND_PROSE = re.compile(
     r"[^`]*[^`\s][ \t]*(?P<marks>`{3})[ \t]*(?P<info>(?:python3?|py)[ \t]*)", re.IGNORECASE
 )
@@ -24,25 +24,26 @@ _CODE_LINE = re.compile(
     r"from[ \t]+[\w.]+[ \t]+import\b|import[ \t]+[\w.]+|(?:async[ \t]+)?def[ \t]+\w+[ \t]*\(|class[ \t]+\w+[ \t]*[:(]|@\w|"
     r"\w++[ \t]*+=[^=]"
 )
-_PLAIN_CUTS = 10  # cuts at the line of an error before cuts grow
+_PLAIN_CUTS = 10  # number of cuts at the line of an error before the cuts grow
 
 
 def extract_code(
     text: str, name: str | None = None, *, needed: Iterable[str] = (), given: Collection[str] = ()
 ) -> str | None:
     """
-    The program in the fenced blocks of a text, or `None` where it has none.
+    The program in the fenced blocks of a text, or `None` if it has no block.
 
-    It is the last Python block that defines `name`, behind what it needs of the others: imports, functions, classes and
-    values that it uses and does not define. Where no block defines `name`, it is all Python blocks together.
+    The program is the last Python block that defines `name`. The imports, functions, classes and values that this block uses
+    and does not define come before it, from the other blocks. If no block defines `name`, the program is all Python blocks
+    together.
 
-    Blocks are fenced by backticks or tildes, indented or not, or stand between `[PYTHON]` and `[/PYTHON]`. A block that the
-    text breaks off in counts as far as it goes, and a text may begin inside a block, behind a fence that was forced.
+    A block is fenced by backticks or tildes, indented or not, or by `[PYTHON]` and `[/PYTHON]`. If the text ends inside a
+    block, the block counts up to there. A text may also begin inside a block, after a forced fence.
 
     Args:
         name (`str`, *optional*): a function or class.
-        needed (iterable of `str`): further names that the program has to define.
-        given (collection of `str`): names that are defined elsewhere, which no block has to supply.
+        needed (iterable of `str`): other names that the program has to define.
+        given (collection of `str`): names that are defined elsewhere, so no block has to define them.
     """
     tagged = _TAG.findall(text) if "[python]" in text.lower() else []
     if tagged:
@@ -63,7 +64,7 @@ def extract_code(
 
 
 def unfenced_program(text: str, name: str | None) -> str:
-    """A text without fences from where its program begins, behind prose, or all of it where that is nowhere."""
+    """A text without fences, from the beginning of its program on. All of the text if no program begins in it."""
     lines = text.split("\n")
     starts = [place for place, line in enumerate(lines) if _CODE_LINE.match(line)]
     if not starts or (name is not None and not defines(text, name)):
@@ -77,7 +78,7 @@ def unfenced_program(text: str, name: str | None) -> str:
 
 
 def _likely(lines: Sequence[str], starts: Sequence[int], name: str | None) -> list[int]:
-    """Where a program may begin behind prose, in order, at most eleven places: no text is parsed for each of its lines."""
+    """Places where a program may begin after prose, in order. At most eleven, so that not every line is parsed."""
     code = set(starts)
     fresh = [start for start in starts if start - 1 not in code]
     naming = [start for start in starts if name is not None and defines(lines[start], name)]
@@ -89,7 +90,7 @@ def _likely(lines: Sequence[str], starts: Sequence[int], name: str | None) -> li
 
 @dataclass(frozen=True)
 class _Fence:
-    """A line that is a fence: its place, the blanks before it (list marks as blanks), its marks and what follows them."""
+    """A line that is a fence: its place, the blanks before it (list marks as blanks), its marks and the text after them."""
 
     line: int
     indent: str
@@ -106,9 +107,9 @@ class _Fence:
         return not self.info.strip() and self.marks[0] == opening.marks[0] and len(self.marks) >= len(opening.marks)
 
     def opens_anew(self, opening: "_Fence") -> bool:
-        """Whether it opens a block although `opening` is open: it names a language, which no closing fence does."""
+        """Whether it opens a block while `opening` is open. It then names a language, which a closing fence never does."""
         if self.behind_prose:
-            return False  # a line of the block that is open, such as one of a docstring
+            return False  # a line inside the open block, for example in a docstring
         return bool(self.info.strip()) and self.marks[0] == opening.marks[0] and len(self.marks) >= len(opening.marks)
 
 
@@ -117,7 +118,7 @@ def _fenced_or_all(text: str, name: str | None) -> list[str]:
 
 
 def _blocks(text: str, name: str | None) -> list[str]:
-    """The Python blocks of a text, read from outside a block or, where that gives more sense, from inside one."""
+    """The Python blocks of a text, read from outside a block, or from inside one if that makes more sense."""
     if not any(marks in text for marks in _MARKS):
         return []
     lines = text.split("\n")
@@ -145,14 +146,14 @@ def _fence_in(place: int, line: str) -> _Fence | None:
 
 
 def _read(lines: Sequence[str], fences: Sequence[_Fence]) -> list[str]:
-    """The Python blocks between fences, the first of which opens a block."""
+    """The Python blocks between fences. The first fence opens a block."""
     blocks: list[str] = []
     opening: _Fence | None = None
     for fence in fences:
         if opening is None:
             opening = fence
         elif fence.opens_anew(opening):
-            # A fence without a language before it closed a block that had none open: prose stands between the two.
+            # An opening fence without a language was a stray closing fence: the text after it is prose.
             if opening.info.strip():
                 _take(blocks, lines, opening, fence.line)
             opening = fence
@@ -170,7 +171,7 @@ def _take(blocks: list[str], lines: Sequence[str], opening: _Fence, end: int) ->
 
 
 def _outdented(line: str, indent: str) -> str:
-    """A line without the blanks of its fence, or as many blanks as it has."""
+    """A line without the blanks of its fence, as far as the line has them."""
     if line.startswith(indent):
         return line[len(indent) :]
     return line[min(len(line) - len(line.lstrip(" ")), len(indent)) :]
@@ -180,13 +181,13 @@ def _outdented(line: str, indent: str) -> str:
 
 
 def _flush(block: str) -> str:
-    """A block that is indented as a whole, without that indentation; text in its strings is changed by no other."""
+    """A block without the indentation that all of it has. Every other block stays as it is, with its strings."""
     first = next((line for line in block.split("\n") if line.strip()), "")
     return textwrap.dedent(block) if first[:1].isspace() else block
 
 
 def defines(source: str, name: str) -> bool:
-    """Whether a function, a class or a value is called so, at the beginning of a line."""
+    """Whether a function, a class or a value of this name is defined at the beginning of a line."""
     return name in source and (
         re.search(
             rf"(?m)^(?:async[ \t]+def|def|class)[ \t]+{re.escape(name)}\b|^{re.escape(name)}[ \t]*=(?!=)", source
@@ -196,18 +197,17 @@ def defines(source: str, name: str) -> bool:
 
 
 def _lines_within(text: str, size: int) -> list[str]:
-    """The first lines of a text, as many as `size` characters hold."""
+    """The first lines of a text, as many as fit into `size` characters."""
     return text.split("\n") if len(text) <= size else text[: max(size, 0)].split("\n")[:-1]
 
 
 def longest_program(head: str, body: str) -> tuple[str, int]:
     """
-    `head` and as many lines of `body` as make a program, because base models write on after the answer; and how many lines
-    of `body` these are. `head + body` and 0 where no line makes one. Lines behind the first `LONGEST_PROGRAM` characters are
-    not read.
+    The longest program that `head` and the first lines of `body` make, and how many lines of `body` it has.
 
-    A text that has an error in a line has it with any lines behind that one too, so it is cut before the line and parsed
-    again.
+    Base models write on after the answer, so `body` may be longer than the program. If no number of lines makes a program,
+    the result is `head + body` and 0. Lines after the first `LONGEST_PROGRAM` characters are not read. An error in a line
+    stays whatever follows that line, so the text is cut before the line and parsed again.
     """
     lines = _lines_within(body, LONGEST_PROGRAM - len(head))
     count, above, cuts = len(lines), head.count("\n"), 0
@@ -223,7 +223,7 @@ def longest_program(head: str, body: str) -> tuple[str, int]:
 
 
 def names_defined(source: str) -> set[str]:
-    """What a program defines at its top level: functions, classes and names it assigns to."""
+    """The names that a program defines at its top level: functions, classes and names that it assigns to."""
     return {name for node in statements(source) for name in _names_bound(node) if not isinstance(node, _IMPORTS)}
 
 
@@ -263,11 +263,11 @@ def _supplied(main: str, others: Sequence[str], wanted: Collection[str], given: 
         for node in statements(source)
         if isinstance(node, _SUPPLIES)
     ]
-    together: dict[tuple[int, int, int], list[ast.stmt]] = {}  # what stands on the same lines
+    together: dict[tuple[int, int, int], list[ast.stmt]] = {}  # statements on the same lines
     for place, node in offered:
         together.setdefault((place, *_lines_of(node)), []).append(node)
     stars = [order for order, (_, node) in enumerate(offered) if "*" in _names_bound(node)]
-    # The last definition is the one that the text settled on.
+    # The last definition of a name counts.
     last = {name: order for order, (_, node) in enumerate(offered) for name in _names_bound(node)}
     found: dict[tuple[int, int, int], str] = {}  # by place, first and last line; statements on one line come together
     while open_names:
@@ -275,7 +275,7 @@ def _supplied(main: str, others: Sequence[str], wanted: Collection[str], given: 
         have.add(name)
         order = last.get(name, -1)
         taken = [order] if order >= 0 else []
-        while stars and stars[-1] > order:  # what is imported behind the definition may replace it
+        while stars and stars[-1] > order:  # a later star import may replace the definition
             taken.append(stars.pop())
         for place, node in (offered[number] for number in taken):
             bound, span = _names_bound(node), (place, *_lines_of(node))
@@ -288,6 +288,6 @@ def _supplied(main: str, others: Sequence[str], wanted: Collection[str], given: 
 
 
 def _lines_of(node: ast.stmt) -> tuple[int, int]:
-    """Its first line, decorators included, and its last."""
+    """The first line of a statement, with its decorators, and the last."""
     first = min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", []))])
     return first, node.end_lineno or first

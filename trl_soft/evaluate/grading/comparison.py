@@ -2,17 +2,17 @@
 """
 Whether two mathematical answers are equal, and the class of equal answers for majority voting.
 
-Equal answers have equal keys, and answers with equal keys are equal: the key is the one notion of equality. Four rules go
-beyond it, because a problem says how its answers are read, and an answer that is equal to the gold answer by one of them
-votes with the gold answer:
+Two answers are equal if and only if their keys are equal. Four rules go beyond the key, because the problem says how its
+answers are read. An answer that equals the gold answer by such a rule votes with the gold answer:
 
-- a decimal with at least six digits behind the point that rounds the gold answer is equal to it, or is rounded by it;
-- beside a gold answer below 1, `35%` is 0.35; beside `35%`, 0.35 is equal too; elsewhere the sign is a unit, and `35%` is 35;
-- a name (`x=5`), a base (`52_8`), an exponent of the unit or a rounded value behind an approximately equal sign may be
-  missing on one side, but two of them must agree;
-- a bare list is in the order of the gold answer's brackets, where it has brackets; a given tolerance holds.
+- A decimal with at least six digits after the point equals the gold answer if one of the two rounds the other.
+- If the gold answer is below 1, `35%` is 0.35. If the gold answer is `35%`, 0.35 is equal too. Otherwise the sign is a unit,
+  and `35%` is 35.
+- A name (`x=5`), a base (`52_8`), an exponent of the unit, or a rounded value after an approximately equal sign may be
+  missing on one side. If both sides have one, the two must agree.
+- A list without brackets has the order that the brackets of the gold answer give it. A tolerance, if given, applies.
 
-For the worker process alone: it imports sympy.
+Only the worker process imports this module: it imports sympy.
 """
 
 import functools
@@ -27,8 +27,8 @@ from .values import NoValue, Value, constant, key_of, number_key, parsed
 
 
 _STEP_SECONDS = 5  # one comparison of relations or sets by math-verify
-_FEWEST_DECIMALS = 6  # of a decimal that stands for another number
-_MOST_DECIMALS = 12  # what is behind them may be the noise of double precision
+_FEWEST_DECIMALS = 6  # digits after the point of a decimal that rounds another number
+_MOST_DECIMALS = 12  # further digits may be noise of double precision
 
 
 def equal(gold: Reading, answer: Reading, tolerance: float | None = None) -> bool:
@@ -36,7 +36,7 @@ def equal(gold: Reading, answer: Reading, tolerance: float | None = None) -> boo
     Whether an answer is equal to the gold answer.
 
     Args:
-        tolerance (`float`, *optional*): how far a number may be off.
+        tolerance (`float`, *optional*): largest difference of two equal numbers.
     """
     if gold.literal and gold.literal == answer.literal:
         return True
@@ -51,14 +51,14 @@ def equal(gold: Reading, answer: Reading, tolerance: float | None = None) -> boo
         if len(gold.elements) == len(answer.elements):
             return all(_equal_elements(g, a, tolerance) for g, a in zip(gold.elements, answer.elements))
         return (left is not None or right is not None) and _verified(gold, answer)
-    # Sets: each element has its equal on the other side.
+    # Sets: each element has an equal one on the other side.
     return all(any(_equal_elements(g, a, tolerance) for a in answer.elements) for g in gold.elements) and all(
         any(_equal_elements(g, a, tolerance) for g in gold.elements) for a in answer.elements
     )
 
 
 def key(reading: Reading, gold: Reading) -> str:
-    """The class of an answer among the answers to one problem; `gold` says how a per cent sign and a bare numeral are read."""
+    """The class of an answer among the answers to a problem. `gold` decides how per cent signs and bare numerals are read."""
     expected = gold.single
     share = expected is not None and _is_share(expected)
     equations = any(element.equation for element in gold.elements)
@@ -93,7 +93,7 @@ def _element_key(element: Element, share: bool, named: bool, equations: bool) ->
         return _key_of_text(element.relation)
     if element.equation and element.text == element.relation:
         return _key_of_text(element.relation)
-    # Where no equation is asked for, the last side of one is the answer.
+    # If the gold answer is not an equation, the last side of an equation is the answer.
     name = f"{element.name}=" if named and element.name else ""
     if element.base:
         return f"{name}{element.text.upper()}_{element.base}"
@@ -142,7 +142,7 @@ def _equal_elements(gold: Element, answer: Element, tolerance: float | None) -> 
 
 
 def _close(gold: Element, answer: Element, share: bool, tolerance: float | None) -> bool:
-    """Whether one is a decimal that stands for the other, or both are numbers within the tolerance."""
+    """Whether one is a decimal that rounds the other, or both are numbers within the tolerance."""
     decimals = [e.number.decimals for e in (gold, answer) if e.number and e.number.decimals is not None]
     if tolerance is None and max(decimals, default=0) < _FEWEST_DECIMALS:
         return False
@@ -163,7 +163,7 @@ def _close(gold: Element, answer: Element, share: bool, tolerance: float | None)
         if not decimals or min(decimals) < _FEWEST_DECIMALS:
             return False
         size = float(min(abs(left), abs(right)))
-        # The last digit of the coarser one, of at least six digits and at most twelve that count.
+        # The last digit of the coarser one. It has at least six digits, and at most twelve count.
         unit = max(10.0 ** -min(decimals), 10.0**-_MOST_DECIMALS * size)
         return (
             size > 0
@@ -173,8 +173,8 @@ def _close(gold: Element, answer: Element, share: bool, tolerance: float | None)
 
 
 def _verified(gold: Reading, answer: Reading) -> bool:
-    """What math-verify says of a relation and a set, `1<x<2` and `(1,2)`, that were parsed as a whole."""
-    # Not of two equations: it takes any two without real solutions for equal.
+    """Whether math-verify finds a relation and a set equal, such as `1<x<2` and `(1,2)`, each parsed as a whole."""
+    # Not for two equations: math-verify finds any two equations without real solutions equal.
     left, right = parsed(gold.text), parsed(answer.text)
     return (
         left is not None

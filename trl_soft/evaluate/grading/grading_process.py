@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The process that compares mathematical answers: it can be killed, which sympy inside one huge power needs.
+The process that compares mathematical answers. It can be killed, because sympy may never return from one huge power.
 
-math-verify bounds itself by SIGALRM, which works in a main thread only and takes the alarm away from whoever set one. A
-process of its own has a main thread.
+math-verify limits its time by SIGALRM. SIGALRM works only in a main thread, and it replaces an alarm that the program has
+set. A separate process has its own main thread.
 """
 
 import atexit
@@ -17,10 +17,10 @@ import time
 from collections.abc import Callable
 
 
-JOB_SECONDS = 20.0  # all that is done for one completion
-BATCH_SECONDS = 60.0  # of a batch's comparisons: each may take half of what the ones before it left
-LEAST_SECONDS = 1.0  # that each comparison of a batch may take whatever the others took; one takes milliseconds
-MOST_LOST = 50  # comparisons of a batch that are stopped, each of which costs the start of a worker; then none is made
+JOB_SECONDS = 20.0  # for all work on one completion
+BATCH_SECONDS = 60.0  # of a batch's comparisons: each may take half of the time that is left
+LEAST_SECONDS = 1.0  # for each comparison of a batch in any case; a normal one takes milliseconds
+MOST_LOST = 50  # stopped comparisons of a batch; each costs the start of a worker. After these, no comparison is made
 _WORKER_BYTES = 4 << 30
 
 
@@ -29,19 +29,19 @@ class WorkerLost(Exception):
 
 
 def _serve() -> None:
-    """The worker: one JSON job a line in, one JSON result a line out, until the input ends."""
+    """The worker: each line of the input is a JSON job, each line of the output a JSON result, until the input ends."""
     import faulthandler
     import logging
     import resource
 
     from .mathematics import judge
 
-    logging.disable(logging.WARNING)  # math-verify's word on what could not be compared, once a completion
+    logging.disable(logging.WARNING)  # math-verify warns about each answer that it cannot compare
     resource.setrlimit(resource.RLIMIT_AS, (_WORKER_BYTES, _WORKER_BYTES))
     sink = open(os.devnull, "w")
     print("ready", flush=True)
     for line in sys.stdin:
-        # The parent kills a worker that is late; this ends one whose parent is gone, even inside C code.
+        # The parent kills a late worker. This alarm ends a worker whose parent is gone, even inside C code.
         faulthandler.dump_traceback_later(JOB_SECONDS + 5, exit=True, file=sink)
         try:
             result = judge(**json.loads(line))
@@ -52,7 +52,7 @@ def _serve() -> None:
 
 
 class Worker:
-    """The process, started when first needed and again after it was killed. Any thread may call it; one waits for another."""
+    """The process. It starts at the first call, and again after it was killed. Any thread may call it; calls wait in turn."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -117,11 +117,11 @@ class Allowance:
     """
     The time that the comparisons of one batch of answers may take together, so that no batch stalls a training step.
 
-    A comparison may take 20 s, or half of what the ones before it left of 60 s, and 1 s in any case. After 50 that had to be
-    stopped none is made. So `N` answers take at most `60 + N` seconds and the starts of 50 workers.
+    A comparison may take half of what the earlier ones left of 60 s, at most 20 s and at least 1 s. After 50 stopped
+    comparisons no further one is made. So `N` answers take at most `60 + N` seconds and the starts of 50 workers.
 
     Args:
-        clock: the seconds.
+        clock: a function that returns the time in seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
@@ -129,7 +129,7 @@ class Allowance:
 
     @property
     def seconds(self) -> float:
-        """What the next comparison may take; 0 where none is made."""
+        """The time for the next comparison. 0 if no further comparison is made."""
         if self._lost >= MOST_LOST:
             return 0.0
         return min(JOB_SECONDS, max((BATCH_SECONDS - self._spent) / 2, LEAST_SECONDS))

@@ -17,37 +17,38 @@ _TOKEN = re.compile(
 )
 _BOXES = frozenset(("boxed", "fbox"))
 _BOX_COMMANDS = ("\\boxed", "\\fbox")
-# What may stand around a letter without a meaning of its own.
+# Tokens that may surround a letter and have no meaning of their own.
 _STYLES = frozenset("text textbf textrm textsf textit mathrm mathbf mathsf mbox left right quad qquad".split())
 _WRAPPING = frozenset(("\\{", "\\}", *"*`\"'\u201c\u201d\u2018\u2019()[]{}$_"))
 _CHOICES = frozenset(("answer", "choice", "option", "selection"))
 _LINK_WORDS = frozenset(("is", "be", "was", "remains", "becomes"))
 _LINK_SIGNS = frozenset((":", "=", "-", ">", "\u2192", "\u2013", "\u2014"))
-# Behind the link only these lead to the letter: "the answer is clearly option C".
+# After the link only these words lead to the letter: "the answer is clearly option C".
 _AFTER_LINK = _LINK_WORDS | frozenset("the option choice letter therefore thus hence clearly i think believe".split())
 _DENIALS = frozenset("not no never cannot can't isn't wrong incorrect either neither".split())
 _RIGHT = frozenset(("correct", "right", "best"))
 _SUPPOSING = frozenset(("if", "whether", "not", "neither", "why", "suppose", "assume", "assuming"))
-_WORDS = 10  # at most between the word "answer" and its letter, and so no text costs more than ten times its length
+_WORDS = 10  # most words between the word "answer" and its letter; so no text costs more than ten times its length
 
 
 def grade_letter(text: str, gold: Any) -> Verdict:
     r"""
-    Right where the chosen letter is the gold letter.
+    Right if the chosen letter is the gold letter.
 
-    The letter is, of what follows the last `</think>`, the first of these that there is:
+    The letter is the first of these that exists in the text after the last `</think>`:
 
     1. the last letter in a \boxed: `\boxed{C}`, `\boxed{\text{(C)}}`, `\boxed{Option C}`, `\boxed{C. 5 m}`;
-    2. the last that is named as the answer: `"answer": "C"`, `Answer: C`, `the correct choice is c`;
-    3. the last that is said to be right: `C is correct`, `(C) is the answer`;
-    4. the last that has a line to itself;
-    5. the one that begins a line as an option does, `C. 5 m`, where no other line begins so with another;
-    6. the last in parentheses.
+    2. the last letter that is named as the answer: `"answer": "C"`, `Answer: C`, `the correct choice is c`;
+    3. the last letter that is said to be right: `C is correct`, `(C) is the answer`;
+    4. the last letter that is alone on its line;
+    5. the letter that begins a line as an option does, `C. 5 m`, if no other line begins so with another letter;
+    6. the last letter in parentheses.
 
-    A letter that belongs to a formula, a word or a row of letters is none: `E = mc^2`, `Boron`, `A or B`.
+    A letter that belongs to a formula, a word or a row of letters does not count: `E = mc^2`, `Boron`, `A or B`.
 
-    The last 4,000 characters are read, blanks at the end aside. Where they hold no \boxed, the first rule reads the 4,000
-    around the last \boxed of the text; where they hold no word such as "answer", the second reads those around the last.
+    The last 4,000 characters are read, without blanks at the end. If they hold no \boxed, the first rule reads the 4,000
+    characters around the last \boxed of the text. If they hold no word such as "answer", the second rule reads the 4,000
+    around the last such word.
 
     Args:
         gold (`str`): the letter.
@@ -90,7 +91,7 @@ class _Token(NamedTuple):
 
     @property
     def letter(self) -> str | None:
-        """The option that it can stand for, or `None`."""
+        """The option that this token can name, or `None`."""
         letter = self.text.upper()
         return letter if self.kind == "word" and len(letter) == 1 and letter in _LETTERS else None
 
@@ -102,16 +103,16 @@ _CUT = _Token("word", "")
 
 
 def _start(text: str, place: int) -> int:
-    """Where the passage that is read begins: the last of the text, or, where `place` stands before it, the one around that."""
+    """The beginning of the passage to read: the last one of the text, or the one around `place` if that lies before it."""
     end = max(len(text) - ENDING, 0)
     return end if place < 0 or place > end else max(place - ENDING // 2, 0)
 
 
 def _tokens(text: str, start: int = 0) -> list[_Token]:
     """
-    The tokens of a passage of a text, a line break before and two after them, so that no rule looks beyond the ends.
+    The tokens of a passage of a text, with a line break before them and two after them, so that no rule looks beyond the ends.
 
-    Where the text was cut, a word that says nothing takes the place of the token there, which may be part of another.
+    Where the passage cuts the text, the token may be part of a longer one. A word without meaning replaces it.
     """
     tokens = [_Token("break", "")]
     for match in _TOKEN.finditer(text, start, min(start + ENDING, len(text))):
@@ -125,14 +126,14 @@ def _tokens(text: str, start: int = 0) -> list[_Token]:
 
 
 def _past_wrapping(tokens: list[_Token], place: int) -> int:
-    """The first place from `place` on that holds more than what stands around a letter; a line break does."""
+    """The first place from `place` on with a token that has a meaning of its own. A line break has one."""
     while tokens[place].is_wrapping:
         place += 1
     return place
 
 
 def _stands_alone(tokens: list[_Token], place: int, words_may_follow: bool) -> bool:
-    """Whether the letter at `place` is an option, and no part of a formula, a sentence or a row of letters."""
+    """Whether the letter at `place` is an option, and not part of a formula, a sentence or a row of letters."""
     if tokens[place + 1].kind in ("number", "word") or (
         tokens[place + 1].text == "_" and tokens[place + 2].kind in ("number", "word")
     ):
@@ -144,7 +145,7 @@ def _stands_alone(tokens: list[_Token], place: int, words_may_follow: bool) -> b
     if token.text == "," or token.is_word(("and", "or")):
         return tokens[_past_wrapping(tokens, after + 1)].letter in (None, "I")
     if token.kind in ("word", "number"):
-        # Small letters and "I" are words of a sentence themselves.
+        # Small letters and "I" can be words of a sentence.
         return words_may_follow and tokens[place].text.isupper() and tokens[place].text != "I"
     return True
 
@@ -162,7 +163,7 @@ def _in_a_box(tokens: list[_Token]) -> str | None:
         brace = place + 1 + (tokens[place + 1].kind == "blank")
         end = closed_at.get(brace)
         if end is None:
-            # Without braces, \boxed C, the letter is all of it; a brace that never closes makes no box.
+            # Without braces (\boxed C) the letter is the whole content. A brace that never closes makes no box.
             if tokens[brace].letter is not None:
                 return tokens[brace].letter
             continue
@@ -175,7 +176,7 @@ def _in_a_box(tokens: list[_Token]) -> str | None:
 
 
 def _is_all_of_a_box(tokens: list[_Token], place: int, end: int) -> bool:
-    """Whether nothing but an option's text stands between the letter at `place` and the end of its box."""
+    """Whether only the text of an option stands between the letter at `place` and the end of its box."""
     after = _past_wrapping(tokens, place + 1)
     marked = tokens[after].text in (".", ":") or tokens[place + 1].text == ")"
     return after >= end or (marked and tokens[place].text.isupper())
@@ -193,7 +194,7 @@ def _named(tokens: list[_Token]) -> str | None:
 def _named_after(tokens: list[_Token], keyword: int) -> str | None:
     """The letter that the word at `keyword` leads to: "answer C", "answer: C", "option that fits is C", but not "option C"."""
     linked, broken, words = False, False, 0
-    direct = tokens[keyword].is_word(("answer",))  # whether nothing but "option" and the like came between
+    direct = tokens[keyword].is_word(("answer",))  # whether only words such as "option" came between
     for place in range(keyword + 1, len(tokens) - 2):
         token = tokens[place]
         if token.is_wrapping:
@@ -207,7 +208,7 @@ def _named_after(tokens: list[_Token], keyword: int) -> str | None:
         elif token.kind == "word" or token.text == ",":
             words += 1
             passed = token.is_word(_AFTER_LINK) if linked or broken else not token.is_word(_DENIALS)
-            # A capital letter before the link is what the sentence is about: "answer depends on whether B is".
+            # A capital letter before the link is the subject of the sentence: "answer depends on whether B is".
             if (
                 words > _WORDS
                 or not passed

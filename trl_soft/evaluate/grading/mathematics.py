@@ -20,13 +20,13 @@ LONGEST_ANSWER = 500  # characters that are read as mathematics
 @dataclass(frozen=True)
 class MathGold:
     """
-    A gold answer with what has to be known to compare with it; a plain string stands for one with the defaults.
+    A gold answer, and how to compare with it. A plain string means one with the default fields.
 
     Args:
         answer (`str`): LaTeX or plain.
-        several (`bool`): the answer is several comma-separated ones, in any order, repetitions not counted.
-        unit (`str`, *optional*): what may stand behind the answer.
-        tolerance (`float`, *optional*): how far a number may be off.
+        several (`bool`): the answer is a list, separated by commas, in any order. Repetitions do not count.
+        unit (`str`, *optional*): the unit that may follow the answer.
+        tolerance (`float`, *optional*): largest difference of two equal numbers.
     """
 
     answer: str
@@ -36,7 +36,7 @@ class MathGold:
 
     @classmethod
     def of(cls, gold: "str | float | MathGold | Mapping") -> "MathGold":
-        """Itself, a text, a number, or the fields that `load_problems` reads of an OlympiadBench row."""
+        """From a `MathGold`, a text, a number, or the fields that `load_problems` reads from a row of OlympiadBench."""
         if isinstance(gold, MathGold):
             return gold
         if isinstance(gold, Mapping):
@@ -63,18 +63,20 @@ def _read(answer: str, unit: str | None, several: bool) -> Reading:
 
 def grade_math(text: str, gold: str | MathGold | Mapping, allowance: Allowance | None = None) -> Verdict:
     r"""
-    Right where the answer is equal to the gold answer, by the rules of [`~trl_soft.evaluate.grading.comparison`].
+    Right if the answer equals the gold answer, by the rules of [`~trl_soft.evaluate.grading.comparison`].
 
-    The answer is the content of the last \boxed after the last `</think>` ([`~trl_soft.evaluate.grading.boxes`]; several
-    boxes side by side where the gold answer is several), wherever it stands, else the formula or number that the last 4,000
-    characters, blanks at the end aside, give as the answer. Rational numbers are compared here, everything else in a process of its own that is killed after 20 s;
-    works in any thread. An answer that cannot be judged in that time is wrong, and `reason` says so. An answer of more
-    than 500 characters is right only where it is the gold answer to the letter.
+    The answer is the content of the last \boxed after the last `</think>`, wherever it stands
+    ([`~trl_soft.evaluate.grading.boxes`]). If the gold answer has several parts, several boxes side by side count. Without a
+    box, the answer is the formula or number that the last 4,000 characters (without blanks at the end) give as the answer.
+
+    Rational numbers are compared here. Everything else is compared in another process, which is killed after 20 s. It works
+    in any thread. An answer that cannot be judged in that time is wrong, and `reason` says so. An answer of more than 500
+    characters is right only if it equals the gold answer letter by letter.
 
     Args:
         gold (`str`, [`MathGold`] or `dict`): the gold answer, in LaTeX or plain, with or without `$`; see `MathGold.of`.
-        allowance ([`~trl_soft.evaluate.grading.grading_process.Allowance`], *optional*): of the batch that the text is one of; without
-            it the verdict does not depend on other texts.
+        allowance ([`~trl_soft.evaluate.grading.grading_process.Allowance`], *optional*): the time of the batch that the text
+            belongs to. Without it the verdict does not depend on other texts.
     """
     gold = MathGold.of(gold)
     gold = replace(gold, answer=last_boxed(gold.answer) or gold.answer)  # some data sets keep the box
@@ -90,7 +92,7 @@ def grade_math(text: str, gold: str | MathGold | Mapping, allowance: Allowance |
 
 
 def _without_the_worker(tail: str, gold: MathGold, target: Reading) -> Verdict | str:
-    """The verdict on a text, or its answer where that has to be compared by the worker."""
+    """The verdict on a text, or its answer if the worker has to compare it."""
     answer = last_boxed(tail, gold.several or (not target.brackets and target.single is None))
     if answer is None and next(openings(tail), None) is None:
         answer = final_expression(ending(tail))
@@ -108,7 +110,7 @@ def _to_the_letter(answer: str | None, gold: MathGold) -> Verdict:
 
 
 def _rational(answer: str, found: Reading, target: Reading, gold: MathGold) -> Verdict | None:
-    """The verdict on two rational numbers without name, per cent or tolerance; `None` for all else."""
+    """The verdict on two rational numbers without name, per cent or tolerance. `None` for all other answers."""
     left, right = target.single, found.single
     if left is None or right is None or left.number is None or right.number is None or gold.tolerance is not None:
         return None
@@ -116,7 +118,7 @@ def _rational(answer: str, found: Reading, target: Reading, gold: MathGold) -> V
         return None
     same = left.number.value == right.number.value
     if not same and (left.number.decimals or right.number.decimals):
-        return None  # one may round the other
+        return None  # one of them may round the other
     return Verdict(same, answer, fraction_key(right.number.value))
 
 
@@ -135,7 +137,7 @@ def _by_the_worker(answer: str, gold: MathGold, allowance: Allowance) -> Verdict
 
 
 def judge(answer: str, gold: Mapping) -> dict:
-    """What the worker answers: `correct`, and the `vote`, which a right answer shares with the gold answer."""
+    """The result of the worker: `correct`, and `vote`, which is the same for a right answer and the gold answer."""
     from .comparison import equal, key
 
     expected = MathGold(**gold)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-How a mathematical answer is written: one spelling for what has many, and the units, names and numbers in it.
+The spelling of a mathematical answer: one spelling for equal ones, and the units, names and numbers in it.
 
-All that is here works on the text of an answer and needs no algebra. `MathGold` and the worker bound its length.
+The functions work on the text of an answer and need no algebra. `MathGold` and the worker bound its length.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from fractions import Fraction
 from .boxes import closing_brace
 
 
-# ruff: noqa: RUF001 - the characters that look like others are what is mapped here
+# ruff: noqa: RUF001 - this file maps characters that look like others
 _TOKEN = re.compile(r"\\[a-zA-Z]+|\\.|.", re.DOTALL)
 _CHARACTERS = str.maketrans(
     {"−": "-", "–": "-", "×": "\\times ", "·": "\\cdot ", "÷": "/", "√": "\\sqrt ", "π": "\\pi ", "∞": "\\infty ",
@@ -54,9 +54,9 @@ _SPELLINGS = {
 _TEXT_COMMANDS = r"\\(?:text|textbf|textit|textrm|textnormal|mathrm|mathbf|mathit|mathsf|mbox|hbox|rm|bf)"
 _TEXT_GROUP = re.compile(_TEXT_COMMANDS + r"\s*\{([^{}]*)\}")
 _DEGREE = re.compile(r"\s*\^\s*(?:\\circ(?![a-zA-Z])|\{\s*\\circ\s*\})|\s*°")
-# Behind a degree sign, within the words or before them, a C or an F is the scale of a temperature.
+# After a degree sign, in `\text` or before it, a C or an F is the scale of a temperature.
 _SCALE = re.compile(_TEXT_COMMANDS + r"\s*\{\s*°\s*([CF])\s*\}|°\s*([CF])(?![A-Za-z_^'])")
-# Of plain text: a power, a root of what has no brackets of its own, and names that LaTeX writes as commands.
+# In plain text: a power, a root of something without brackets inside, and names that LaTeX writes as commands.
 _POWER = re.compile(r"(?<=[\w)])\s?\*\*\s?(?:(\d+)|(?=[\w(]))")
 _ROOT = re.compile(r"(?<![A-Za-z])sqrt\s?\(([^()]*)\)")
 _FUNCTION = re.compile(r"(?<![A-Za-z\\])(?:pi|sin|cos|tan|ln|log)(?![A-Za-z])")
@@ -75,7 +75,7 @@ def tidy(answer: str) -> str:
     for token in _TOKEN.findall(_as_latex(answer).translate(_CHARACTERS)):
         token = " " if token in _BLANK else _SPELLINGS.get(token, token)
         if token == "\\!" and tokens[-1:] == [","]:
-            tokens.pop()  # so does a comma with the blank behind it taken back
+            tokens.pop()  # also for a comma with a negative blank after it
         if token in _NOTHING or (token == " " and tokens[-1:] == [" "]):
             continue
         if token == "." and tokens[-2:] == [".", "."]:
@@ -92,7 +92,7 @@ def tidy(answer: str) -> str:
 
 
 def _as_latex(answer: str) -> str:
-    r"""An answer without any command is plain text, where `2*sqrt(3)` is `2*\sqrt{3}` and `x**2` is `x^2`."""
+    r"""An answer without commands is plain text. It becomes LaTeX: `2*sqrt(3)` is `2*\sqrt{3}`, `x**2` is `x^2`."""
     if "\\" in answer:
         return answer
     answer = _POWER.sub(lambda match: f"^{{{match[1]}}}" if match[1] else "^", answer)
@@ -100,7 +100,7 @@ def _as_latex(answer: str) -> str:
 
 
 def _bare(text: str) -> str:
-    r"""A text without braces around all of it, which TeX does not print: `{5}` is 5, but `{5 \over 2}` needs its braces."""
+    r"""A text without the braces around all of it, which TeX does not print. `{5}` is 5; `{5 \over 2}` needs its braces."""
     while not _INFIX.search(text) and text.startswith("{") and closing_brace(text, 1) == len(text) - 1:
         text = text[1:-1].strip()
     return text
@@ -117,10 +117,10 @@ def _words(match: re.Match) -> str:
 
 
 def _with_braces(tokens: list[str]) -> str:
-    r"""The text of tokens, with braces around what a \frac, \binom or \sqrt takes without: one token, as TeX reads it."""
+    r"""The text of tokens. An argument of \frac, \binom or \sqrt without braces gets them: it is one token, as in TeX."""
     units: list[
         str
-    ] = []  # read from the right; the last is the next to the right: a token, a group, a command with its own
+    ] = []  # read from the right. The last unit is the next one to the right: a token, a group, or a command with arguments
 
     def argument() -> str | None:
         while units and units[-1] == " ":
@@ -150,7 +150,7 @@ def _with_braces(tokens: list[str]) -> str:
 
 
 def _text_of(pieces: list[str]) -> str:
-    """Pieces as one text, with a blank between a command and a letter behind it."""
+    """Pieces as one text, with a blank between a command and a letter that follows it."""
     text: list[str] = []
     for piece in pieces:
         if text and piece[:1].isalpha() and re.search(r"\\[a-zA-Z]+$", text[-1]):
@@ -160,7 +160,7 @@ def _text_of(pieces: list[str]) -> str:
 
 
 def literal(text: str) -> str:
-    r"""A tidy text as letters alone, without blanks and `\text`: what two spellings of one answer share."""
+    r"""A tidy text without blanks and `\text`, only its letters. Two spellings of one answer have the same letters."""
     # A blank between two digits counts: `3 4` is not 34.
     return re.sub(r"(?<!\d)\s|\s(?!\d)", "", _TEXT_GROUP.sub(r"\1", text))
 
@@ -187,7 +187,7 @@ class Number:
 
     Args:
         value (`Fraction`).
-        decimals (`int`, *optional*): digits behind the point, where it is a decimal fraction; `None` where it is exact.
+        decimals (`int`, *optional*): digits after the point of a decimal fraction. `None` for an exact number.
     """
 
     value: Fraction
@@ -195,8 +195,8 @@ class Number:
 
 
 def number_of(text: str) -> Number | None:
-    """The number that a tidy text is: an integer, a decimal, a ratio, a mixed number, or one with a
-    repeating decimal or in scientific notation."""
+    """The number in a tidy text: an integer, a decimal (also a repeating one), a ratio, a mixed number, or a number in
+    scientific notation. `None` for every other text."""
     if len(text) > _MOST_DIGITS:
         return None
     if match := _PLAIN.fullmatch(text):
@@ -221,7 +221,7 @@ def number_of(text: str) -> Number | None:
 
 
 def _written(value: Fraction) -> str | None:
-    """A fraction as a text that `number_of` reads; `None` where it has more digits than that."""
+    """A fraction as a text that `number_of` can read. `None` if it has too many digits."""
     if max(abs(value.numerator), value.denominator) >= 10**_MOST_DIGITS:  # Python raises for the text of 4,301 digits
         return None
     text = str(value)
@@ -229,7 +229,7 @@ def _written(value: Fraction) -> str | None:
 
 
 def fraction_key(value: Fraction) -> str:
-    """A fraction as text that is the same for equal ones, a hash where it is long."""
+    """A fraction as a text that is equal for equal fractions. A hash if it is long."""
     if abs(value.numerator) >> 3000 or value.denominator >> 3000:  # more digits than Python writes
         return "number:" + hashlib.sha256(f"{value.numerator:x}/{value.denominator:x}".encode()).hexdigest()[:32]
     return str(value)
@@ -239,11 +239,11 @@ def fraction_key(value: Fraction) -> str:
 
 _SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 _PER_CENT = {"percent", "percentage", "pct", "per cent"}
-# Two letters that are a unit when a blank stands before them; longer words are units, single letters are variables.
+# Two letters that are a unit if a blank comes before them. Longer words are units, single letters are variables.
 _SHORT_UNITS = set(
     "cm mm km kg mg ft in yd mi lb oz hr ml dl dm nm am pm cc sq cu ms Hz kW kJ mL cL st nd rd th".split()
 )
-_TIMES = {"h", "hr", "min", "s", "sec"}  # of a speed, behind a known pair: `km/h`
+_TIMES = {"h", "hr", "min", "s", "sec"}  # of a speed, after a known pair: `km/h`
 _NOT_UNITS = set(
     "pi sqrt sin cos tan cot sec csc log ln exp or and to if for where mod when max min gcd lcm is are not all real".split()
 )
@@ -254,13 +254,18 @@ _UNIT_BEHIND_BLANK = re.compile(rf"(.*[\d}})])\s+({_WORDS})(?:\^\s*\{{?\s*(-?\d)
 
 def without_unit(text: str, unit: str | None = None) -> tuple[str, bool, str]:
     r"""
-    A tidy text without the unit behind it, whether that was per cent, and its exponent.
+    A tidy text without its unit, whether the unit was per cent, and the exponent of the unit.
 
-    A unit is what the row says it is; words in `\text` behind an amount; words of three letters and more, or a known pair
-    of letters, behind a number and a blank. `6m` is six times m. Thousands and millions multiply a number of at most 1,000 digits.
+    A unit is one of these:
+
+    - the unit of the row;
+    - words in `\text` after an amount;
+    - a word of three letters or more, or a known pair of letters, after a number and a blank. `6m` is six times m.
+
+    Thousands and millions multiply a number of at most 1,000 digits.
 
     Args:
-        unit (`str`, *optional*): that of the row.
+        unit (`str`, *optional*): the unit of the row.
     """
     if unit:
         plain = tidy(unit)
@@ -276,7 +281,7 @@ def without_unit(text: str, unit: str | None = None) -> tuple[str, bool, str]:
         per_cent = " ".join(words) in _PER_CENT
         scale = math.prod(_SCALES.get(word, 1) for word in words)
         number = number_of(head)
-        # What is no number, or is too long to write, keeps its scale and is compared by its letters.
+        # A text that is not a number, or is too long to write, keeps its scale and is compared by its letters.
         text = head if scale == 1 else (number and _written(number.value * scale)) or text
     if text.endswith("%"):
         text, per_cent = text[:-1].strip(), True
@@ -284,7 +289,7 @@ def without_unit(text: str, unit: str | None = None) -> tuple[str, bool, str]:
 
 
 def _is_amount(text: str) -> bool:
-    """Whether no letter stands in it but in commands: words behind it are its unit."""
+    """Whether the text has letters only in commands. Words after it are then its unit."""
     return (
         re.search(r"\d|\\pi", text) is not None
         and re.search(r"(?<![a-zA-Z\\])[a-zA-Z]", re.sub(r"\\[a-zA-Z]+", "", text)) is None

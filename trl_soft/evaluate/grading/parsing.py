@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Python's parser on what a model wrote: each text that is judged has a bound on all that is parsed for it.
+Python's parser on the text of a model, with a bound on everything that is parsed for one text.
 
-A program is looked for by trial, in several places, and up to some line. The parser needs 1 to 2 s for a million hostile
-characters, so that trials without a bound would hold up a training step.
+The graders find a program by trial: they parse from several places, up to several lines. The parser needs 1 to 2 s for a
+million hostile characters, so trials without a bound would delay a training step.
 """
 
 import ast
@@ -22,8 +22,8 @@ _NAME = "<completion>"
 
 def _without_warnings() -> None:
     r"""
-    The parser warns of `"\d"` and of `1 is 1`, which is the model's matter, and names the file as the module. A filter for good,
-    because `warnings.catch_warnings` changes the filters of all threads.
+    Switch off the parser's warnings about a model's program, such as those for `"\d"` and `1 is 1`. They name the file as
+    their module. The filter stays for good, because `warnings.catch_warnings` changes the filters of all threads.
     """
     for category in (SyntaxWarning, DeprecationWarning):
         warnings.filterwarnings("ignore", category=category, module="<(completion|row)>")
@@ -33,7 +33,7 @@ _without_warnings()
 
 
 class _Parses:
-    """What was parsed for one text: the statements of programs, and the lines of errors, by source."""
+    """The results of parsing for one text, by source: the statements of a program, or the line of an error."""
 
     def __init__(self) -> None:
         self._known: dict[str, tuple[list[ast.stmt], int | None]] = {}
@@ -69,8 +69,8 @@ _current: contextvars.ContextVar[_Parses | None] = contextvars.ContextVar("parse
 @contextlib.contextmanager
 def one_text() -> Iterator[None]:
     """
-    Within it no source is parsed twice, at most `MOST_PARSES` are parsed, and these have at most `MOST_PARSED` characters
-    together. What would be parsed beyond that counts as no program.
+    Inside the context no source is parsed twice. At most `MOST_PARSES` sources are parsed, with at most `MOST_PARSED` characters
+    together. A further source counts as no program.
     """
     token = _current.set(_Parses())
     try:
@@ -89,10 +89,10 @@ def parses(source: str) -> bool:
 
 
 def error_line(source: str) -> int | None:
-    """The line, from 1, in or before which a text stops being a program; 0 where that is unknown, `None` for a program."""
+    """The line, from 1, in or before which a text stops being a program. 0 if unknown, `None` for a program."""
     return _known(source)[1]
 
 
 def statements(source: str) -> list[ast.stmt]:
-    """Those of a program; none of what is no program."""
+    """The statements of a program. None for a text that is not a program."""
     return _known(source)[0]

@@ -10,7 +10,7 @@ from .row_tests import RowTests, humaneval_tests, mbpp_tests
 from .verdict import Verdict, after_thinking, unreadable
 
 
-LONGEST_TEXT = 500_000  # characters behind the last `</think>` in which a program is looked for
+LONGEST_TEXT = 500_000  # characters after the last `</think>` that are searched for a program
 
 
 def _run(source: str, row: RowTests, limits: Mapping) -> Verdict:
@@ -28,20 +28,21 @@ def _refused(text: str, longest: int) -> Verdict:
 
 def grade_humaneval(text: str, gold: Mapping, **limits) -> Verdict:
     """
-    Right where the program passes the row's tests in the sandbox.
+    Right if the program passes the row's tests in the sandbox.
 
-    A completion that defines the function, in a fenced block or without one, comes behind the prompt, whose imports and
-    helpers it may use; any other completion continues the prompt, as far as the two make a program. Of a program the lines within 65,536 characters
-    are read. A text of more than 500,000 characters behind the last `</think>` is wrong, and `reason` says so.
+    A completion that defines the function, in a fenced block or without one, is put after the prompt, so that it may use the
+    prompt's imports and helpers. Every other completion continues the prompt, as far as the two make a program. The lines of
+    a program within 65,536 characters are read. A text of more than 500,000 characters after the last `</think>` is wrong,
+    and `reason` says so.
 
     Args:
-        gold: the HumanEval row (`prompt`, `test`, `entry_point`, and the reference in `canonical_solution` where there is one).
+        gold: the HumanEval row (`prompt`, `test`, `entry_point`, and `canonical_solution`, the reference, if the row has it).
         limits: for [`~trl_soft.evaluate.sandbox.run_program`].
     """
     text, name, prompt = after_thinking(text), gold["entry_point"], gold["prompt"]
     if len(text) > LONGEST_TEXT:
         return _refused(text, LONGEST_TEXT)
-    head = prompt if parses(prompt) else prompt.rstrip() + "\n    pass\n"  # a signature alone is no program
+    head = prompt if parses(prompt) else prompt.rstrip() + "\n    pass\n"  # a signature alone is not a program
     reference = gold.get("canonical_solution")
     row = humaneval_tests(head, gold["test"], name, None if reference is None else prompt + reference)
     try:
@@ -59,7 +60,7 @@ def _humaneval_program(text: str, prompt: str, head: str, name: str) -> str:
 
 
 def _continued(prompt: str, body: str) -> str:
-    """The prompt and the body of its function, whose blanks at the beginning may have been lost."""
+    """The prompt and the body of its function. The body may have lost the blanks at its beginning."""
     texts = [body]
     if not next((line for line in body.split("\n") if line.strip()), " ")[0].isspace():
         # Python parses `return` outside a function, so the indented readings are tried first.
@@ -70,8 +71,8 @@ def _continued(prompt: str, body: str) -> str:
 
 def grade_mbpp(text: str, gold: Mapping, **limits) -> Verdict:
     """
-    Right where the program passes the row's `test_list` in the sandbox. Of a program the lines within 65,536 characters are read. A
-    text of more than 500,000 characters behind the last `</think>` is wrong, and `reason` says so.
+    Right if the program passes the row's `test_list` in the sandbox. The lines of a program within 65,536 characters are read.
+    A text of more than 500,000 characters after the last `</think>` is wrong, and `reason` says so.
 
     Args:
         gold: the MBPP row, full or sanitized (`test_list`, `code`, and `test_setup_code` or `test_imports`).

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the answer stands in a completion that boxes nothing."""
+"""The answer of a completion without a box."""
 
 import re
 
@@ -10,14 +10,14 @@ from .verdict import lowered
 _NUMBER = re.compile(r"(?<![\w\\.,])[-+]?+\$?+(?:\d++(?:,\d{3})*+(?:\.\d++)?+|\.\d++)(?:/\d++)?+(?:\s?+\\?%)?+")
 _MARKS = re.compile(r"\\.|\$\$?+", re.DOTALL)
 _CLOSING = {"\\(": "\\)", "\\[": "\\]", "$": "$", "$$": "$$"}
-_BEHIND_ANSWER = 200  # characters behind the word "answer" in which the answer begins
+_BEHIND_ANSWER = 200  # characters after the word "answer" in which the answer begins
 
 
 def final_expression(text: str) -> str | None:
     r"""
     The formula (`$...$`, `\(...\)`) or number that a text gives as its answer, or `None`.
 
-    The first behind the last word "answer"; without one there, the last of the text.
+    It is the first one after the last word "answer". If there is none, it is the last one of the text.
     """
     found = _formulas(text)
     outside = list(text)
@@ -33,7 +33,7 @@ def final_expression(text: str) -> str | None:
 
 
 def _formulas(text: str) -> list[tuple[int, int, str]]:
-    """Start, end and content of the formulas; one that never closes is none."""
+    """Start, end and content of the formulas. A formula that never closes does not count."""
     found = []
     opened: tuple[str, int, int] | None = None
     for match in _MARKS.finditer(text):

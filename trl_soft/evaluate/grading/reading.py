@@ -29,14 +29,13 @@ class Element:
 
     Args:
         text (`str`): tidy, without name, unit and per cent.
-        name (`str`): of what it is the value (`x` in `x=5`); empty where it has none.
-        relation (`str`): the whole equation or inequality, where the element is one or gives a name its value;
-            empty otherwise.
-        number (`Number`, *optional*): where it is a rational number.
-        per_cent (`bool`): whether a per cent sign stands behind it.
-        base (`str`): the base that stands behind a numeral (`8` in `52_8`); empty where none does.
-        rounded (`str`): what stands behind an approximately equal sign; empty where none does.
-        power (`str`): the exponent of the unit (`2` in `5\text{ cm}^2`); empty where none stands.
+        name (`str`): the name that has this value (`x` in `x=5`). Empty if there is none.
+        relation (`str`): the whole equation or inequality, if the element is one or gives a name its value. Otherwise empty.
+        number (`Number`, *optional*): the number, if it is rational.
+        per_cent (`bool`): whether a per cent sign follows it.
+        base (`str`): the base after a numeral (`8` in `52_8`). Empty if there is none.
+        rounded (`str`): the text after an approximately equal sign. Empty if there is none.
+        power (`str`): the exponent of the unit (`2` in `5\text{ cm}^2`). Empty if there is none.
     """
 
     text: str
@@ -50,7 +49,7 @@ class Element:
 
     @property
     def equation(self) -> bool:
-        """Whether it is a relation that gives nothing a value."""
+        """Whether it is a relation that gives no name a value."""
         return bool(self.relation) and not self.name
 
 
@@ -60,7 +59,7 @@ class Reading:
     The shape of an answer.
 
     Args:
-        brackets (`str`): the two that enclose it, such as `()`, `[)` and `{}`; empty for one element and a bare list.
+        brackets (`str`): the two brackets around it, such as `()`, `[)` and `{}`. Empty for one element and for a bare list.
         elements (`tuple` of `Element`).
         text (`str`): the whole, tidy.
         literal (`str`): the whole, as letters alone.
@@ -77,7 +76,7 @@ class Reading:
 
     @property
     def ordered(self) -> bool:
-        """Whether the places of the elements count: in brackets other than braces, and in a list with dots."""
+        """Whether the order of the elements counts: in brackets other than braces, and in a list with dots."""
         return self.brackets not in ("", "{}") or any(element.text == "\\ldots" for element in self.elements)
 
 
@@ -86,7 +85,7 @@ def read(answer: str, unit: str | None = None, several: bool = False) -> Reading
     The shape of an answer.
 
     Args:
-        unit (`str`, *optional*): that of the row.
+        unit (`str`, *optional*): the unit of the row.
         several (`bool`): a comma always stands between two answers, never between thousands.
     """
     text = tidy(answer)
@@ -97,7 +96,7 @@ def read(answer: str, unit: str | None = None, several: bool = False) -> Reading
     if enclosing := _enclosing(inside):
         brackets = enclosing
         inside = re.sub(r"^(?:\\[a-z{]+|.)|(?:\\[a-z}]+|.)$", "", inside, flags=re.DOTALL).strip()
-    # In brackets a comma always separates.
+    # Inside brackets a comma always separates.
     parts = _parts(_AND_OR.sub(",", inside), grouped=not several and not brackets)
     if len(parts) == 1 and brackets != "{}":
         inside, brackets, parts = text, "", _parts(text, grouped=not several)
@@ -106,12 +105,12 @@ def read(answer: str, unit: str | None = None, several: bool = False) -> Reading
 
 
 def _without_degrees(text: str) -> str:
-    """Degrees are a unit, but in the argument of a function."""
+    """The text without degrees, which are a unit, except in the argument of a function."""
     return text if _TRIGONOMETRIC.search(text) else text.replace("°", "").strip()
 
 
 def _signs(part: str) -> list[str]:
-    """Both values of what has a plus-minus."""
+    """Both values of a part with a plus-minus sign."""
     if "\\pm" not in part and "\\mp" not in part:
         return [part]
     values = (part.replace("\\pm", sign).replace("\\mp", other).strip() for sign, other in ("+-", "-+"))
@@ -119,7 +118,7 @@ def _signs(part: str) -> list[str]:
 
 
 def _parts(text: str, grouped: bool) -> list[str]:
-    """What stands between the commas and semicolons outside brackets; with `grouped`, thousands are joined first."""
+    """The parts between commas and semicolons outside brackets. `grouped`: thousands are joined first."""
     parts, depth, braces = [""], 0, 0
     if grouped:
         text = _GROUPED.sub(lambda match: re.sub("[, ]", "", match[0]), text)
@@ -134,7 +133,7 @@ def _parts(text: str, grouped: bool) -> list[str]:
 
 
 def _enclosing(text: str) -> str:
-    """The two brackets that enclose all of a text, or nothing."""
+    """The two brackets around all of a text, or an empty text."""
     tokens = _TOKEN.findall(text)
     if len(tokens) < 2 or tokens[0] not in _OPEN or tokens[-1] not in _CLOSE or tokens[0] == "\\begin":
         return ""
@@ -147,7 +146,7 @@ def _enclosing(text: str) -> str:
 
 
 def _parted(text: str, *relations: str) -> tuple[str, str, str]:
-    """What stands before the first of `relations` outside brackets, the relation, and what stands behind the last."""
+    """The text before the first of `relations` outside brackets, the relation, and the text after the last."""
     depth, first, last, end, position = 0, -1, -1, 0, 0
     found = ""
     for token in _TOKEN.findall(text):

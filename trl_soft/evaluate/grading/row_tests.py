@@ -1,23 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Where each name in a row's tests comes from: the program, or the row.
+The source of each name in a row's tests: the program, or the row.
 
-Only what is under test is the program's. A test that compares by `math.isclose`, by a helper of the reference solution or with
-a constant of its own would else compare by what the program calls so. The order, for a name that tests or setup use:
+Only the names under test belong to the program. A test may compare with `math.isclose`, with a helper of the reference
+solution or with a constant. If the program could define these names, it could define the comparison. A name that the tests or
+the setup use is looked up in this order:
 
-1. a function or class under test is the program's, and an error where the program has none;
-2. what the tests or the setup define or import;
-3. what the reference solution defines or imports, run in the tests' process apart from the program;
-4. a built-in;
+1. a function or class under test, in the program. It is an error if the program does not define it.
+2. a name that the tests or the setup define or import.
+3. a name that the reference solution defines or imports. The reference runs in the tests' process, apart from the program.
+4. a built-in.
 5. a module of the standard library.
 
-Under test is the entry point of HumanEval. MBPP names none, so there it is each function of the reference that the tests call,
-and each class of it that they or the setup use, because arguments are made of it. Not under test is what a test calls around
-the function under test to compare its result, `same(f(1), 5)`. That is a class, and a function
+For HumanEval the entry point is under test. MBPP names no entry point. There each function of the reference that the tests
+call is under test, and each class of the reference that the tests or the setup use, because arguments are made of it.
 
-- where one function alone is named by every test, that function being inside the call;
-- else where no comparison stands around the call. `near(f(1), 5) < 1` cannot be told from `f(make(1)) < 1`, and the outer
-  function is then taken for the one under test. Such a helper belongs into `test_setup_code`.
+In `same(f(1), 5)` a test calls `same` around the function under test to compare its result. `same` is not under test if it is
+a class, or if it is a function and
+
+- exactly one function is named by all tests, and it is inside the call; or
+- there is no such function, and no comparison stands around the call. `near(f(1), 5) < 1` and `f(make(1)) < 1` look alike, so
+  there the outer function counts as under test. Put such a helper into `test_setup_code`.
 """
 
 import ast
@@ -34,8 +37,8 @@ class RowTests:
     The tests of a row, as [`~trl_soft.evaluate.sandbox.run_program`] takes them.
 
     Args:
-        tests (`str`), setup (`str`), reference (`str`): code; `reference` is empty where the tests need nothing of it.
-        tested (`tuple` of `str`): what is under test, the function that most tests name first.
+        tests (`str`), setup (`str`), reference (`str`): code. `reference` is empty if the tests need nothing from it.
+        tested (`tuple` of `str`): the names under test. The function that most tests name comes first.
     """
 
     tests: str
@@ -46,7 +49,7 @@ class RowTests:
 
 @functools.lru_cache(maxsize=1024)
 def humaneval_tests(head: str, tests: str, name: str, reference: str | None) -> RowTests:
-    """Those of a row of HumanEval, whose prompt is `head`: its helpers, which some tests call, are the task's."""
+    """The tests of a HumanEval row with the prompt `head`. Some tests call helpers of the prompt."""
     return _arranged(f"{tests}\n\ncheck({name})\n", head, reference or "", (name,))
 
 
@@ -68,7 +71,7 @@ def _arranged(tests: str, setup: str, reference: str, tested: tuple[str, ...]) -
 def _under_test(tests: tuple[str, ...], setup: str, reference: str) -> tuple[str, ...]:
     statements = _tree(reference).body
     functions = {node.name for node in statements if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
-    # A function may be made by a call or be another's name: `f = lambda x: x`, `f = partial(g, 1)`.
+    # A function may also be made by an assignment: `f = lambda x: x`, `f = partial(g, 1)`.
     functions |= {name for name in _names_bound(reference, imports=False) if _is_called(name, tests)}
     classes = {node.name for node in statements if isinstance(node, ast.ClassDef)}
     functions -= classes
@@ -92,7 +95,7 @@ def _called(tree: ast.AST) -> set[str]:
 def _around(
     tree: ast.AST, functions: Collection[str], classes: Collection[str], main: str | None, compared: bool
 ) -> Iterator[str]:
-    """What is called around a function under test to compare its result."""
+    """The names that are called around a function under test to compare its result."""
     if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and tree.func.id in {*functions, *classes}:
         outer = tree.func.id
         inner = {name for part in (*tree.args, *tree.keywords) for name in _called(part)} & set(functions) - {outer}
@@ -103,7 +106,7 @@ def _around(
 
 
 def _compares(tree: ast.AST, part: ast.AST) -> bool:
-    """Whether `part` is compared with something else than a truth value, which a helper returns."""
+    """Whether `part` is compared with anything but a truth value. (A helper returns truth values.)"""
     if not isinstance(tree, ast.Compare):
         return False
     others = [other for other in (tree.left, *tree.comparators) if other is not part]
@@ -111,7 +114,7 @@ def _compares(tree: ast.AST, part: ast.AST) -> bool:
 
 
 def _tree(source: str) -> ast.Module:
-    """A row's code; empty where it is no program, which the sandbox then says."""
+    """A row's code. Empty if it is not a program; the sandbox then reports the error."""
     try:
         return ast.parse(source, "<row>")
     except (SyntaxError, ValueError):
@@ -126,7 +129,7 @@ def _table(source: str) -> symtable.SymbolTable:
 
 
 def _names_bound(source: str, imports: bool = True) -> set[str]:
-    """What a program defines, assigns to and, with `imports`, imports at its top level."""
+    """The names that a program defines or assigns to at its top level, and with `imports` those that it imports."""
     symbols = _table(source).get_symbols()
     return {s.get_name() for s in symbols if (imports if s.is_imported() else s.is_assigned())}
 

@@ -2,13 +2,12 @@
 r"""
 The value of a mathematical expression, as a key that equal expressions share.
 
-latex2sympy (of math-verify) parses; what it does not parse as a whole has no value. The tree is then evaluated: exactly,
-as a fraction, where that is possible, else with 60 and with 120 digits. A number whose first digits change with the
-precision is zero, so that values are told apart relatively: 1/2^{98} is not 1/2^{99}. An expression with variables is
-evaluated at three fixed points, one of them negative; expressions that agree there are equal (Schwartz, 1980, for
-polynomials).
+latex2sympy (of math-verify) parses the expression. A text that it does not parse to its end has no value. The tree is then
+evaluated: exactly, as a fraction, if possible; otherwise with 60 and with 120 digits. A number whose first digits change with
+the precision is zero. So the comparison is relative: 1/2^{98} is not 1/2^{99}. An expression with variables is evaluated at
+three fixed points, one of them negative. Expressions that agree there are equal (Schwartz, 1980, for polynomials).
 
-For the worker process alone: sympy takes half a second to import and can take any time for one expression.
+Only the worker process imports this module: sympy takes half a second to import, and one expression can take any time.
 """
 
 import functools
@@ -31,7 +30,9 @@ POINTS = 3
 _DIGITS = 60  # of the first evaluation; the second has twice as many
 _KEPT = 40  # digits that the two must share
 _MOST_BITS = 2_000_000  # of an exact power or factorial
-_SIMPLE = 10**10  # a computed number within its precision of a fraction with a smaller denominator is that fraction
+_SIMPLE = (
+    10**10
+)  # a computed number that is, within its precision, a fraction with a smaller denominator is that fraction
 _NORMALISATION = NormalizationConfig(
     basic_latex=True, units=False, malformed_operators=True, nits=False, boxed="none", equations=False
 )
@@ -42,7 +43,7 @@ _LETTERS = re.compile(r"(?:[a-zA-Z]\s*){3,}")
 _WORD = re.compile(r"[a-zA-Z]{4}|\\text\{[^{}]{2}")
 
 _BRACKET = re.compile(r"\\[{}]|[()\[\]{}]")
-_DEEPEST = 10  # brackets inside one another; the parser takes seconds for 20 and longer for brackets that do not close
+_DEEPEST = 10  # nested brackets; the parser takes seconds for 20, and longer for brackets that do not close
 
 Value: TypeAlias = Any  # a `Fraction`, or a number of mpmath, which has no types
 
@@ -53,7 +54,7 @@ class NoValue(Exception):
 
 @functools.lru_cache(maxsize=4096)
 def parsed(text: str) -> Any:
-    """The sympy object that a whole tidy text is; `None` for words and for what does not parse to its end."""
+    """The sympy object of a whole tidy text. `None` for words, and for a text that does not parse to its end."""
     # The grammar reads `3 4` as a mixed number, drops the base of 52_8 and reads a word as a product of letters.
     if not text or _NUMBERS_SIDE_BY_SIDE.search(text) or _NUMERAL_WITH_BASE.search(text):
         return None
@@ -70,12 +71,12 @@ def parsed(text: str) -> Any:
             convert_degrees="°" in text,
             normalization_config=_NORMALISATION,
         )
-    except Exception:  # the parser and sympy raise anything; what has no value is compared by its letters
+    except Exception:  # the parser and sympy can raise anything; a text without a value is compared by its letters
         return None
 
 
 def _is_shallow(text: str) -> bool:
-    """Whether all brackets close, and none stands deeper than the parser is quick for; `[0,1)` closes."""
+    """Whether all brackets close and none is too deep for the parser. `[0,1)` closes."""
     depth = {True: 0, False: 0}  # of braces, which group, and of brackets
     for match in _BRACKET.finditer(text):
         mark = match.group()
@@ -87,7 +88,7 @@ def _is_shallow(text: str) -> bool:
 
 
 def key_of(expression: Any) -> str:
-    """What equal expressions, relations, sets and matrices share. Raises `NoValue` where it cannot be had."""
+    """A key that is the same for equal expressions, relations, sets and matrices. Raises `NoValue` if there is none."""
     if isinstance(expression, sympy.MatrixBase):
         return f"matrix{expression.shape}({','.join(key_of(entry) for entry in expression)})"
     if isinstance(expression, sympy.Expr):
@@ -106,7 +107,7 @@ def key_of(expression: Any) -> str:
 
 
 def constant(expression: Any) -> Value | None:
-    """The number that an expression is, or `None`."""
+    """The number of an expression without variables, or `None`."""
     if not isinstance(expression, sympy.Expr):
         return None
     values = [_value_at(expression, point) for point in range(POINTS)]
@@ -119,7 +120,7 @@ def constant(expression: Any) -> Value | None:
 
 
 def number_key(value: Value) -> str:
-    """A number as text: exact where it is a fraction, else with 30 digits."""
+    """A number as text: exact for a fraction, otherwise with 30 digits."""
     if isinstance(value, Fraction):
         return fraction_key(value)
     if isinstance(value, mpmath.mpc):
@@ -144,7 +145,8 @@ def _expression_key(expression: sympy.Expr) -> str:
 
 
 def _relation_key(relation: sympy.core.relational.Relational) -> str:
-    r"""The same for `2x<4`, `4>2x` and `x<2`: the difference of the sides up to a factor, positive for inequalities."""
+    r"""The key of a relation: the difference of its sides up to a factor (a positive one for inequalities). `2x<4`, `4>2x` and
+    `x<2` have the same key."""
     left, right = relation.lhs, relation.rhs
     if not isinstance(left, sympy.Expr) or not isinstance(right, sympy.Expr):
         return f"{type(relation).__name__}({key_of(left)},{key_of(right)})"
@@ -194,7 +196,7 @@ def _value_at(expression: sympy.Expr, point: int) -> Value | None:
 
 
 def _agreed(rough: mpmath.mpf, fine: mpmath.mpf, scale: mpmath.mpf | None = None) -> Fraction | mpmath.mpf:
-    """What two precisions agree on: a number, or zero where its size falls with the precision."""
+    """The value on which two precisions agree: a number, or zero if its size falls with the precision."""
     if not (mpmath.isfinite(rough) and mpmath.isfinite(fine)):
         raise NoValue
     if fine == 0 or abs(fine) * mpmath.mpf(10) ** (_DIGITS // 2) < abs(rough):
@@ -202,12 +204,12 @@ def _agreed(rough: mpmath.mpf, fine: mpmath.mpf, scale: mpmath.mpf | None = None
     if scale is not None and abs(fine) < scale * mpmath.mpf(10) ** (-2 * _DIGITS + 20):
         return Fraction(0)
     if abs(rough - fine) > abs(fine) * mpmath.mpf(10) ** -_KEPT:
-        raise NoValue  # too large a number, or too small a difference, for the digits at hand
+        raise NoValue  # the number is too large, or the difference too small, for these digits
     return _settled(fine)
 
 
 def _settled(value: Value) -> Value:
-    """The simple fraction that a computed real number is within its precision, or itself."""
+    """The simple fraction that equals a computed real number within its precision, or the number itself."""
     if isinstance(value, (Fraction, mpmath.mpc)) or value == 0:
         return Fraction(0) if value == 0 else value
     if abs(mpmath.log10(abs(value))) > 15:
@@ -244,7 +246,7 @@ _EXACT: dict[str, Callable] = {
 
 @functools.lru_cache(maxsize=4096)
 def _coordinate(name: str, point: int) -> Fraction:
-    """Where a variable stands at a point: between 1 and 3; at the last point between -3 and -1."""
+    """The value of a variable at a point: between 1 and 3, and at the last point between -3 and -1."""
     value = Fraction(random.Random(f"{name} {point}").randrange(1 << 16, 3 << 16) | 1, 1 << 16)
     return -value if point == POINTS - 1 else value
 
@@ -292,7 +294,7 @@ def _apply(expression: sympy.Expr, values: list[Value]) -> Value:
     if name == "UnevaluatedExpr":
         return first
     if isinstance(expression, AppliedUndef):
-        # Some number that depends on the function and its arguments alone.
+        # Any number that depends only on the function and its arguments.
         seed = name + ";".join(number_key(_settled(value)) for value in values)
         return _coordinate(seed, 0)
     if exact and name in _EXACT:
@@ -348,7 +350,7 @@ def _power(base: Value, exponent: Value) -> Value:
         if root is not None and base > 0:
             return root
         if base < 0 and exponent.denominator % 2 and exponent.denominator > 1:
-            # The real root of a negative number, as schools have it: \sqrt[3]{-8} is -2.
+            # The real root of a negative number, as in school: \sqrt[3]{-8} is -2.
             value = root if root is not None else mpmath.power(as_float(-base), as_float(exponent))
             return -value if exponent.numerator % 2 else value
     left, right = as_float(base), as_float(exponent)
@@ -358,7 +360,7 @@ def _power(base: Value, exponent: Value) -> Value:
 
 
 def _root(base: Fraction, exponent: Fraction) -> Fraction | None:
-    """`base ** exponent` where that is a fraction."""
+    """`base ** exponent` if it is a fraction. Otherwise `None`."""
     if exponent.denominator > 64 or abs(exponent.numerator) > 1000 or max(base.numerator, base.denominator) >> 20_000:
         return None
     parts = []

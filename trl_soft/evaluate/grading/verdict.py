@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a grader finds: whether an answer is right, and its class for majority voting."""
+"""The verdict of a grader: whether an answer is right, and its class for majority voting."""
 
 import logging
 import traceback
@@ -10,19 +10,19 @@ from ...files import printable
 from ...golds import gold_text
 
 
-ENDING = 4_000  # characters of a text in which an answer that is not boxed is looked for
+ENDING = 4_000  # last characters of a text that are searched for an answer without a box
 
 
 @dataclass(frozen=True)
 class Verdict:
     """
-    What a grader found.
+    The verdict of a grader.
 
     Args:
-        correct (`bool`): whether the answer is the gold answer.
+        correct (`bool`): whether the answer is right.
         answer (`str`, *optional*): the answer as the completion wrote it, or the program that was run.
-        vote (`str`, *optional*): the class of the answer: equal answers share it. `None` where there is no answer, and
-            for programs, which are not voted on.
+        vote (`str`, *optional*): the class of the answer, which equal answers share. `None` if there is no answer, and
+            for programs, which have no vote.
         reason (`str`): why a program failed, or why an answer could not be judged; empty otherwise.
     """
 
@@ -39,8 +39,10 @@ _reported: set[str] = set()  # errors by type and message, each of which is logg
 
 def unreadable(text: str, error: Exception) -> Verdict:
     """
-    The verdict on a text whose reading raised: wrong, with the error as `reason`. It is a fault of the reader, which is logged
-    with the beginning of the text, and no cause to stop a training run. The tests of the package let it raise.
+    The verdict on a text whose reader raised an error: wrong, with the error as `reason`.
+
+    The fault is the reader's. It is logged with the beginning of the text, and does not stop a training run. The tests of the
+    package let the error raise.
     """
     said = printable(f"{type(error).__name__}: {error}")
     if said not in _reported:
@@ -55,22 +57,23 @@ def unreadable(text: str, error: Exception) -> Verdict:
 
 
 def after_thinking(text: str) -> str:
-    """What follows the last `</think>`, or all of it."""
+    """The text after the last `</think>`, or the whole text."""
     return text.rpartition("</think>")[2]
 
 
 def ending(text: str) -> str:
-    """The last 4,000 characters of a text, blanks behind them aside."""
+    """The last 4,000 characters of a text, without the blanks at its end."""
     return text.rstrip()[-ENDING:]
 
 
 def lowered(text: str) -> str:
-    """A text in small letters, each in its place: the small form of one capital letter, U+0130, has two characters."""
+    """A text in small letters, with every letter in its place. One capital letter, U+0130, has a small form of two
+    characters."""
     return text.replace("\u0130", "i").lower()
 
 
 def grade_exact(text: str, gold: Any) -> Verdict:
-    """Right where the text after the last `</think>` is the gold answer to the letter, blanks at the ends aside."""
+    """Right if the text after the last `</think>` equals the gold answer letter by letter, without blanks at the ends."""
     answer = after_thinking(text).strip()
     wanted = gold_text(gold)
     if wanted is None:

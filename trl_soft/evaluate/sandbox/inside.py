@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Process 1 of the namespaces: it makes the file system, starts program and tester without any rights, and reaps."""
+"""Process 1 of the namespaces. It makes the file system, starts program and tester without any rights, and reaps."""
 
 import glob
 import json
@@ -30,12 +30,12 @@ def interpreter() -> str:
 
 def run_inside(job: dict, users: dict[str, int] | None, fds: dict[str, int], folder: str) -> None:
     """
-    Start program and tester, and report how they ended; the end of this process is the end of all in its namespaces.
+    Start program and tester, and report how they ended. When this process ends, all others in its namespaces end.
 
     Args:
-        users: the user of each process; `None` where the grader is not root, and both are `nobody` of a user namespace.
-        fds: this side of the pipes, by name.
-        folder: where the file system is made.
+        users: the user of each process. `None` if the grader is not root: both are then `nobody` of a user namespace.
+        fds: this side's ends of the pipes, by name.
+        folder: the place of the file system.
     """
     kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
     kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
@@ -59,7 +59,7 @@ def run_inside(job: dict, users: dict[str, int] | None, fds: dict[str, int], fol
 
 
 def guarded(fds: dict[str, int], work, *arguments) -> None:
-    """Fork's other half: what goes wrong is written to the `error` pipe, and nothing returns."""
+    """The child's side of a fork. It writes an error to the `error` pipe, and never returns."""
     try:
         work(*arguments)
     except BaseException as error:
@@ -69,7 +69,7 @@ def guarded(fds: dict[str, int], work, *arguments) -> None:
 
 
 def _any_left() -> bool:
-    """Whether this process has a living child, the dead ones reaped."""
+    """Whether this process has a living child. Reaps the dead ones."""
     try:
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
@@ -79,11 +79,11 @@ def _any_left() -> bool:
 
 
 def _become(job: dict, name: str, users: dict[str, int] | None, fds: dict[str, int]) -> None:
-    """The last steps before the interpreter: file descriptors, limits, another user, no way back, execve."""
+    """The last steps before the interpreter: file descriptors, limits, another user, no new rights, execve."""
     os.setsid()
     os.umask(0o077)
     for number, fd in enumerate(_DESCRIPTORS[name]):
-        os.dup2(fds[fd], number)  # the supervisor keeps them all above these; what else is open, execve closes
+        os.dup2(fds[fd], number)  # the supervisor's numbers are all above these; execve closes every other descriptor
     kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
     # A user namespace counts all processes of its one user: supervisor, this one's parent, tester and program.
     shared = users is None or users[name] == NOBODY
@@ -95,12 +95,13 @@ def _become(job: dict, name: str, users: dict[str, int] | None, fds: dict[str, i
         os.setresgid(users[name], users[name], users[name])
         os.setresuid(users[name], users[name], users[name])
     kernel.filter_calls()
-    # The text travels as an argument: there is no file of it inside. -S leaves out what is installed on this machine.
+    # The text travels as an argument, because inside there is no file of it. -S leaves out the installed packages.
     text = _TEXTS[name]
     os.execve(interpreter(), [interpreter(), "-I", "-S", "-B", "-X", "utf8", "-c", text], {})
 
 
-# There is no file of theirs inside, so `wire` is a module made of its text. All are read before the file system changes.
+# Inside there are no files of this package, so `wire` is a module made from its text. All are read before the file
+# system changes.
 _WIRE = "trl_soft.evaluate.sandbox.wire"
 _BEGIN = f"""import sys, types
 sys.modules[{_WIRE!r}] = module = types.ModuleType({_WIRE!r})
@@ -122,7 +123,7 @@ def _limit(job: dict, others: int) -> None:
 
 
 def _system_folders() -> list[str]:
-    """What an interpreter needs to start: the system's libraries, its own standard library and itself."""
+    """The folders that an interpreter needs to start: the system's libraries, its standard library and itself."""
     paths = ["/usr/lib", "/usr/lib64", "/usr/lib32", "/lib", "/lib64", "/usr/share/zoneinfo", "/etc/ld.so.cache"]
     paths += [sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), interpreter()]
     libraries = sysconfig.get_config_var("LIBDIR")
@@ -137,7 +138,7 @@ def _build_root(root: str, file_kb: int) -> None:
     kernel.mount("none", "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
     folders = [(path, os.path.isdir(path), os.path.realpath(path)) for path in _system_folders()]
     kernel.mount("tmpfs", root, "tmpfs", kernel.MS_NOSUID, "mode=755,size=1m,nr_inodes=4096")
-    # /tmp first: an interpreter may be installed below it, and is then mounted into it.
+    # /tmp comes first: an interpreter may be installed below it, and is then mounted into it.
     os.makedirs(f"{root}/tmp")
     size = f"mode=1777,size={file_kb}k,nr_inodes=1024"
     kernel.mount(
@@ -146,14 +147,14 @@ def _build_root(root: str, file_kb: int) -> None:
     for path, is_folder, real in folders:
         target = root + path
         if os.path.lexists(target):
-            continue  # inside a folder that is there already
+            continue  # inside a folder that is mounted already
         if os.path.islink(path) and is_folder:
             os.makedirs(os.path.dirname(target), exist_ok=True)
             os.symlink(os.readlink(path), target)
             continue
         _bind(real, target)
     for path, is_folder, _ in folders:
-        # No installed package: a data set of tests may be among them, and a verdict must not depend on the machine.
+        # No installed package: one may hold a data set of tests, and a verdict must not depend on the machine.
         for packages in _packages(root + path) if is_folder and not os.path.islink(path) else ():
             kernel.mount("tmpfs", packages, "tmpfs", kernel.MS_NOSUID | kernel.MS_RDONLY, "mode=755,size=4k")
     for name in ("null", "zero", "urandom"):
@@ -167,7 +168,7 @@ def _build_root(root: str, file_kb: int) -> None:
 
 
 def _packages(folder: str) -> list[str]:
-    """Where packages are installed, in a standard library or a folder of several."""
+    """The folders of installed packages, in a standard library or in a folder of several."""
     patterns = [
         f"{glob.escape(folder)}/{below}{kind}-packages" for below in ("", "python*/") for kind in ("site", "dist")
     ]
@@ -182,7 +183,7 @@ def _bind(path: str, target: str, writable: bool = False) -> None:
         open(target, "a").close()
     kernel.mount(path, target, None, kernel.MS_BIND | kernel.MS_REC)
     if not writable:
-        # A remount in a user namespace must keep the flags the mount had, which are locked.
+        # A remount in a user namespace must keep the flags of the mount, which are locked.
         keep = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC | 1024 | 2048 | (1 << 21)
         locked = os.statvfs(target).f_flag & keep
         flags = kernel.MS_REMOUNT | kernel.MS_BIND | kernel.MS_RDONLY | kernel.MS_NOSUID | locked

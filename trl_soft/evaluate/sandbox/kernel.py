@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the sandbox asks of Linux: namespaces, mounts, and a filter of system calls. Numbers are those of the kernel's headers."""
+"""The sandbox's calls to Linux: namespaces, mounts, and a filter of system calls. The numbers are from the kernel's headers."""
 
 import ctypes
 import os
@@ -18,8 +18,8 @@ _PR_SET_SECCOMP = 22
 _MNT_DETACH = 2
 _EPERM, _ENOSYS = 1, 38
 
-# Refused: what makes namespaces and mounts, traces or reads another process, loads into the kernel, or opens rings that
-# would go round this filter.
+# Refused calls: they make namespaces and mounts, trace or read another process, load code into the kernel, or open rings
+# that would bypass this filter.
 _CALLS: dict[str, dict] = {
     "x86_64": {
         "arch": 0xC000003E, "pivot_root": 155, "clone": 56, "clone3": 435, "socket": 41, "socketpair": 53,
@@ -36,12 +36,12 @@ _CALLS: dict[str, dict] = {
                     142, 39, 224, 225, 265],
     },
 }  # fmt: skip
-# Of the calls that are numbered alike everywhere, from 424 on, these alone are allowed. Later kernels add others.
+# Calls from 424 on have the same number everywhere. Of these only the following are allowed. Later kernels add others.
 _ALLOWED_OF_THE_LATER = {
     "pidfd_send_signal": 424, "pidfd_open": 434, "close_range": 436, "openat2": 437, "faccessat2": 439,
     "epoll_pwait2": 441, "futex_waitv": 449, "fchmodat2": 452,
 }  # fmt: skip
-# Other families of sockets, AF_VSOCK among them, are not bound to a network namespace.
+# Other families of sockets, such as AF_VSOCK, are not bound to a network namespace.
 _FAMILIES = {"AF_UNIX": 1, "AF_INET": 2, "AF_INET6": 10}
 
 
@@ -50,7 +50,7 @@ def libc() -> ctypes.CDLL:
 
 
 def check(result: int, what: str) -> int:
-    """The result of a call; an `OSError` that says what failed where it is negative."""
+    """The result of a call. A negative result raises an `OSError` that says what failed."""
     if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, f"{what}: {os.strerror(number)}")
@@ -58,7 +58,7 @@ def check(result: int, what: str) -> int:
 
 
 def require_table() -> None:
-    """Raise an `OSError` on a processor whose system calls have no table here."""
+    """Raise an `OSError` on a processor without a table of system calls here."""
     if platform.machine() not in _CALLS:
         raise OSError(f"there is no table of system calls for {platform.machine()}")
 
@@ -90,20 +90,20 @@ def filter_calls() -> None:
     kill, refuse, absent, allow = 0x80000000, 0x50000 | _EPERM, 0x50000 | _ENOSYS, 0x7FFF0000
     program = [(load, 0, 0, architecture), (equal, 1, 0, calls["arch"]), (give, 0, 0, kill), (load, 0, 0, number)]
     if platform.machine() == "x86_64":
-        program += [(bits, 0, 1, 0x40000000), (give, 0, 0, kill)]  # the x32 numbers would go round the table
+        program += [(bits, 0, 1, 0x40000000), (give, 0, 0, kill)]  # the x32 numbers would bypass the table
     for call in calls["refused"]:
         program += [(equal, 0, 1, call), (give, 0, 0, refuse)]
-    # An allow-list for all that came later. `clone3` is absent: its flags are in memory, and glibc then takes `clone`.
+    # An allow-list for all later calls. `clone3` is absent, because its flags are in memory. glibc then uses `clone`.
     for call in _ALLOWED_OF_THE_LATER.values():
         program += [(equal, 0, 1, call), (give, 0, 0, allow)]
     program += [(above, 0, 1, calls["newest"]), (give, 0, 0, absent)]
     for name in ("socket", "socketpair"):
-        # Past the whole block if it is another call; else allow the families on the list and refuse the rest.
+        # Skip the whole block for another call. Otherwise allow the families on the list and refuse the others.
         program += [(equal, 0, 2 + 2 * len(_FAMILIES), calls[name]), (load, 0, 0, first_argument)]
         for family in _FAMILIES.values():
             program += [(equal, 0, 1, family), (give, 0, 0, allow)]
         program += [(give, 0, 0, refuse)]
-    # The limits of another process; 0 is one's own.
+    # The limits of another process; 0 means the calling process.
     program += [(equal, 0, 3, calls["prlimit"]), (load, 0, 0, first_argument), (equal, 1, 0, 0), (give, 0, 0, refuse)]
     namespaces = NAMESPACES | CLONE_NEWUSER | CLONE_NEWCGROUP
     program += [(equal, 0, 3, calls["clone"]), (load, 0, 0, first_argument), (bits, 0, 1, namespaces)]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The untrusted process: runs the source, then answers what the tests ask of it.
+"""The untrusted process: it runs the source, then answers the calls of the tests.
 
-Nothing here is secret and nothing proves anything: the source can change all of it. Whatever it answers is data to the
-tests, and the verdict is theirs.
+Nothing here is secret, and nothing here proves anything: the source can change all of it. Its answers are data for the
+tests, and the tests give the verdict.
 """
 
 import builtins
@@ -61,7 +61,7 @@ def _serve(names, say, hear, make_data, make_value):
 
 
 def _run_program():
-    # Names that the source cannot reach by patching modules; it can walk frames, and gains nothing by it.
+    # The source cannot reach these names by patching modules. It can walk frames, but gains nothing by it.
     say, hear, leave, make_data, make_value = send, receive, os._exit, encode, decode
     with open(JOB, "rb") as file:
         source = json.load(file)["source"]
@@ -69,7 +69,7 @@ def _run_program():
     names = vars(module)
     sys.modules["solution"] = sys.modules["__main__"] = module
     sys.argv[:] = ["solution.py"]
-    for name in ("exit", "quit"):  # `site`, which is left out, would have defined them
+    for name in ("exit", "quit"):  # `site` would have defined them, but it is left out
         setattr(builtins, name, sys.exit)
     exec(compile(source, "<solution>", "exec", dont_inherit=True), names)
     sys.stdout.flush(), sys.stderr.flush()

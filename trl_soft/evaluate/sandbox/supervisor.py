@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The supervisor: a process of its own that makes the namespaces, reads what comes out, holds the clock, and judges."""
+"""The supervisor: a separate process that makes the namespaces, reads the output, holds the clock, and judges."""
 
 import fcntl
 import json
@@ -16,12 +16,14 @@ from .inside import NOBODY, guarded, run_inside
 
 TAIL_BYTES = 4096
 _VERDICT_BYTES = 4096
-_SPARE_USERS = 1 << 30  # ids that no account has: two for each run, so that RLIMIT_NPROC counts this run's processes
+_SPARE_USERS = (
+    1 << 30
+)  # ids without an account: two for each run, so that RLIMIT_NPROC counts only this run's processes
 _PIPES = ("stdout", "stderr", "verdict", "error", "status")
 
 
 def _spare_users() -> dict[str, int]:
-    """Ids for this run's program and tester alone, or `nobody` where this container maps no others."""
+    """User ids for program and tester of this run only, or `nobody` if this container maps no other ids."""
     first = _SPARE_USERS + 2 * os.getpid()
     with open("/proc/self/uid_map") as lines:
         ranges = [[int(word) for word in line.split()] for line in lines]
@@ -38,7 +40,7 @@ def _enter_user_namespace() -> None:
 
 
 def _memory_file(content: dict) -> int:
-    """A file in memory, so that its size blocks nobody."""
+    """A file in memory, which takes any size without waiting for a reader."""
     fd = os.memfd_create("job")
     data = memoryview(json.dumps(content).encode())
     while data:
@@ -64,7 +66,7 @@ def _descriptors(job: dict) -> tuple[dict[str, int], dict[str, int]]:
 
 
 class _Watch:
-    """Everything the supervisor reads, with its bounds: output, verdict, errors, the grader's life, and the clock."""
+    """All inputs of the supervisor, with their bounds: output, verdict, errors, whether the grader lives, and the clock."""
 
     def __init__(self, job: dict, fds: dict[str, int]):
         self.job, self.fds = job, fds
@@ -74,7 +76,7 @@ class _Watch:
         self.reason = ""
 
     def run(self) -> None:
-        """Until program and tester have ended or must."""
+        """Watch until program and tester have ended or must end."""
         deadline = time.monotonic() + self.job["timeout"]
         names = {self.fds[name]: name for name in (*_PIPES, "grader")}
         while "status" in names.values() and not self.reason:
@@ -101,7 +103,7 @@ class _Watch:
             setattr(self, name, (getattr(self, name) + data)[:_VERDICT_BYTES])
 
     def drain(self) -> None:
-        """What lies in the pipes after the end, at most their size."""
+        """Read what is left in the pipes after the end, at most their size."""
         for name in _PIPES:
             os.set_blocking(self.fds[name], False)
             try:
@@ -111,7 +113,7 @@ class _Watch:
                 pass
 
     def judge(self) -> str:
-        """`passed`, or why not. Only the tester holds the pipe of the verdict."""
+        """`passed`, or the reason of a failure. Only the tester holds the pipe of the verdict."""
         if self.reason:
             return self.reason
         killed = {"program": signal.SIGKILL, "tester": signal.SIGKILL, "left": False}
@@ -143,7 +145,7 @@ def _words(users: dict[str, int] | None) -> str:
 
 
 def _supervise(job: dict, folder: str) -> dict:
-    """Start what runs inside, watch it, kill what is left, judge."""
+    """Start the processes inside, watch them, kill those that are left, and judge."""
     kernel.require_table()
     users = _spare_users() if os.geteuid() == 0 else None
     ours, theirs = _descriptors(job)
@@ -182,12 +184,12 @@ def _read_job() -> dict:
 
 
 def main() -> None:
-    """A job from stdin, its result to stdout."""
+    """Read a job from stdin and write its result to stdout."""
     folder = sys.argv[1]
     try:
         answer = _supervise(_read_job(), folder)
     except OSError as error:
         answer = {"error": str(error)}
     finally:
-        shutil.rmtree(folder, ignore_errors=True)  # here too: the grader may have died
+        shutil.rmtree(folder, ignore_errors=True)  # also here: the grader may have died
     os.write(1, json.dumps(answer).encode() + b"\n")

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The trusted process: runs the tests, and asks the program for what it computes.
+"""The trusted process: it runs the tests, and asks the program for its results.
 
-A result reaches a test as data that this process made. What is no data is a `Handle`: it can be called, read and passed
-back, and equals nothing but itself, whatever the program says. The program has no way into this process: it holds neither
-end of the pipe for the verdict.
+A result reaches a test as data that this process made. An object that is not data is a `Handle`: a test can call it, read
+it and pass it back. A handle equals only itself, whatever the program says. The program has no way into this process: it
+holds neither end of the pipe of the verdict.
 """
 
 import builtins
@@ -20,7 +20,7 @@ _MOST_SAID = 300  # characters: JSON writes one in 12 bytes at most, and the sup
 
 
 class ProgramError(Exception):
-    """What the program raised, where it is no built-in exception, or one that would end a loop of the tests."""
+    """Stands for an exception of the program that is not built in, or that would end a loop of the tests."""
 
 
 def _ask(kind, *arguments):
@@ -29,7 +29,7 @@ def _ask(kind, *arguments):
     if "error" in reply:
         name, text = reply["error"]
         known = vars(builtins).get(str(name))
-        # A `StopIteration` would end a `map` of the tests as if it had no more items.
+        # A `StopIteration` would end a `map` of the tests as if the `map` had no more items.
         ends_a_loop = name in ("StopIteration", "StopAsyncIteration")
         if isinstance(known, type) and issubclass(known, Exception) and not ends_a_loop:
             raise known(str(text))
@@ -44,7 +44,7 @@ def _number(value):
 
 
 class Handle:
-    """Something of the program's that is no data."""
+    """An object of the program that is not data."""
 
     __slots__ = ("_number",)
 
@@ -86,13 +86,13 @@ def _names_in(code):
 
 
 def _run_tests(job):
-    """Run reference, setup and tests. What `tested` names is the program's; no other name is."""
+    """Run reference, setup and tests. Only the names in `tested` belong to the program."""
     defined = {name for name in receive(REPLIES)["names"] if isinstance(name, str)}
     reference, setup, tests = (
         compile(job[name], f"<{name}>", "exec", dont_inherit=True) for name in ("reference", "setup", "tests")
     )
     trusted = {"__name__": "reference"}
-    exec(reference, trusted)  # apart, so that its functions call each other and not the program's
+    exec(reference, trusted)  # in its own namespace, so that its functions call each other and not the program's
     names = {"__name__": "tests"}
     for code in (setup, tests):
         for name in sorted(_names_in(code)):
@@ -106,7 +106,7 @@ def _run_tests(job):
 
 
 def _said(error, tests):
-    """An error in a line, with the test that raised it."""
+    """An error as one line, with the test that raised it."""
     lines = tests.splitlines()
     at = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == "<tests>"]
     line = lines[at[-1] - 1].strip() if at and at[-1] and at[-1] <= len(lines) else ""

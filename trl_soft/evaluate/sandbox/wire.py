@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Values as data: what crosses from the program to its tests and back. Both processes import this file.
+"""Values as data, between the program and its tests. Both processes import this file.
 
-Only plain values of the standard library cross as themselves. What the other side gets is made anew there, of the exact
-built-in type, so that no method of the program's is ever called by a test. Anything else stays where it is and crosses as
-a handle, a number that its owner looks up.
+Only plain values of the standard library cross as data. The other side builds each value again, of the exact built-in type,
+so that a test never calls a method of the program. Every other object stays in its process and crosses as a handle: a
+number that its owner looks up.
 """
 
 import builtins
@@ -22,7 +22,7 @@ class Ended(BaseException):
 
 
 def encode(value, handle):
-    """A value as what JSON can hold; `handle(value)` is the number of one that cannot cross."""
+    """A value in the types of JSON. `handle(value)` returns the number of an object that cannot cross."""
     if value is None or value is True or value is False:
         return value
     if isinstance(value, str):
@@ -58,7 +58,7 @@ def encode(value, handle):
 
 
 def decode(data, handle):
-    """The value of `encode`, made anew; `handle(number)` is what stands for one that did not cross."""
+    """The value of `encode`, built again. `handle(number)` returns the handle of an object that did not cross."""
     if data is None or isinstance(data, (bool, str)):
         return data
     if isinstance(data, list):
@@ -104,7 +104,7 @@ def send(fd, message):
 
 
 def receive(fd):
-    """Read a message; raises `Ended` where there is none."""
+    """Read a message. Raises `Ended` if there is none."""
     return json.loads(_read(fd, min(int.from_bytes(_read(fd, 8), "big"), _MOST_BYTES)))
 
 
