@@ -39,10 +39,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from benchmarks.ends import Never
+from benchmarks.ends import Never, ends_with
 from trl_soft import ThinkingSettings, kernels
 from trl_soft.rollout import Key, StopRule, book
 from trl_soft.rollout.interface import Plan
+from trl_soft.rollout.matcher import looked_up
 from trl_soft.rollout.slots import Slots
 from trl_soft.rollout.vllm.layout import layout_of
 from trl_soft.rollout.vllm.members import Members
@@ -60,6 +61,7 @@ CASES: dict[str, dict] = {
     "hard-topk-topp": {"thought": "hard", "thinking_top_k": 20, "thinking_top_p": 0.95},
     "soft": {"thought": "soft"},
     "gumbel": {"thought": "gumbel"},
+    "gumbel-text": {"thought": "gumbel", "end_of_thinking": "The final answer is"},
     "gumbel-concrete": {"thought": "gumbel", "gumbel_density": "concrete"},
     "gumbel-softgrpo": {"thought": "gumbel", "gumbel_density": "softgrpo"},
     "gaussian": {"thought": "gaussian"},
@@ -212,12 +214,18 @@ def counted(counter: Counter) -> Iterator[None]:
         kernels.watchers.remove(counter.launched)
 
 
+def _stop(settings: dict, cap: int) -> StopRule:
+    """Thoughts end by a text, where one is set, and by their cap."""
+    end: Any = ends_with(settings["end_of_thinking"]) if "end_of_thinking" in settings else Never()
+    return StopRule(end, cap)
+
+
 def in_process(settings: dict, rows: int, vocabulary: int, hidden: int, answers: dict | None = None) -> Counts:
     """A step of `rollout_engine: slots`, and the feeding of the next. `answers`: top-k, top-p, min-p, `repetition_penalty`."""
     answers = dict(answers or {})
     penalty = answers.pop("repetition_penalty", 1.0)
     thought = ThinkingSettings(**settings).make_thought(Hard(), table_rms=0.02)
-    stop: Any = StopRule(Never(), 100)  # type: ignore[arg-type]
+    stop = _stop(settings, 100)
     plan = Plan(
         thought,
         Hard(**answers),
@@ -261,11 +269,11 @@ def vllm(settings: dict | list[dict], rows: int, vocabulary: int, hidden: int) -
     for i, some in enumerate(several):
         own = {"max_thinking_length": 100, **some}
         thought = ThinkingSettings(**own).make_thought(Hard(), table_rms=0.02)
-        stop: Any = StopRule(Never(), own["max_thinking_length"])  # type: ignore[arg-type]
+        stop = _stop(own, own["max_thinking_length"])
         plan = Plan(thought, Hard(), stop, max_completion_length=128, eos_token_ids=[2], pad_token_id=0)
         with kernels.plain():
             layout = layout_of(thought, 256, hidden, torch.bfloat16)
-        numbers.append(pool.add(str(i), plan, layout))
+        numbers.append(pool.add(str(i), looked_up(plan, vocabulary), layout))
     of = [numbers[i % len(numbers)] for i in range(rows)]
     pool.admit(range(rows), of, [(3, 0, i) for i in range(rows)], [2] * rows, [128] * rows)
     weight = torch.empty(vocabulary, hidden, device=META, dtype=torch.bfloat16)

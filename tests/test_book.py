@@ -56,7 +56,7 @@ def random_rows(plans: list, undo: bool, seed: int) -> tuple[dict, Rows]:
     longest = torch.tensor([len(made.forced) for made in plans])[rule]
     values = {
         "rule": rule, "t": number(C + 3), "limit": number(C + 1, 1), "cursor": number(4), "answered": number(4),
-        "calm": number(3), "thinking_length": number(6), "close_at": number(C, -1), "matched": number(3),
+        "calm": number(3), "thinking_length": number(6), "matched": number(3),
         "script": (torch.rand(S, generator=draw) * longest).long(), "sample": number(9), "prompt_length": number(5, 1),
     }  # fmt: skip
     for name, value in values.items():

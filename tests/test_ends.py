@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where a thought ends: inside a token, outside the vocabulary, in the prompt already; and the text that is judged."""
 
+import functools
 import json
 import os
 import tarfile
@@ -11,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -119,6 +122,36 @@ def test_an_end_is_found_with_real_tokenizers(path, text, tmp_path):
     assert_found_where_the_text_has_it(tokenizer, EndOfThinking(tokenizer, text))
 
 
+@functools.cache
+def of_bytes(text: str) -> tuple[PreTrainedTokenizerFast, EndOfThinking, EndMatcher]:
+    """A text that is not ASCII, and its table."""
+    tokenizer = byte_level()
+    end = EndOfThinking(tokenizer, text)
+    return tokenizer, end, EndMatcher(end, len(tokenizer))
+
+
+@given(st.data())
+def test_an_end_in_parts_of_characters_is_found(data):
+    """By bytes, wherever tokens cut characters, behind and before bytes that are no characters."""
+    tokenizer, end, table = of_bytes(data.draw(st.sampled_from(["\u00e9", "\u7b54\u6848:", ":\u00e9"])))
+    near = st.sampled_from(
+        sorted({*end.ids, *tokenizer.convert_tokens_to_ids(["\u00c3", "\u00c3\u00a9", ":", "\u00e7"])})
+    )
+    shadow = data.draw(st.lists(st.integers(0, len(tokenizer) - 1) | near | near, min_size=1, max_size=12))
+    rests = end.rests([shadow[: n + 1] for n in range(len(shadow))])
+    first = next((rest for rest in rests if rest is not None), None)
+    assert table.find(shadow) == (None if first is None else len(first))
+
+
+def test_a_text_of_characters_whose_parts_are_not_known_is_refused(monkeypatch):
+    """A vocabulary that does not say which bytes its tokens write; ASCII can be no part of a character."""
+    tokenizer = byte_level()
+    monkeypatch.setattr(tokenizer, "convert_ids_to_tokens", lambda token: "?")
+    with pytest.raises(ValueError, match=r"is not ASCII.*cannot be told.*engine `simple`"):
+        EndMatcher(EndOfThinking(tokenizer, "\u00e9"), len(tokenizer))
+    EndMatcher(EndOfThinking(tokenizer, "1;"), len(tokenizer))
+
+
 def test_a_rest_that_is_a_part_of_the_prefill():
     assert [overlap(rest, "\\boxed{") for rest in ("", "\n\n", "\\", " \\", "\\(", "\\boxed{5", "x\\box")] == [
         0, 0, 1, 1, 0, 7, 4,
@@ -187,8 +220,7 @@ def test_a_thought_closes_with_the_token_that_completes_the_text(prefill):
 
 
 @pytest.mark.parametrize("prefill", PREFILLS, ids=str)
-def test_the_served_table_closes_as_decoding_does(prefill):
-    """vLLM's plugin looks tokens up; the slots decode, go back and close."""
+def test_a_served_request_closes_as_a_slot_does(prefill):
     tokenizer, net = wide()
     size, count, steps = net.config.vocab_size, 24, 20
     fields = {"thinking_top_k": 20, "thinking_top_p": 1.0, "max_thinking_length": 9, "end_of_thinking": END}
@@ -207,9 +239,8 @@ def test_the_served_table_closes_as_decoding_does(prefill):
 
     slots = Slots(count, made, Key(3, 0, torch.arange(count)), size, torch.device("cpu"))
     slots.admit(list(range(count)), list(range(count)), [[4, 5]] * count, [steps] * count)
-    while slots.all.active.any():
-        slots.advance(count, logits(range(count), slots.all.t.tolist()), every_row=False)
-        slots.close_matched({i: [4, 5] for i in range(count)}, 1)
+    for t in range(steps):
+        slots.advance(count, logits(range(count), [t] * count), every_row=False)
     pool = Pool(count, 24, 256, size, "cpu")
     number = pool.add("plan", served, layout_of(served.thought, size, 4, torch.float32))
     pool.admit(range(count), [number] * count, [(3, 0, i) for i in range(count)], [2] * count, [steps] * count)

@@ -16,6 +16,7 @@ from trl_soft.forward import soft_tokens_added
 from trl_soft.rollout import ENGINES, EngineOptions, Key, assemble
 from trl_soft.rollout import slot_engine as engine_module
 from trl_soft.rollout.make_plan import make_plan, table_rms
+from trl_soft.rollout.matcher import looked_up
 from trl_soft.thoughts import Hard
 
 
@@ -92,6 +93,22 @@ def test_every_way_to_stop(settings, arrangement):
     theirs = run(net, made, "simple", prompts=PROMPTS * 3)
     assert theirs.thinking_cut.any() and not theirs.thinking_cut.all()
     assert_same(run(net, made, prompts=PROMPTS * 3, **ARRANGEMENTS[arrangement]), theirs)
+
+
+def test_a_text_that_ends_thoughts_costs_no_step_and_no_decoding(monkeypatch):
+    """A slot takes as many steps as it draws tokens, up to the next look at what has finished."""
+    net, steps = tiny.model(), []
+    made = plan(net, {"end_of_thinking": ";", "thinking_top_k": 20, "thinking_top_p": 1.0})
+    theirs = run(net, made, "simple")
+    looked_up(made, net.config.vocab_size)
+    step = engine_module._Run._step
+    monkeypatch.setattr(engine_module._Run, "_step", lambda self, reach: (steps.append(reach), step(self, reach)))
+    monkeypatch.setattr(type(made.stop.end), "rests", None)
+    out = run(net, made, slots=1, check_every=8)
+    assert_same(out, theirs)
+    assert len(steps) == sum(-(-length // 8) * 8 for length in out.completion_mask.sum(-1).tolist())
+    ends = out.completion_ids.gather(1, out.thinking_length.unsqueeze(1) - 1) == tiny.TOKENS.index(";")
+    assert ends.sum() > 3
 
 
 @pytest.mark.parametrize("thought", ["hard", "gumbel"])

@@ -46,6 +46,13 @@ def test_a_step_is_as_short_as_it_was_made(case, most):
     assert of(case).total("operations") <= most
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_text_that_ends_thoughts_costs_no_kernel(engine):
+    by_token, by_text = of("gumbel", engine=engine), of("gumbel-text", engine=engine)
+    assert by_text.total("operations") == by_token.total("operations") and by_text.total("host_reads") == 0
+    assert by_text.total("bytes") > by_token.total("bytes")  # it is looked up
+
+
 @pytest.mark.parametrize("case", ["hard", "gumbel"])
 def test_the_logits_are_read_once_by_gumbel_and_hard(case):
     """Thought and answer share one reading; the sums over blocks of 256 logits are 3 % of it."""

@@ -280,8 +280,8 @@ def test_plans_are_bounded_by_what_they_are_made_of(monkeypatch):
 
 def test_a_table_holds_classes_of_tokens_and_is_shared_by_plans():
     """However long the text and however many the tokens: those that hold nothing of the text are one class."""
-    pieces = ["ab", "b", "c", "", "abab", "x" * 30, "a"] + ["no"] * 50_000 + ["cab"] * 50_000
-    classes, table = matcher.table_of("ab" * 32, Pieces(pieces), lambda tokens, lengths: lengths)
+    pieces = [b"ab", b"b", b"c", b"", b"abab", b"x" * 30, b"a"] + [b"no"] * 50_000 + [b"cab"] * 50_000
+    classes, table = matcher.table_of(b"ab" * 32, Pieces(pieces), lambda tokens, lengths: lengths)
     assert classes.shape == (len(pieces),) and table.shape == (64, 7)
     one = matcher.EndMatcher(EndOfThinking(tiny.tokenizer(), "1;"), V)
     made = plan({})
@@ -516,7 +516,7 @@ def test_the_docs_say_every_limit():
     for number in (*LENGTHS.values(), request.KEY_LENGTH, request.TEXT_LENGTH, request.STOPS):
         assert f"{number}" in table.replace(",", "")
     for number in (
-        request.MATCHERS,
+        matcher.MATCHERS,
         pool._PLANS,
         int(client.TIMEOUT),
         int(timed_http.CONNECT),

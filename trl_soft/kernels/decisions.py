@@ -25,7 +25,6 @@ _CURSOR: tl.constexpr = tl.constexpr(NUMBERS.index("cursor"))
 _ANSWERED: tl.constexpr = tl.constexpr(NUMBERS.index("answered"))
 _CALM: tl.constexpr = tl.constexpr(NUMBERS.index("calm"))
 _THINKING_LENGTH: tl.constexpr = tl.constexpr(NUMBERS.index("thinking_length"))
-_CLOSE_AT: tl.constexpr = tl.constexpr(NUMBERS.index("close_at"))
 _MATCHED: tl.constexpr = tl.constexpr(NUMBERS.index("matched"))
 _SURPLUS: tl.constexpr = tl.constexpr(NUMBERS.index("surplus"))
 _SCRIPT: tl.constexpr = tl.constexpr(NUMBERS.index("script"))
@@ -87,9 +86,7 @@ def decide_rows(
     end = tl.arange(0, EOS)
     ends = tl.load(eos + plan[:, None] * EOS + end[None, :], mask=here[:, None], other=-1)
     is_eos = tl.max((ends == token[:, None]).to(tl.int32), axis=1) > 0
-    ended = (token == tl.load(rule + _END, mask=here, other=0)) | (
-        tl.load(number + _CLOSE_AT, mask=here, other=-1) == t
-    )
+    ended = token == tl.load(rule + _END, mask=here, other=0)
     if TEXTS:
         m = tl.load(rule + _TEXT_LENGTH, mask=here, other=0)
         has = thinks & (m > 0)
@@ -221,7 +218,7 @@ def decide(rows, rules, thought_token, answer_token, cold, closes_as_token: bool
         n, blocks["ids"].size(1),
         UNDO=0 if undo is None else undo["numbers"].size(1), TEXTS=rules.texts, COLD=cold is not None,
         CLOSES_AS_TOKEN=closes_as_token, EOS=rules.eos.size(1), ROWS=_ROWS, num_warps=1,
-        moved=n * 8 * (4 * len(NUMBERS) + len(RULES) + rules.eos.size(1)),
+        moved=n * 8 * (4 * len(NUMBERS) + len(RULES) + rules.eos.size(1) + 4 * rules.texts),
     )  # fmt: skip
     return token, written, t, *flags.unbind(0)
 

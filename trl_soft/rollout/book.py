@@ -86,7 +86,7 @@ def decide(
     active, thinks, answers = flags["active"], now.thinks, now.answers
     token = torch.where(thinks, thought_token, torch.where(answers, answer_token, now.token))
     is_eos = (token.unsqueeze(-1) == rules.eos.index_select(0, rows["rule"])).any(-1)
-    ended = (token == rule["end"]) | (rows["close_at"] == rows["t"])
+    ended = token == rule["end"]
     matched, surplus, script = rows["matched"], rows["surplus"], rows["script"]
     if rules.texts:
         m = rule["text_length"]

@@ -18,8 +18,7 @@ NUMBERS = (
     "answered",  # tokens of its answer
     "calm",  # cold steps in a row
     "thinking_length",  # thoughts drawn, the closing step among them
-    "close_at",  # position whose thought is the last, where only its text could tell; -1 is none
-    "matched",  # state of the matcher: characters of the text that ends a thought, with which the shadow ends
+    "matched",  # state of the matcher: bytes of the text that ends a thought, with which the shadow ends
     "surplus",  # characters that the closing step's token writes beyond that text
     "script",  # row of the forced texts that follows the thought
 )
@@ -59,5 +58,5 @@ def begin(blocks: dict[str, torch.Tensor], index: torch.Tensor, **values) -> Non
     for block in blocks.values():
         block[index] = 0
     columns = by_name(blocks)
-    for name, value in {"close_at": -1, "active": True, "thinking": True, **values}.items():
+    for name, value in {"active": True, "thinking": True, **values}.items():
         columns[name][index] = value

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A text that ends thoughts as a table over tokens, so that no step has to be decoded.
 
-State s says that the shadow, decoded, ends with the first s characters of the text and no more (Knuth, Morris and Pratt). Tokens
+Texts are compared by their bytes in UTF-8, since a token may hold a part of a character. State s says that the shadow ends with the
+first s bytes of the text and no more (Knuth, Morris and Pratt). Tokens
 that lead from each state to the same state are one class: `table[s, classes[token]]` is the state after a token. A match may end
 inside the token; no state follows it, since the thought is over.
 
@@ -9,32 +10,36 @@ Most tokens hold nothing of the text. Those that do are found in the sorted voca
 client of a server can hold it up with texts of its own.
 """
 
+import functools
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 
-from .interface import forced_row
-from .pieces import Pieces, pieces_of
+from .interface import Plan, forced_row
+from .pieces import HALF, Pieces, pieces_of
 from .stop import EndOfThinking
 
 
+MATCHERS = 256  # texts that end thoughts, each with its prefill, whose tables are kept for rollouts to come
 _CHECKED = 20  # texts of each kind that a table is checked against
 
 
-def borders(text: str) -> np.ndarray:
-    """(m, m) bool for a text of m characters: whether its first s characters end with its first j."""
+def borders(text: bytes) -> np.ndarray:
+    """(m, m) bool for a text of m bytes: whether its first s bytes end with its first j."""
     return np.array([[text[:s].endswith(text[:j]) for j in range(len(text))] for s in range(len(text))])
 
 
-def table_of(text: str, pieces: Pieces, kinds: Callable[[np.ndarray, np.ndarray], np.ndarray]):
+def table_of(text: bytes, pieces: Pieces, kinds: Callable[[np.ndarray, np.ndarray], np.ndarray]):
     """
     The states after tokens.
 
     Args:
-        text (`str`): ASCII, of m characters.
-        kinds: called with tokens and with the number of characters that each writes behind the text, for the kinds of those rests.
+        text (`bytes`): m bytes of UTF-8.
+        kinds: called with tokens and with the number of bytes that each writes behind the text, for the kinds of those rests.
 
     Returns:
         classes (V,) int64: of each token; table (m, number of classes) int64: the state after a token from each state, or
@@ -104,11 +109,11 @@ class _Kinds:
     def __call__(self, tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         rows = np.zeros_like(lengths)
         if self.prefill:
-            first, pieces = self.prefill[0], (self.pieces.of[token] for token in tokens.tolist())
-            rests = (piece[len(piece) - n :] for piece, n in zip(pieces, lengths.tolist(), strict=True))
+            first = self.prefill[0]
+            rests = map(self.pieces.rest, tokens.tolist(), lengths.tolist())
             rows[:] = [forced_row(rest, self.prefill) if first in rest else 0 for rest in rests]
         count = len(self.prefill) + 2
-        keys, which = _numbered(lengths * count + rows)
+        keys, which = _numbered(self.pieces.characters(tokens, lengths) * count + rows)
         pairs = [divmod(key, count) for key in keys.tolist()]
         return np.array([self.numbers.setdefault(pair, len(self.numbers)) for pair in pairs], dtype=np.int64)[which]
 
@@ -131,28 +136,28 @@ class EndMatcher:
     Attributes:
         classes (`torch.Tensor` of shape `(V,)`, int16, or int32 if there are many): of each token.
         table (`torch.Tensor` of shape `(m, number of classes)`, int16):
-            Of a text of m characters: the state after a token of each class, or m + i where it completes the text and leaves a
+            Of a text of m bytes: the state after a token of each class, or m + i where it completes the text and leaves a
             rest of kind i.
         surplus, script (`torch.Tensor` of shape `(kinds of rests,)`, int64):
             Characters of such a rest, and which row of `Plan.forced` follows it. Kind 0 is no rest.
 
     Raises:
         ValueError: if tokens of this tokenizer do not write their characters one after the other, or the text is not
-            ASCII, of which a token could hold half a character.
+            ASCII and it is not known which part of a character some token writes.
     """
 
     is_token = False
 
     def __init__(self, end: EndOfThinking, vocab_size: int, prefill: str = ""):
         self.ids, self.text = end.ids, end.text
-        if not end.text.isascii():
-            raise ValueError(
-                f"`end_of_thinking` is {end.text!r}, which is not ASCII and no added token, and tokens may hold half a character "
-                "of it. Choose a token or an ASCII text, or the in-process engine."
-            )
         pieces = pieces_of(end.tokenizer, vocab_size)
+        if not end.text.isascii() and not pieces.halves:
+            raise ValueError(
+                f"`end_of_thinking` is {end.text!r}, which is not ASCII and no added token, and some tokens of this tokenizer write a "
+                "part of a character that cannot be told. Choose a token or an ASCII text, or the engine `simple`."
+            )
         kinds = _Kinds(pieces, prefill)
-        classes, table = table_of(end.text, pieces, kinds)
+        classes, table = table_of(end.text.encode(), pieces, kinds)
         kind = torch.int16 if table.shape[1] < 2**15 else torch.int32
         self.classes, self.table = torch.from_numpy(classes).to(kind), torch.from_numpy(table).short()
         self.surplus, self.script = torch.tensor(list(kinds.numbers)).unbind(-1)
@@ -168,11 +173,14 @@ class EndMatcher:
         closing = closes[self.classes.long()].nonzero().squeeze(-1).tolist()
         inside = [row[:4] + end.ids[:-1] + [draw.choice(closing)] for row in some if closing]
         shadows = some + near + cut + inside + [row[:4] + end.ids for row in some]
+        # What is no UTF-8 some tokenizers decode byte by byte, a whole character in it too.
+        texts = end.tokenizer.batch_decode(shadows, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        shadows = [shadow for shadow, text in zip(shadows, texts, strict=True) if HALF not in text]
         theirs = [None if rest is None else len(rest) for rest in self._first(end, shadows)]
         if [self.find(shadow) for shadow in shadows] != theirs:
             raise ValueError(
                 f"`end_of_thinking` is {end.text!r}, and this tokenizer's tokens do not write their characters one after the "
-                "other, so only whole texts can be searched for it. Choose a token, or the in-process engine."
+                "other, so only whole texts can be searched for it. Choose a token, or the engine `simple`."
             )
 
     @staticmethod
@@ -191,3 +199,18 @@ class EndMatcher:
             if state >= m:
                 return int(self.surplus[state - m])
         return None
+
+
+@functools.lru_cache(maxsize=MATCHERS)
+def matcher(tokenizer, text: str, vocab_size: int, prefill: str) -> EndMatcher:
+    """The text that ends thoughts as a table; tokenizers are known by identity."""
+    return EndMatcher(EndOfThinking(tokenizer, text), vocab_size, prefill)
+
+
+def looked_up(plan: Plan, vocab_size: int) -> Plan:
+    """A plan as a step on the device reads it: a text that ends its thoughts is a table over the V tokens."""
+    end: Any = plan.stop.end
+    if end.is_token or isinstance(end, EndMatcher):
+        return plan
+    table: Any = matcher(end.tokenizer, end.text, vocab_size, plan.prefill)
+    return replace(plan, stop=replace(plan.stop, end=table))

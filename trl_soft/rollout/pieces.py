@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each token of a tokenizer writes, sorted once, so that the tokens that have to do with a text are found without a walk."""
+"""The bytes that each token of a tokenizer writes, sorted once, so that the tokens that have to do with a text are found without a walk."""
 
 import functools
 import string
@@ -9,30 +9,35 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 
+HALF = "\ufffd"  # what half a character is decoded to
+
+
 class Pieces:
     """
     Args:
-        pieces (`list[str]`, V): the characters that each token writes behind other tokens.
+        pieces (list of V `bytes`): what each token writes behind other tokens, in UTF-8.
+        halves (`bool`): whether all tokens are known that write a part of a character.
 
     Attributes:
-        of (`list[str]`, V): the same.
-        lengths (`numpy.ndarray` of shape `(V,)`): characters of each.
+        of (list of V `bytes`), halves: the same.
+        lengths (`numpy.ndarray` of shape `(V,)`): bytes of each.
     """
 
-    def __init__(self, pieces: Sequence[str]):
-        self.of = list(pieces)
+    def __init__(self, pieces: Sequence[bytes], halves: bool = True):
+        self.of, self.halves = list(pieces), halves
         self.lengths = np.array([len(piece) for piece in self.of], dtype=np.int64)
         self._forward, self._by_begin = _sorted(self.of)
         self._backward, self._by_end = _sorted([piece[::-1] for piece in self.of])
-        # A byte for each character. Texts are ASCII, so one byte may stand for all other characters.
-        flat = np.frombuffer("".join(self.of).encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
-        self._flat = np.minimum(flat, 128).astype(np.uint8)
+        self._flat = np.frombuffer(b"".join(self.of), dtype=np.uint8)
         self._starts = np.concatenate(([0], np.cumsum(self.lengths)))
+        # A character of UTF-8 has one byte that is not of the form 10xxxxxx, its first.
+        self._characters = np.concatenate(([0], np.cumsum((self._flat & 0xC0) != 0x80)))
+        self._whole = np.array([_is_text(piece) for piece in self.of], dtype=bool)
 
-    def beginnings(self, text: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def beginnings(self, text: bytes) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """
-        For n = 0, 1, ... up to the length of an ASCII text, or to where none is left: the tokens that begin with the first n
-        characters of the text, and those that write them and nothing else.
+        For n = 0, 1, ... up to the length of a text, or to where none is left: the tokens that begin with the first n bytes of the
+        text, and those that write them and nothing else.
         """
         low, high = 0, len(self._forward)
         for n in range(len(text) + 1):
@@ -43,32 +48,53 @@ class Pieces:
             same = bisect_right(self._forward, text[:n], low, high)
             yield self._by_begin[low:high], self._by_begin[low:same]
 
-    def ending(self, text: str) -> np.ndarray:
-        """The tokens that end with an ASCII text of one character or more."""
+    def ending(self, text: bytes) -> np.ndarray:
+        """The tokens that end with a text of one byte or more."""
         back = text[::-1]
         return self._by_end[bisect_left(self._backward, back) : bisect_left(self._backward, _after(back))]
 
-    def holding(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        """The tokens that hold an ASCII text, and the place where it first begins in each."""
-        places = np.flatnonzero(self._flat == ord(text[0]))
-        for i, letter in enumerate(text[1:], 1):
+    def holding(self, text: bytes) -> tuple[np.ndarray, np.ndarray]:
+        """The tokens that hold a text, and the place where it first begins in each."""
+        places = np.flatnonzero(self._flat == text[0])
+        for i, byte in enumerate(text[1:], 1):
             places = places[places + i < len(self._flat)]
-            places = places[self._flat[places + i] == ord(letter)]
+            places = places[self._flat[places + i] == byte]
         tokens = np.searchsorted(self._starts, places, side="right") - 1
         inside = places + len(text) <= self._starts[tokens + 1]
         tokens, first = np.unique(tokens[inside], return_index=True)
         return tokens, places[inside][first] - self._starts[tokens]
 
+    def characters(self, tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """How many characters the last `lengths` (N,) bytes of tokens (N,) are, of which the first begins a character."""
+        ends = self._starts[tokens + 1]
+        counts = self._characters[ends] - self._characters[ends - lengths]
+        for i in np.flatnonzero(~self._whole[tokens]):
+            counts[i] = len(self.rest(tokens[i], lengths[i]))
+        return counts
 
-def _sorted(pieces: list[str]) -> tuple[list[str], np.ndarray]:
+    def rest(self, token: int, length: int) -> str:
+        """The last `length` bytes of a token, as they are decoded."""
+        piece = self.of[token]
+        return piece[len(piece) - length :].decode(errors="replace")
+
+
+def _sorted(pieces: list[bytes]) -> tuple[list[bytes], np.ndarray]:
     """Texts in order, and which each was."""
     order = sorted(range(len(pieces)), key=pieces.__getitem__)
     return [pieces[token] for token in order], np.array(order, dtype=np.int64)
 
 
-def _after(text: str) -> str:
-    """The first text in order behind all that begin with `text`."""
-    return text[:-1] + chr(ord(text[-1]) + 1)
+def _after(text: bytes) -> bytes:
+    """The first text in order behind all that begin with `text`; no byte of UTF-8 is 255."""
+    return text[:-1] + bytes([text[-1] + 1])
+
+
+def _is_text(piece: bytes) -> bool:
+    try:
+        piece.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 @functools.lru_cache(maxsize=4)
@@ -88,9 +114,37 @@ def pieces_of(tokenizer, vocab_size: int) -> Pieces:
     else:
         raise ValueError(
             "No token of this tokenizer is one ASCII character, so what its tokens write cannot be told apart. Choose a token as "
-            "`end_of_thinking`, or the in-process engine."
+            "`end_of_thinking`, or the engine `simple`."
         )
     count = min(vocab_size, len(tokenizer))
     after = tokenizer.batch_decode([[ids[0], token] for token in range(count)], **exact)
-    pieces = [both[len(alone) :] if both.startswith(alone) else "\0" for both in after]
-    return Pieces(pieces + [""] * (vocab_size - count))
+    written = [both[len(alone) :] if both.startswith(alone) else "\0" for both in after]
+    pieces = [piece.encode(errors="replace") for piece in written]
+    torn = [token for token, piece in enumerate(written) if HALF in piece]
+    known = [_bytes_of(tokenizer.convert_ids_to_tokens(token), written[token]) for token in torn]
+    for token, piece in zip(torn, known, strict=True):
+        pieces[token] = pieces[token] if piece is None else piece
+    return Pieces(pieces + [b""] * (vocab_size - count), all(piece is not None for piece in known))
+
+
+def _bytes_of(token: str, written: str) -> bytes | None:
+    """
+    What a token writes that is decoded with a replacement character, by its name in the vocabulary: a byte of SentencePiece's
+    (`<0xE7>`), or bytes as GPT-2's alphabet has them. `None` if its name is neither.
+    """
+    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+        return bytes.fromhex(token[3:5])
+    alphabet = _alphabet()
+    if all(letter in alphabet for letter in token):
+        piece = bytes(alphabet[letter] for letter in token)
+        if piece.decode(errors="replace") == written:
+            return piece
+    return written.encode() if token == written else None
+
+
+@functools.cache
+def _alphabet() -> dict[str, int]:
+    """The byte that each letter of a byte-level vocabulary stands for."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    return {letter: byte for byte, letter in bytes_to_unicode().items()}

@@ -18,7 +18,7 @@ RULES = (
     "answer_cap",  # longest answer
     "filler",  # what a completion that is over goes on with
     "script",  # row of `scripts` in which its forced texts begin
-    "text_length",  # characters of the text that ends a thought; 0 is none
+    "text_length",  # bytes of the text that ends a thought; 0 is none
     "classes",  # where that text's tables begin in `classes`
     "matches",  # and in `matches`
     "width",  # classes of its tokens

@@ -303,9 +303,6 @@ class _Run:
 
     def collect(self) -> tuple[list[int], Rollout] | None:
         """What has finished, if anything has."""
-        if not self.plan.stop.end.is_token:
-            begun = {slot: self.prompts[number] for slot, number in enumerate(self.owner) if number is not None}
-            self.slots.close_matched(begun, self.check_every)
         active = self.slots.all.active[: self.size].tolist()
         finished = [
             (slot, owner)

@@ -11,7 +11,8 @@ from ..record import SoftTokens
 from ..vocabulary.head_logits import DenseLogits
 from . import book
 from .columns import FLAGS, NUMBERS, begin, block_shapes, by_name
-from .interface import Key, Plan, Rollout, forced_row, packed
+from .interface import Key, Plan, Rollout, packed
+from .matcher import looked_up
 from .rules import Rules
 from .steps import Rows, Steps
 
@@ -28,7 +29,7 @@ class Slots:
     def __init__(self, count: int, plan: Plan, key: Key, vocab_size: int, device):
         self.plan, self.key, self.device = plan, key, device
         rules = Rules(device)
-        self.rule = rules.add(plan)
+        self.rule = rules.add(looked_up(plan, vocab_size))
         self.steps = Steps(plan, rules)
         length = plan.max_completion_length
         kinds = block_shapes(count, length)
@@ -83,13 +84,9 @@ class Slots:
             thinking=~torch.tensor(closed, device=self.device),
             ids=self.plan.pad_token_id,
         )
-        for slot, prompt in zip(slots, prompts, strict=True):
-            self._see(slot, prompt)
-
-    def _see(self, slot: int, tokens: list[int]) -> None:
         if "seen" in self.blocks:
-            self.blocks["seen"][slot] = False
-            self.blocks["seen"][slot, torch.tensor(tokens, device=self.device)] = True
+            for slot, prompt in zip(slots, prompts, strict=True):
+                self.blocks["seen"][slot, torch.tensor(prompt, device=self.device)] = True
 
     def save(self, slot: int) -> Kept:
         """All that is known of a completion, to be continued in any slot."""
@@ -145,43 +142,6 @@ class Slots:
             self.action[name] = packed({name: value})[name].new_zeros(shape)
         return self.action[name]
 
-    def close_matched(self, prompts: dict[int, list[int]], steps: int) -> None:
-        """
-        Close thoughts whose shadow came to hold the text that ends a thought, in one of the last `steps` steps, in the
-        slots that complete `prompts`.
-
-        Only the decoded text can tell, and a step does not wait for it: such a slot goes back to the step it should
-        have closed with, and draws it again. Noise is keyed, so it draws the same, and closes.
-        """
-        now, end = self.all, self.plan.stop.end
-        begun, lengths, closing = (x.tolist() for x in (now.t - steps, now.thinking_length, now.close_at))
-        candidates = [
-            (slot, position)
-            for slot in prompts
-            for position in range(max(begun[slot], 0), lengths[slot] if closing[slot] < 0 else 0)
-        ]
-        if not candidates:
-            return
-        shadows = now.ids.tolist()
-        rests = end.rests([shadows[slot][: position + 1] for slot, position in candidates])
-        closed: set[int] = set()
-        for (slot, position), rest in zip(candidates, rests, strict=True):
-            shadow = shadows[slot][: position + 1]
-            if rest is not None and slot not in closed and shadow[-1] not in self.plan.eos_token_ids:
-                closed.add(slot)
-                self._rewind(now, slot, position)
-                now.surplus[slot], now.script[slot] = len(rest), forced_row(rest, self.plan.prefill)
-                self._see(slot, [*prompts[slot], *shadow[:-1]])
-
-    def _rewind(self, now, slot: int, position: int) -> None:
-        """Back to before the thought at `position`, which will be the last."""
-        now.masks[slot, position:] = False
-        now.values[slot, position:] = 0
-        now.done[slot] = now.cut[slot] = False
-        now.cursor[slot] = now.answered[slot] = 0
-        now.thinking[slot] = now.active[slot] = True
-        now.t[slot] = now.thinking_length[slot] = now.close_at[slot] = position
-
     def record(self, slot: int, length: int) -> SoftTokens:
         """The first `length` positions of one slot."""
         return self._taken([slot], length)[1]
@@ -207,8 +167,6 @@ class Slots:
         flags = dict(zip(FLAGS, self.blocks["flags"][index].unbind(-1), strict=True))
         used = int(numbers["t"].max())
         ids, record, mask, entropies = self._taken(slots, used)
-        if len(slots) > 1:
-            ids = ids.masked_fill_(~mask, self.plan.pad_token_id)  # what was drawn after a thought that closed late
         cut = flags["cut"] | (flags["thinking"] > flags["done"])
         return Rollout(ids, mask, record, entropies, numbers["thinking_length"], numbers["surplus"], cut)
 

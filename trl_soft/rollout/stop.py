@@ -128,7 +128,8 @@ def encode(tokenizer, text: str, field: str) -> list[int]:
     if not text:
         raise ValueError(f"`{field}` is empty, so nothing can match it. Set it to a token or a text.")
     token = tokenizer.convert_tokens_to_ids(text)
-    known = token is not None and token != tokenizer.unk_token_id
+    # Names in a byte-level vocabulary look like text: its token called "\u00e9" writes the byte 0xE9, half of a character.
+    known = token is not None and token != tokenizer.unk_token_id and tokenizer.decode([token]).strip() == text.strip()
     ids = [token] if known else tokenizer(text, add_special_tokens=False)["input_ids"]
     if not ids or tokenizer.unk_token_id in ids or tokenizer.decode(ids).strip() != text.strip():
         raise ValueError(

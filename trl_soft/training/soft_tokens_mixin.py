@@ -28,7 +28,7 @@ from ..rollout.completion_text import answer_phase, completion_texts
 from ..rollout.dropout import switch_off_dropout
 from ..rollout.gather import unsharded
 from ..rollout.make_plan import check_ids, check_prompts, make_plan, table_rms
-from ..rollout.matcher import EndMatcher
+from ..rollout.matcher import looked_up
 from ..rollout.vllm.client import Ask
 from ..rollout.vllm.trl import SoftVLLM, engine_arguments
 from ..runs.replay import ReplayWatch, is_exact, shadow_of, tolerance
@@ -102,6 +102,8 @@ class SoftTokensMixin(_Host):
             limit = tolerance(self.thinking, base.config.get_text_config().hidden_size, exact)
         self._watch = ReplayWatch(self.thinking, self.args.replay_disagreement, limit, exact, self.accelerator)
         self._check_dropout()
+        if self.use_vllm or self.args.rollout_engine == "slots":
+            looked_up(self._plans["train"], self._vocab_size)  # or refuse, before anything is generated
         if self.use_vllm:
             self._serve()
 
@@ -141,9 +143,6 @@ class SoftTokensMixin(_Host):
 
     def _serve(self) -> None:
         """Let TRL's vLLM think softly."""
-        end = self._plans["train"].stop.end
-        if not end.is_token:
-            EndMatcher(end, self._vocab_size)  # or refuse, before anything is generated
 
         def ask(rows: int) -> Ask:
             seed, generation, first = self._next_key(rows)

@@ -14,7 +14,6 @@ The sampling parameters of the request are the answer's. What is unset is as the
 """
 
 import difflib
-import functools
 import json
 import secrets
 from collections.abc import Sequence
@@ -27,8 +26,7 @@ from ...settings import ThinkingSettings
 from ...thoughts import Hard
 from ..interface import Plan
 from ..make_plan import make_plan, plan_of_ids
-from ..matcher import EndMatcher
-from ..stop import EndOfThinking
+from ..matcher import looked_up, matcher
 
 
 PREFIX = "soft_"
@@ -49,7 +47,6 @@ KEYS = tuple(PREFIX + name for name in (*_SETTINGS, *_OWN))
 KEY_LENGTH, TEXT_LENGTH = 64, 256
 TEXT_LENGTHS = {"settings": 2**16, **LENGTHS}
 STOPS = 64  # tokens that end a completion
-MATCHERS = 256  # texts that end thoughts, each with its prefill, whose tables are kept for requests to come
 # What shapes a token's logits elsewhere and a thought's nowhere, with the value that does nothing.
 _UNHEARD = {
     "presence_penalty": 0.0,
@@ -240,8 +237,7 @@ def spec_of(
         repetition_penalty=params.repetition_penalty,
     )
     end = plan.stop.end
-    if not end.is_token:
-        matcher(tokenizer, end.text, vocab_size, plan.prefill)  # or refuse
+    looked_up(plan, vocab_size)  # or refuse
     rules = {
         "settings": {name: value for name, value in settings.thinking_dict().items() if value != _SETTINGS[name]},
         "evaluation": evaluation,
@@ -272,12 +268,6 @@ class Ends:
 
     def __init__(self, token: int):
         self.ids = [token]
-
-
-@functools.lru_cache(maxsize=MATCHERS)
-def matcher(tokenizer, text: str, vocab_size: int, prefill: str) -> EndMatcher:
-    """The text that ends thoughts as a table; tokenizers are known by identity."""
-    return EndMatcher(EndOfThinking(tokenizer, text), vocab_size, prefill)
 
 
 def plan_of(rules: str, *, vocab_size: int, max_length: int, rms=None, tokenizer=None) -> Plan:
