@@ -104,7 +104,7 @@ def test_texts_have_a_length(settings):
 
 @pytest.mark.parametrize("settings", [{"end_of_thinking": "\ud800"}, {"answer_prefill": ["a", "b\udfff"]}])
 def test_half_a_surrogate_pair_is_no_text(settings):
-    with pytest.raises(ValueError, match="half of a surrogate pair, which is no character") as error:
+    with pytest.raises(ValueError, match="half of a surrogate pair, which is not a character") as error:
         ThinkingSettings(**settings)
     str(error.value).encode()
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """trl_soft: reinforcement learning on soft chain-of-thought tokens, on top of TRL.
 
-Names load when they are first used, so that everything but the trainers and their configs imports where only torch and
+Names load when they are first used. So everything except the trainers and their configs imports where only torch and
 transformers are installed.
 """
 

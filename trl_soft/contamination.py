@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which questions of an evaluation are also in the training data."""
+"""Find the questions of an evaluation that are also in the training data."""
 
 import re
 import unicodedata
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 
-# Commands that set a formula and do not change it, and commands with a second name.
+# Commands that only typeset a formula, and commands with a second name.
 _LAYOUT = frozenset(
     "left right big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr displaystyle textstyle limits nolimits "
     "quad qquad".split()
@@ -33,7 +33,7 @@ _TOKEN = re.compile(
 
 @dataclass(frozen=True)
 class _Token:
-    """A letter, word, number, command or sign; `apart`: blanks stand before it."""
+    """A letter, word, number, command or sign. `apart`: blanks come before it."""
 
     text: str
     kind: str
@@ -57,18 +57,18 @@ class _Token:
 
     @property
     def is_formula(self) -> bool:
-        """What a formula is made of, signs aside; a single letter is taken for a variable."""
+        """Whether it belongs to a formula and is not a sign. A single letter counts as a variable."""
         return self.kind in ("command", "number") or self.text in _BRACKETS or self.is_letter
 
 
 def fingerprint(question: str) -> str:
     """
-    What a question asks, as text that is equal for copies which differ in blanks, capitals, marks and LaTeX spacing.
+    A question as a text that is equal for copies which differ only in blanks, capitals, marks and LaTeX spacing.
 
-    Letters and digits are kept, and the signs that carry a meaning in mathematics: brackets, operators, relations,
-    powers, subscripts, factorials, primes, per cent signs, decimal points, and commas and colons between numbers.
-    Dollars, full stops, hyphens between words, thousands commas and the braces of LaTeX are not: `x^{2}` is `x^2`, but
-    numbers that braces or blanks part stay apart.
+    It keeps letters, digits and the signs with a meaning in mathematics: brackets, operators, relations, powers, subscripts,
+    factorials, primes, per cent signs, decimal points, and commas and colons between numbers. It drops dollars, full stops,
+    hyphens between words, thousands commas and the braces of LaTeX: `x^{2}` becomes `x^2`. Numbers that braces or blanks
+    separate stay separate.
     """
     tokens = _tokens(unicodedata.normalize("NFC", question).replace("{,}", ","))
     kept: list[str] = []
@@ -86,7 +86,7 @@ def fingerprint(question: str) -> str:
 
 
 def _is_empty(tokens: list[_Token]) -> bool:
-    """Whether a script is empty: some problems of AIME end each formula with `^{}_{}`."""
+    """Whether a superscript or subscript is empty: some problems of AIME end each formula with `^{}_{}`."""
     return [token.text for token in tokens] == ["{", "}"]
 
 
@@ -113,7 +113,7 @@ def _tokens(text: str) -> list[_Token]:
 
 
 def _is_kept(sign: _Token, before: _Token | None, after: _Token | None) -> bool:
-    """Whether a sign that prose has too stands in a formula here."""
+    """Whether a sign that also occurs in prose belongs to a formula here."""
     of_formula = before is not None and before.is_formula
     joined = after is not None and not after.apart
     match sign.text:
@@ -146,7 +146,7 @@ def _is_kept(sign: _Token, before: _Token | None, after: _Token | None) -> bool:
 
 
 def _is_minus(sign: _Token, before: _Token | None, after: _Token | None) -> bool:
-    """Whether it is neither a hyphen nor a dash between words."""
+    """Whether the sign is not a hyphen or a dash between words."""
     if after is None or (after.text == "-" and not after.apart):
         return False
     if before is not None and before.text == "-" and not sign.apart:
@@ -160,9 +160,10 @@ def _is_minus(sign: _Token, before: _Token | None, after: _Token | None) -> bool
 
 def overlap(questions: Iterable[str], held_out: Iterable[str]) -> dict[int, list[int]]:
     """
-    Which held-out questions are among others: row of the held-out question -> rows that ask the same.
+    The held-out questions that are among `questions`: row of the held-out question -> rows that ask the same.
 
-    Compared by `fingerprint`, so a paraphrase is not found. A question without a letter or digit is nobody's copy.
+    Questions are compared by `fingerprint`, so a paraphrase is not found. A question without a letter or digit is never a
+    copy.
     """
     rows: dict[str, list[int]] = {}
     for row, question in enumerate(questions):

@@ -23,15 +23,15 @@ def load_rows(name: str, split: str = "train", config: str | None = None) -> Dat
 
     Args:
         name (`str`): a hub id, or a local `.jsonl`, `.json` or `.parquet` file, gzipped or not.
-        split (`str`), config (`str`, *optional*): of a hub data set; a local file is one split.
+        split (`str`), config (`str`, *optional*): of a data set on the hub. A local file is one split.
     """
     stem = name.removesuffix(".gz")
     builder = _BUILDERS.get(os.path.splitext(stem)[1])
     if os.path.isfile(name):
         if builder is None:
             raise ValueError(
-                f"{name} ends neither in .jsonl, .json nor .parquet (nor in one of them and .gz), so how to read it is "
-                "unknown. Rename or convert it."
+                f"{name} does not end in .jsonl, .json or .parquet (with or without .gz), so its format is unknown. "
+                "Rename or convert it."
             )
         return load_dataset(builder, data_files=name, split="train")
     if builder is not None:
@@ -55,15 +55,15 @@ def to_prompts(
 
     Args:
         rows: with a question column and an answer column.
-        tokenizer: with a chat template the prompt is a user message, without one it is text.
-        raw (`bool`): text, chat template or not (2509.19170 asks so).
+        tokenizer: with a chat template the prompt is a user message. Without one it is text.
+        raw (`bool`): make the prompt text even if the tokenizer has a chat template (2509.19170 does so).
         prompt_template (`str`): holds `{question}`.
-        answer_marker (`str`, *optional*): the answer is what follows its last occurrence (GSM8K: `####`), without
-            thousands commas; a row without it is an error, so that no row is graded against a whole solution.
+        answer_marker (`str`, *optional*): the answer is the text after the last occurrence of this mark (GSM8K: `####`),
+            without thousands commas. A row without the mark is an error, so that no row is graded against a whole solution.
 
     Raises:
-        ValueError: for a column or a mark that is not there, and for a row without a question or an answer, by its
-            number. Answers may be text or numbers, see [`~trl_soft.golds.gold_text`].
+        ValueError: if a column or a mark is missing, or if a row has no question or no answer. The message names the number
+            of the row. Answers may be text or numbers; see [`~trl_soft.golds.gold_text`].
     """
     if len(rows) == 0:
         raise ValueError("The data set is empty, so there is no question to ask. Check the file and the split.")
@@ -74,7 +74,7 @@ def to_prompts(
             )
     if "{question}" not in prompt_template:
         raise ValueError(
-            f"`prompt_template` is {prompt_template!r}, which holds no {{question}}. Put it where it goes."
+            f"`prompt_template` is {prompt_template!r}, which holds no {{question}}. Put it where the question belongs."
         )
 
     chat = bool(tokenizer.chat_template) and not raw
@@ -90,7 +90,8 @@ def to_prompts(
         return {"prompt": prompt, "answer": answer}
 
     text = Value("string")
-    # Stated, because `map` gives a column the type of the one that had its name before, and answers may be numbers.
+    # The types are stated, because `map` gives a column the type of an earlier column of the same name, and answers may be
+    # numbers.
     features = Features({"prompt": [{"role": text, "content": text}] if chat else text, "answer": text})
     columns = rows.column_names
     return rows.map(convert, with_indices=True, remove_columns=columns, features=features, desc="Building prompts")
@@ -105,7 +106,7 @@ def _question(value: Any) -> str:
     text = gold_text(value)
     if text is None:
         raise ValueError("its question is missing. Fill it in or remove the row")
-    return value if isinstance(value, str) else text  # blanks at the ends may belong to what is asked
+    return value if isinstance(value, str) else text  # blanks at the ends may belong to the question
 
 
 def _answer(value: Any, marker: str | None) -> str:
@@ -124,10 +125,10 @@ def _answer(value: Any, marker: str | None) -> str:
 
 def drop_long_prompts(prompts: Dataset, tokenizer, limit: int, cap: int | None = None) -> tuple[Dataset, int]:
     """
-    The rows whose prompt has at most `limit` tokens, and how many had more; a `ValueError` if none is left.
+    The rows whose prompt has at most `limit` tokens, and how many rows had more. A `ValueError` if no row is left.
 
     Args:
-        limit (`int`): the model's context less the completion. cap (`int`, *optional*): a lower limit that is wanted.
+        limit (`int`): the model's context less the completion. cap (`int`, *optional*): a lower limit from the settings.
     """
     limit = limit if cap is None else min(limit, cap)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""JSON that somebody may have damaged, and files that are written whole or not at all."""
+"""Read JSON that may be damaged, and write files that are whole or unchanged."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 
-_MOST_DIGITS = 300  # of a whole number: a float holds it
+_MOST_DIGITS = 300  # of a whole number, so that a float can hold it
 
 
 def _whole(digits: str) -> int:
@@ -23,11 +23,11 @@ _DECODER = json.JSONDecoder(parse_int=_whole)
 
 def parse_json(text: str) -> Any:
     """
-    The value that a JSON text holds.
+    The value of a JSON text.
 
     Raises:
-        ValueError: if the text is no JSON, or JSON that nothing here can work with: nested too deep, or a whole number of
-            more than 300 digits, which no float holds.
+        ValueError: if the text is not JSON, if it is nested too deeply, or if it holds a whole number of more than 300 digits,
+            which no float can hold.
     """
     try:
         return _DECODER.decode(text)
@@ -41,17 +41,17 @@ def read_object(path: Path, purpose: str) -> dict[str, Any]:
 
     Args:
         path (`Path`): the file.
-        purpose (`str`): what cannot be done without it, as the end of a sentence.
+        purpose (`str`): what the caller cannot do without the file, as the end of a sentence.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it holds no JSON object. Both are one sentence that names the file.
+        ValueError: if it holds no JSON object. Both errors are one sentence that names the file.
     """
     if path.is_dir():
-        raise ValueError(f"{path} is a folder and no file, so {purpose}. Move it away, or give another folder.")
+        raise ValueError(f"{path} is a folder and not a file, so {purpose}. Move it away, or give another folder.")
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path} does not exist, and without it {purpose}. Give the folder of a run that got that far."
+            f"{path} does not exist, and without it {purpose}. Give the folder of a run that has written it."
         )
     try:
         content = parse_json(path.read_text(encoding="utf-8"))
@@ -63,8 +63,8 @@ def read_object(path: Path, purpose: str) -> dict[str, Any]:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a file so that a reader finds the old text or the whole text, whoever else writes it at the same time."""
-    # A name of its own for each writer: two that shared one would take it from each other.
+    """Write a file. A reader finds the old text or the whole new text, even if others write it at the same time."""
+    # Each writer has its own temporary name: two writers with one name would overwrite each other.
     descriptor, aside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with open(descriptor, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
@@ -78,13 +78,13 @@ def replace_text(path: Path, text: str) -> None:
 
 def printable(text: str) -> str:
     """
-    A name or a message without what a terminal, an SVG file or a reader's eye would take for a command.
+    A name or a message without characters that a terminal, an SVG file or the reader's eye would obey.
 
-    Control characters (an escape sequence begins with one), direction marks and halves of surrogate pairs become U+FFFD;
-    a tab and a line end become a blank.
+    Control characters (an escape sequence begins with one), direction marks and halves of surrogate pairs become U+FFFD.
+    A tab and a line end become a blank.
     """
     spaced = text.translate({ord("\t"): " ", ord("\n"): " ", ord("\r"): " "})
-    # U+200D joins emoji and letters of several scripts.
+    # U+200D stays, because it joins emoji and letters of several scripts.
     shown = (c if c == "\u200d" or unicodedata.category(c) not in ("Cc", "Cf", "Cs") else "\ufffd" for c in spaced)
     return "".join(shown)
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The model's forward with one more keyword, `soft_tokens`: feed a record, and score its thoughts.
 
-`model(..., soft_tokens=record)` replaces the embeddings of the record's thoughts inside the embedding module's own call;
-with TRL's `fused_lm_head=True` it also scores them inside the model's forward. Both places matter: under ZeRO-3 and FSDP
-a parameter is whole only while its module runs. Without the keyword nothing changes, to the last bit.
+`model(..., soft_tokens=record)` replaces the embeddings of the record's thoughts inside the embedding module's own call.
+With TRL's `fused_lm_head=True` it also scores them inside the model's forward. Both places are necessary: under ZeRO-3 and
+FSDP a parameter is whole only while its module runs. Without the keyword nothing changes, to the last bit.
 """
 
 import functools
@@ -44,7 +44,7 @@ def check_soft(model) -> None:
         )
     if model.get_output_embeddings() is None:
         raise ValueError(f"{name} has no LM head, so it predicts no token to think with. Use a causal language model.")
-    # Hybrids (Qwen3-Next, Falcon-H1) keep their states in the same `Cache` as keys and values, which is all we need.
+    # Hybrids (Qwen3-Next, Falcon-H1) keep their states in the same `Cache` as keys and values. That is enough here.
     if "past_key_values" not in inspect.signature(model.forward).parameters:
         raise ValueError(
             f"{name} keeps a recurrent state where a rollout needs a key-value cache for each row. Use a transformer."
@@ -63,17 +63,19 @@ def check_soft(model) -> None:
 
 
 def _function(method):
-    """What a bound method calls; a patched `forward` can be any callable."""
+    """The function of a bound method. A patched `forward` can be any callable."""
     return getattr(method, "__func__", method)
 
 
 def add_soft_tokens(model, temperature: float = 1.0) -> None:
     """
-    Let `model` take `soft_tokens=`. Call it on the bare causal LM, before PEFT, DDP, DeepSpeed or FSDP wrap it, and
-    after TRL's `add_fused_lm_head` if thoughts are to be scored. A second call does nothing.
+    Let `model` take `soft_tokens=`.
+
+    Call it on the bare causal LM, before PEFT, DDP, DeepSpeed or FSDP wrap it. If thoughts are to be scored, call it after
+    TRL's `add_fused_lm_head`. A second call does nothing.
 
     Args:
-        temperature (`float`): of the answers, as given to `add_fused_lm_head`; the scores' variance is measured at it.
+        temperature (`float`): of the answers, as given to `add_fused_lm_head`. The variance of the scores is measured at it.
     """
     if hasattr(model, "_soft_tokens_undo"):
         return
@@ -103,7 +105,7 @@ def add_soft_tokens(model, temperature: float = 1.0) -> None:
     def undo():
         embedding.forward, model.forward = embed, forward
         for module in (embedding, model):
-            # Bound methods of the class are found again by themselves; an instance attribute would shadow them.
+            # The class still has its methods. An attribute of the instance would shadow them.
             if getattr(type(module), "forward", None) is _function(module.forward):
                 del module.forward
         del model._soft_tokens_undo
@@ -114,14 +116,14 @@ def add_soft_tokens(model, temperature: float = 1.0) -> None:
 
 
 def remove_soft_tokens(model) -> None:
-    """Leave `model` as `add_soft_tokens` found it."""
+    """Undo `add_soft_tokens` on `model`."""
     if hasattr(model, "_soft_tokens_undo"):
         model._soft_tokens_undo()
 
 
 @contextmanager
 def soft_tokens_added(model):
-    """`add_soft_tokens` for the length of a `with` block, if it was not there before."""
+    """`add_soft_tokens` inside a `with` block, unless it was called before."""
     if hasattr(model, "_soft_tokens_undo"):
         yield model
         return
@@ -134,8 +136,9 @@ def soft_tokens_added(model):
 
 class _AnswersOnly:
     """
-    The model as TRL's fused forward sees it when some positions are thoughts: a backbone whose hidden states are the
-    answers' alone. TRL scores those; the thoughts' states wait in `hidden_states` and never meet the whole LM head.
+    The model as TRL's fused forward sees it if some positions are thoughts: a backbone that returns only the hidden states
+    of the answers. TRL scores these. The states of the thoughts stay in `hidden_states` and never go through the whole LM
+    head.
     """
 
     def __init__(self, model, answers: torch.Tensor):
@@ -151,9 +154,9 @@ class _AnswersOnly:
 
 def _score(model, fused_forward, record: SoftTokens, temperature: float, *args, labels: torch.Tensor, **kwargs):
     """
-    TRL's fused output with the thoughts in it: `log_probs` and `entropy` (B, S-1), zero where the label is -100.
+    TRL's fused output, with the scores of thoughts: `log_probs` and `entropy` (B, S-1), zero where the label is -100.
 
-    Every step runs on every rank, whether or not it holds a thought, so that collectives line up.
+    Every step runs on every rank, with or without a thought, so that the collectives match.
     """
     labels = labels[:, 1:]
     offset = labels.size(1) - record.shape[1]
@@ -187,10 +190,10 @@ def _score(model, fused_forward, record: SoftTokens, temperature: float, *args, 
         both = of_answers.new_zeros(labels.shape).masked_scatter(answers, of_answers)
         return both.masked_scatter(thoughts, of_thoughts.to(both.dtype))
 
-    # Further draws of a thought are further columns; a token has the first alone.
+    # Each further draw of a thought is a further column. A token has only the first.
     columns = [merged(output.log_probs, log_probs[:, 0])]
     columns += [merged(torch.zeros_like(output.log_probs), further) for further in log_probs[:, 1:].unbind(-1)]
     output.log_probs = columns[0] if len(columns) == 1 else torch.stack(columns, dim=-1)
     output.entropy = merged(output.entropy, entropy)
-    output.label_mask, output.loss = valid, None  # TRL's loss would be the answers' alone
+    output.label_mask, output.loss = valid, None  # TRL's loss would cover only the answers
     return output

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gold answers as text: from the values that data sets hold, for prompts, rewards and graders alike."""
+"""Gold answers as text, from the values of data sets. Prompts, rewards and graders all use it."""
 
 import math
 import re
@@ -7,42 +7,42 @@ from decimal import Decimal
 from typing import Any
 
 
-# A whole number with thousands commas: what stands before it is no part of a longer number, and so what follows it.
+# A whole number with thousands commas that is not part of a longer number.
 _GROUPED = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?!\d|,\d)")
 
 
 def gold_text(value: Any) -> str | None:
     """
-    A gold answer as text, or `None` where there is none: `None`, NaN, blanks alone, an empty list.
+    A gold answer as text. `None` if there is no answer: `None`, NaN, only blanks, an empty list.
 
     Args:
         value:
-            Text, whose blanks at the ends go; a number of Python, NumPy or torch, where `5.0` is `5` and `1e-07` is
-            `0.0000001`; a truth value; or a list or array of one of these.
+            One of these: a text (blanks at its ends are removed); a number of Python, NumPy or torch (`5.0` becomes `5`, and
+            `1e-07` becomes `0.0000001`); a truth value; a list or an array with exactly one of these.
 
     Raises:
-        ValueError: for a list of several, a mapping, and an infinite number, none of which is one answer.
+        ValueError: for a list of several values, a mapping, or an infinite number, because none of them is one answer.
     """
     if hasattr(value, "tolist"):  # NumPy, torch
         value = value.tolist()
     if isinstance(value, list | tuple):
         if len(value) > 1:
             raise ValueError(
-                f"the answer {_shown(value)} is a list of {len(value)}, and an answer is compared as one text. Join "
+                f"the answer {_shown(value)} is a list of {len(value)}, but an answer is compared as one text. Join "
                 "its parts into one, such as '1,2', or keep one of them"
             )
         return gold_text(value[0]) if value else None
     if isinstance(value, dict):
         raise ValueError(
-            f"the answer {_shown(value)} is a mapping, and an answer is compared as one text. Take the field that "
-            "holds the answer into a column of its own"
+            f"the answer {_shown(value)} is a mapping, but an answer is compared as one text. Put the field that "
+            "holds the answer into its own column"
         )
     if isinstance(value, float):
         if math.isnan(value):
             return None
         if math.isinf(value):
             raise ValueError(f"the answer is {value}, which no completion can be compared with. Write it as text")
-        text = format(Decimal(repr(value)), "f")  # the shortest digits, where int(1e23) is 99999999999999991611392
+        text = format(Decimal(repr(value)), "f")  # the shortest digits; int(1e23) would be 99999999999999991611392
         return text.removesuffix(".0") if value else "0"
     return None if value is None else str(value).strip() or None
 
@@ -56,8 +56,8 @@ def without_thousands(answer: str) -> str:
     """
     An answer without the commas between groups of three digits: `1,080` is `1080`.
 
-    Within brackets a comma stands between two parts, as in `(3,400)`, and a row of commas that are no thousands commas,
-    as in `1,2,300`, stands between several answers. Both stay.
+    Two kinds of commas stay: a comma inside brackets, which separates two parts, as in `(3,400)`; and a row of commas that
+    separate several answers, as in `1,2,300`.
     """
     pieces, depth, start = [], 0, 0
     for mark in re.finditer(r"[()\[\]{}]", answer):

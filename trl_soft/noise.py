@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keyed noise: a counter-based generator, so that a draw depends on what it is for and on nothing else.
+"""Keyed noise: a counter-based generator, so that a draw depends on its key and on nothing else.
 
 The generator is Philox-4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) in plain torch
 integer arithmetic: no state, no global RNG, the same numbers on every device, batch, process and resumed run.
@@ -27,7 +27,7 @@ def philox(counter: tuple[torch.Tensor, ...], key) -> tuple[torch.Tensor, ...]:
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(_ROUNDS):
-        # int64 products wrap modulo 2**64; the shift copies the sign, which the mask takes off again.
+        # int64 products wrap modulo 2**64. The shift copies the sign, and the mask removes it again.
         p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
         c0, c1, c2, c3 = ((p1 >> 32) & _MASK) ^ c1 ^ k0, p1 & _MASK, ((p0 >> 32) & _MASK) ^ c3 ^ k1, p0 & _MASK
         k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
@@ -35,7 +35,7 @@ def philox(counter: tuple[torch.Tensor, ...], key) -> tuple[torch.Tensor, ...]:
 
 
 def _unit(high: torch.Tensor, low: torch.Tensor) -> torch.Tensor:
-    """A float64 in the open interval (0, 1) from 52 random bits: neither end can occur, so every logarithm is finite."""
+    """A float64 in the open interval (0, 1) from 52 random bits. Neither end can occur, so every logarithm is finite."""
     return (((high << 20) | (low >> 12)).double() + 0.5) * 2.0**-52
 
 
@@ -65,13 +65,13 @@ class KeyedNoise:
         return self.sample.numel()
 
     def __getitem__(self, rows) -> "KeyedNoise":
-        """The noise of some of the N draws (`rows`: whatever indexes a tensor)."""
+        """The noise of some of the N draws. `rows` is any index of a tensor."""
         seed, generation = (x[rows] if isinstance(x, torch.Tensor) else x for x in (self.seed, self.generation))
         return KeyedNoise(seed, generation, self.sample[rows], self.position[rows])
 
     @property
     def _kernels(self):
-        """The same in a launch each."""
+        """The kernels of the same functions, each one launch."""
         from .kernels import philox
 
         return philox
@@ -104,7 +104,7 @@ class KeyedNoise:
         return both.flatten(1)[:, :size].float()
 
     def uniform(self, size: int) -> torch.Tensor:
-        """Uniform noise in (0, 1), keyed by index: (N, size), float64 so that a tail of 1e-9 can still be drawn."""
+        """Uniform noise in (0, 1), keyed by index: (N, size). It is float64, so that a tail of 1e-9 can still be drawn."""
         if kernels.fused(self.sample.device):
             return self._kernels.uniform(self, size)
         w0, w1, _, _ = self._words(
@@ -116,8 +116,8 @@ class KeyedNoise:
         """
         Logarithms of Gamma(shape, 1) variates, keyed by candidate: `ids` (N, K) int64, `shape` (N, K) -> (N, K).
 
-        Marsaglia and Tsang, "A simple method for generating gamma variables" (ACM TOMS 2000), for shape + 1, brought
-        down by u**(1/shape): in logarithms, so that a shape of 1e-6, whose variates underflow, is drawn as well.
+        Marsaglia and Tsang, "A simple method for generating gamma variables" (ACM TOMS 2000), for shape + 1, multiplied
+        by u**(1/shape). It works in logarithms, so that a shape of 1e-6, whose variates underflow, can be drawn too.
         """
         if kernels.fused(self.sample.device):
             return self._kernels.log_gamma(self, ids, shape)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each number may be and how long each text, for configs, calls and requests alike.
+"""The range of each number and the length of each text, for configs, calls and requests alike.
 
-Within these ranges float32 holds what thoughts and answers are made of: at every bound, draws, log-probabilities and entropies
-are finite. Beyond them they are not: a temperature of 1e-40 is 0 there, and a concentration of 1e39 infinity.
+Within these ranges float32 is enough: at every bound the draws, log-probabilities and entropies are finite. Outside it is
+not: in float32 a temperature of 1e-40 is 0, and a concentration of 1e39 is infinite.
 """
 
 import math
@@ -13,9 +13,9 @@ from dataclasses import dataclass
 class Range:
     """
     Args:
-        low, high (`float`): the least and the greatest value.
-        whole (`bool`): whole numbers alone.
-        zero (`bool`): or 0, below `low`.
+        low, high (`float`): the smallest and the largest value.
+        whole (`bool`): only whole numbers.
+        zero (`bool`): 0 is allowed too, although it is below `low`.
     """
 
     low: float
@@ -30,13 +30,13 @@ class Range:
 
 _LEAST, _MOST, _COUNT = 1e-6, 1e6, 2**31 - 1
 RANGES = {
-    # Of answers.
+    # Of the answer.
     "temperature": Range(_LEAST, _MOST, zero=True),
     "top_k": Range(0, _COUNT, whole=True),
     "top_p": Range(_LEAST, 1),
     "min_p": Range(0, 1),
     "repetition_penalty": Range(_LEAST, _MOST),
-    # Of thoughts.
+    # Of the thoughts.
     "thinking_temperature": Range(_LEAST, _MOST),
     "thinking_top_k": Range(1, _COUNT, whole=True),
     "thinking_top_p": Range(_LEAST, 1),
@@ -52,18 +52,19 @@ RANGES = {
     "mixture_beta": Range(_LEAST, _MOST),
     "soft_width": Range(1, _COUNT, whole=True),
     "multiplex_width": Range(1, 1024, whole=True),
-    # Of the noise's key.
+    # Of the key of the noise.
     "seed": Range(0, 2**63 - 1, whole=True),
     "generation": Range(0, 2**32 - 1, whole=True),
     "sample": Range(0, 2**32 - 1, whole=True),
 }
-# Characters of a text. What ends a thought is searched for at each step, and a prefill is tokenized from each of its characters on.
+# Characters of a text. Every step searches for the end of the thought, and a prefill is tokenized from each of its
+# characters on.
 LENGTHS = {"end_of_thinking": 64, "answer_prefill": 256}
 _SHOWN = 80
 
 
 def shown(value) -> str:
-    """A value as errors show it: short, whatever somebody has sent."""
+    """A value as errors show it. The result is short, however long the value is."""
     if isinstance(value, str):
         return repr(value) if len(value) <= _SHOWN else f"{value[:_SHOWN]!r} and {len(value) - _SHOWN} characters more"
     if isinstance(value, int) and value.bit_length() > 256:
@@ -75,7 +76,7 @@ def shown(value) -> str:
 
 
 def check(name: str, value, optional: bool = False, called: str | None = None) -> None:
-    """Raise a `ValueError` unless `value` is in the range of `name`; `called` is its name in the error."""
+    """Raise a `ValueError` unless `value` is in the range of `name`. `called` is the name that the error shows."""
     if value is None and optional:
         return
     found, called = RANGES[name], called or name
@@ -108,7 +109,7 @@ def _check_kind(name: str, value, whole: bool) -> None:
 
 
 def check_text(name: str, value, called: str | None = None) -> None:
-    """Raise a `ValueError` unless `value` is a text no longer than `LENGTHS` has it."""
+    """Raise a `ValueError` unless `value` is a text within its length in `LENGTHS`."""
     called, most = called or name, LENGTHS[name]
     if not isinstance(value, str):
         raise ValueError(f"`{called}` is {shown(value)}, but it must be a text.")
@@ -118,9 +119,9 @@ def check_text(name: str, value, called: str | None = None) -> None:
 
 
 def check_whole(name: str, text: str) -> None:
-    """Raise a `ValueError` for a text that holds half a character, which no tokenizer reads and no server can send on."""
+    """Raise a `ValueError` for a text with half of a surrogate pair: no tokenizer reads it, and no server can send it."""
     half = next((letter for letter in text if "\ud800" <= letter <= "\udfff"), None)
     if half is not None:
         raise ValueError(
-            f"`{name}` holds {half!r}, half of a surrogate pair, which is no character. Send whole characters."
+            f"`{name}` holds {half!r}, half of a surrogate pair, which is not a character. Send whole characters."
         )

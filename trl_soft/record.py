@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a rollout remembers of its thoughts, in a form that survives TRL's shuffling, splitting and buffering."""
+"""The record of a rollout's thoughts, in a form that survives TRL's shuffling, splitting and buffering."""
 
 import torch
 import torch.nn.functional as F
@@ -23,9 +23,9 @@ class SoftTokens:
         action (`dict` of `torch.Tensor` of shape `(B, C, ...)`):
             The thought's action at every position; arbitrary where `thinking_mask` is False.
         log_probs (`torch.Tensor` of shape `(B, C)`, float32):
-            Log-probability of every position, thought or token, as drawn. Zero at positions nobody drew.
+            Log-probability of every position, thought or token, as drawn. Zero at positions that were not drawn.
         forced_mask (`torch.Tensor` of shape `(B, C)`, bool, *optional*):
-            True at tokens that were forced and not the policy's choice. `None` is nowhere.
+            True at tokens that were forced and not drawn by the policy. `None` means nowhere.
 
     Attributes:
         variances (`list` of `torch.Tensor` of shape `(2, 2)`, *optional*):
@@ -33,8 +33,8 @@ class SoftTokens:
             of positions, of thoughts and of answers. `None`: it is not measured. Wrappers rebuild a model's outputs, but
             they hand this object on.
 
-    A plain class, not a dataclass: DDP and FSDP walk into dataclasses, dicts and tuples and cast the floats they find
-    to the compute dtype, and a perturbed log-probability rounded to bf16 is another action.
+    It is a plain class, not a dataclass: DDP and FSDP walk into dataclasses, dicts and tuples, and cast their floats to the
+    compute dtype. A perturbed log-probability that is rounded to bf16 is another action.
     """
 
     def __init__(self, thought: Thought, thinking_mask, action: dict[str, torch.Tensor], log_probs, forced_mask=None):
@@ -71,7 +71,7 @@ class SoftTokens:
 
     @classmethod
     def cat(cls, records: list["SoftTokens"]) -> "SoftTokens":
-        """Records of one thought below each other, padded to the longest."""
+        """The rows of several records of one thought, padded to the longest."""
         length = max(record.shape[1] for record in records)
         records = [record.to_length(length) for record in records]
 
@@ -83,7 +83,7 @@ class SoftTokens:
         return cls(records[0].thought, masks[0], action, joined(lambda r: r.log_probs), masks[1])
 
     def to_length(self, length: int) -> "SoftTokens":
-        """Cut or padded (with non-thoughts) on the right to C = `length`."""
+        """The record cut or padded (with non-thoughts) on the right to C = `length`."""
 
         def fit(value):
             missing = max(length - value.size(1), 0)
@@ -113,11 +113,11 @@ class SoftTokens:
 
         Args:
             input_ids (`torch.Tensor` of shape `(B, S)`): ids whose last C columns are this record's positions.
-            embeddings (`torch.Tensor` of shape `(B, S, H)`): what the embedding module made of them.
+            embeddings (`torch.Tensor` of shape `(B, S, H)`): their embeddings, from the embedding module.
             embed (`Lookup`): rows of the model's own table.
 
         Returns:
-            (B, S, H), with the thoughts' mixtures at their positions and the rest untouched.
+            (B, S, H): the mixtures at the positions of thoughts, and `embeddings` elsewhere.
         """
         if input_ids.size(0) != self.shape[0] or input_ids.size(1) < self.shape[1]:
             raise ValueError(
@@ -125,7 +125,7 @@ class SoftTokens:
                 f"{tuple(self.shape)}. A record covers the last C columns of the same B rows; slice them together."
             )
         if input_ids.shape == self.shape and input_ids.size(1) == 1:
-            # One step of a rollout: every row is mixed and some are taken, so that no count leaves the device.
+            # One step of a rollout: a mixture is made for every row and used for some, so that no count leaves the device.
             action, thinks = {name: value[:, 0] for name, value in self.action.items()}, self.thinking_mask[:, 0]
             return embed.fed(self.thought, action, thinks, embeddings[:, 0]).unsqueeze(1)
         mixed = self.thought.embed(self.flat_action(self.thinking_mask), embed)

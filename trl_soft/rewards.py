@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""
-Rewards that `trl.rewards` does not have: answers as plain text, with or without a chat.
+Rewards that `trl.rewards` does not have: they read answers as plain text, with or without a chat.
 
-    exact         what follows the last </think>, to the letter
-    math          math-verify, on the box or else the end of what follows </think>  the judge of every evaluation here
-    soft_grpo     the last \boxed{}, as a string after Hendrycks' normalisation     SofT-GRPO's released trainer
-    soft_tokens   100 right, 10 wrong but boxed, 0 nothing boxed                    Soft Tokens, Hard Truths, section 4
+    exact         the text after the last </think>, letter by letter
+    math          math-verify, on the box or else the end of the text after </think>  the judge of every evaluation here
+    soft_grpo     the last \boxed{}, as a string after Hendrycks' normalisation       SofT-GRPO's released trainer
+    soft_tokens   100 for right, 10 for wrong in a box, 0 without a box               Soft Tokens, Hard Truths, section 4
 
-`soft_grpo` is stricter than the judge its own results come from: it takes neither `0.25` for `\frac{1}{4}` nor `2x+1` for
-`1+2x`, and it pays nothing for a right answer outside a box. To train on what is measured, choose `math`.
+`soft_grpo` is stricter than the judge of the paper's results. It refuses `0.25` for `\frac{1}{4}` and `2x+1` for `1+2x`, and
+it gives nothing for a right answer outside a box. To train on the judge of the evaluation, choose `math`.
 """
 
 import re
@@ -27,14 +27,14 @@ def _texts(completions: list) -> list[str]:
 
 
 def _content(content: Any) -> str:
-    """The text of a message, which may be in parts, or none."""
+    """The text of a message. A message may be in parts, or empty."""
     if isinstance(content, list):
         return "".join(part.get("text") or "" for part in content)
     return content or ""
 
 
 def _rewards(completions: list, answer: list | None, judge: Callable[[str, str], float]) -> list[float | None]:
-    """What `judge` gives each completion and its gold answer; `None`, which leaves a sample out, without a gold answer."""
+    """The result of `judge` for each completion. `None` without a gold answer, which leaves the sample out."""
     if answer is None:
         raise ValueError(
             "The data set has no column `answer`, so no completion can be compared with one. Rename the column that holds "
@@ -50,8 +50,8 @@ def _rewards(completions: list, answer: list | None, judge: Callable[[str, str],
 
 def exact_answer_reward(completions: list, answer: list | None = None, **kwargs) -> list[float | None]:
     """
-    1.0 where the text after the last `</think>` is the answer to the letter, blanks at the ends aside; `None`, which leaves
-    the sample out, where there is no gold answer.
+    1.0 if the text after the last `</think>` equals the answer letter by letter, without blanks at the ends. `None` if there
+    is no gold answer, which leaves the sample out.
 
     Args:
         answer (`list`): gold answers, texts or numbers; see [`~trl_soft.golds.gold_text`].
@@ -61,12 +61,13 @@ def exact_answer_reward(completions: list, answer: list | None = None, **kwargs)
 
 def math_reward(completions: list, answer: list | None = None, **kwargs) -> list[float | None]:
     """
-    1.0 where the evaluation's judge, [`~trl_soft.evaluate.grading.grade_math`], finds the answer equal to the gold answer.
+    1.0 if the judge of the evaluation, [`~trl_soft.evaluate.grading.grade_math`], finds the answer equal to the gold answer.
+    `None` if there is no gold answer, which leaves the sample out.
 
-    Unlike [`~trl.rewards.accuracy_reward`] it takes plain-text completions and gold answers as data sets write them: read
-    without the mathematics around it, `2x-2` would be 2, and so would one in twenty answers of MATH be something else.
-    `None`, which leaves the sample out, where there is no gold answer. The comparisons of a batch have a time that they share,
-    [`~trl_soft.evaluate.grading.grading_process.Allowance`]; an answer that is not compared within it is wrong.
+    Unlike [`~trl.rewards.accuracy_reward`] it takes plain-text completions, and gold answers as data sets write them. A gold
+    answer without mathematics marks is easily misread: `2x-2` would be 2, and one in twenty answers of MATH would change. The
+    comparisons of a batch share their time, [`~trl_soft.evaluate.grading.grading_process.Allowance`]. An answer that is not
+    compared within this time is wrong.
 
     Args:
         answer (`list`): gold answers, texts or numbers; see [`~trl_soft.golds.gold_text`].
@@ -79,17 +80,17 @@ def soft_tokens_reward(
     completions: list, answer: list | None = None, answer_phase: list[str | None] | None = None, **kwargs
 ) -> list[float | None]:
     r"""
-    100.0 where the boxed answer is right by `math`, 10.0 where it is wrong, 0.0 where there is none; `None`, which leaves
-    the sample out, where there is no gold answer.
+    100.0 if the answer in the box is right by `math`, 10.0 if it is wrong, 0.0 if there is no box. `None` if there is no gold
+    answer, which leaves the sample out.
 
-    The box is read by [`~trl_soft.evaluate.grading.forced.final_box`], as in the evaluation: it is the one that 2509.19170
-    forces after the thought, whatever thought and answer box besides.
+    [`~trl_soft.evaluate.grading.forced.final_box`] reads the box, as in the evaluation. It is the box that 2509.19170 forces
+    after the thought. Other boxes of thought and answer do not count.
 
     Args:
         answer (`list`): gold answers, texts or numbers; see [`~trl_soft.golds.gold_text`].
         answer_phase (`list`, *optional*):
-            Each completion behind its thought, which the trainers of this package hand over to every reward where they force an
-            answer (`answer_prefill`). Without it the last closed box behind "The final answer is: " counts, or the last box.
+            The part of each completion after its thought. The trainers of this package pass it to every reward if they force
+            an answer (`answer_prefill`). Without it the last closed box after "The final answer is: " counts, or the last box.
     """
     phases = [None] * len(completions) if answer_phase is None else answer_phase
     boxes = [final_box(text, phase) for text, phase in zip(_texts(completions), phases, strict=True)]
@@ -102,8 +103,8 @@ def soft_tokens_reward(
 
 def soft_grpo_reward(completions: list, answer: list | None = None, **kwargs) -> list[float | None]:
     r"""
-    1.0 where the completion's last `\boxed{}` is the gold answer as a string, both normalised by `hendrycks`; `None`, which
-    leaves the sample out, where there is no gold answer.
+    1.0 if the completion's last `\boxed{}` equals the gold answer as a string, both normalised by `hendrycks`. `None` if there
+    is no gold answer, which leaves the sample out.
 
     Args:
         answer (`list`): gold answers, texts or numbers; see [`~trl_soft.golds.gold_text`].
@@ -124,9 +125,10 @@ _SPELLINGS = (
 
 def hendrycks(text: str) -> str:
     r"""
-    An answer of MATH in one spelling, by the rules its authors compare with (Hendrycks et al. 2021, arXiv 2103.03874):
-    no spacing, sizes, degrees, dollars, percents or units; `k = 3` is `3`; `.5` is `0.5`, and that `\frac{1}{2}`, as are
-    `\frac12` and `1/2`; `\sqrt3` is `\sqrt{3}`.
+    An answer of MATH in one spelling, by the rules of its authors (Hendrycks et al. 2021, arXiv 2103.03874).
+
+    The result has no spacing, sizes, degrees, dollars, percents or units. `k = 3` becomes `3`. `.5`, `0.5`, `\frac12` and
+    `1/2` become `\frac{1}{2}`. `\sqrt3` becomes `\sqrt{3}`.
     """
     for old, new in _SPELLINGS:
         text = text.replace(old, new)

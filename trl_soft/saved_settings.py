@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Thinking settings that travel with weights: on the config of the model that was trained, and in its folder.
 
-Every library that saves weights also saves their config. So the settings, as a plain dict, lie on the config:
+Every library that saves weights also saves their config. So the settings are a plain dict on the config:
 
     model.config.soft_thinking                  in config.json; it stays however often the model is loaded and saved
     peft_config.auto_mapping["soft_thinking"]   in adapter_config.json; a merge hands it to the model's config
@@ -32,10 +32,10 @@ _MOST_BYTES = 2**24
 
 def attach(model, stored: dict[str, Any]) -> None:
     """
-    Put settings on the configs of a model's active adapters, or on the model's own config if it has none.
+    Put settings on the configs of a model's active adapters, or on the model's own config if it has no adapter.
 
-    Whoever saves the model then saves the settings. An adapter without a `task_type` gets `CAUSAL_LM`, because PEFT writes
-    `auto_mapping` anew for an adapter without one.
+    Saving the model then saves the settings. An adapter without a `task_type` gets `CAUSAL_LM`, because PEFT replaces
+    `auto_mapping` of an adapter without one.
     """
     follow_merges()
     adapters = _active_adapters(model)
@@ -51,7 +51,7 @@ def attach(model, stored: dict[str, Any]) -> None:
 
 def of_model(model) -> dict[str, Any] | None:
     """
-    The settings that lie on a model, or `None`.
+    The settings on a model, or `None`.
 
     The settings of its active adapters come first, then those of its own config, then those in the folder that it was loaded
     from.
@@ -94,7 +94,9 @@ def read(path: str | os.PathLike, revision: str | None = None) -> dict[str, Any]
                 by_file[file] = stored
     for file, stored in by_file.items():
         if not isinstance(stored, dict):
-            raise ValueError(f"{file} holds a {type(stored).__name__} where the thinking settings stand as an object.")
+            raise ValueError(
+                f"{file} holds a {type(stored).__name__} where the thinking settings should be an object."
+            )
     if not by_file:
         return None
     _agree(by_file)
@@ -163,7 +165,7 @@ def _agree(by_place: dict[str, dict]) -> None:
                 values = [repr(of[name]) if name in of else "nothing" for of in (stored, other)]
                 raise ValueError(
                     f"The thinking settings of {first} and of {place} differ: `{name}` is {values[0]} and {values[1]}. Write "
-                    "them with `ThinkingSettings(...).save_thinking(folder)`, which keeps both alike, or pass the settings yourself."
+                    "them with `ThinkingSettings(...).save_thinking(folder)`, which keeps both equal, or pass the settings yourself."
                 )
 
 
@@ -179,20 +181,20 @@ def _file(path: str | os.PathLike, name: str, revision: str | None) -> str | Non
             _raise_exceptions_for_connection_errors=False, _raise_exceptions_for_gated_repo=False,
         )  # fmt: skip
     except OSError:
-        return None  # the model cannot be reached; the error comes from whoever loads its weights
+        return None  # the model cannot be reached; loading its weights will raise the error
 
 
 def _load(path: str) -> dict[str, Any]:
     if not os.path.isfile(path):
         return {}
     if os.path.getsize(path) > _MOST_BYTES:
-        raise ValueError(f"{path} has more than {_MOST_BYTES} bytes, so it is no settings of a model.")
+        raise ValueError(f"{path} has more than {_MOST_BYTES} bytes, so it does not hold the settings of a model.")
     try:
         content = parse_json(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} cannot be read as JSON ({error}). Write it again, or remove it.") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, and settings are a JSON object. Write it again.")
+        raise ValueError(f"{path} holds a {type(content).__name__}, but settings are a JSON object. Write it again.")
     return content
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How noisy a policy's score is: the mean of `||d log pi / d z||^2`, z the next-token logits.
 
-A score has mean zero, so this is the trace of its covariance, and what a step of policy gradient has to average out. A
-hard token's is at most 2/T^2; one of a Gaussian thought can be thousands.
+A score has mean zero, so this is the trace of its covariance: the noise that a step of policy gradient has to average out.
+For a hard token it is at most 2/T^2. For a Gaussian thought it can be thousands.
 """
 
 import torch
@@ -11,7 +11,9 @@ from .thoughts import Action, Thought
 from .vocabulary.head_logits import DenseLogits, HeadLogits, gathered, whole
 
 
-_POSITIONS = 32  # a sample, spread over the batch: a metric should not cost a pass over the vocabulary at every token
+_POSITIONS = (
+    32  # a sample, spread over the batch, because a metric should not cost a pass over the vocabulary at every token
+)
 
 
 def score_variance(thought: Thought, logits: HeadLogits, action: Action) -> torch.Tensor:
@@ -19,7 +21,7 @@ def score_variance(thought: Thought, logits: HeadLogits, action: Action) -> torc
     Sum over a sample of positions, and their number: (2,) float32.
 
     Args:
-        thought (`Thought`): any kind scored from logits; one scored from hidden states gives zero positions.
+        thought (`Thought`): any kind that is scored from logits. A kind scored from hidden states gives zero positions.
         logits (`HeadLogits`, N positions), action (N rows).
     """
     if thought.needs_hidden:
@@ -34,7 +36,7 @@ def score_variance(thought: Thought, logits: HeadLogits, action: Action) -> torc
             ).dense()
         table = logits.embedding.weight
         with torch.enable_grad(), gathered(*([table] if thought.mixes_vocabulary else [])):
-            # In float64, since a softmax that is close to one-hot leaves of a gradient only what its terms differ by.
+            # In float64: if a softmax is close to one-hot, the gradient is a small difference of large terms.
             z = z.double().requires_grad_()
             mixed = whole(table).detach() if thought.mixes_vocabulary else None
             log_prob = thought.log_prob(DenseLogits(z, mixed, logits.table_scale), action)

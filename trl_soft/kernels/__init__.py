@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Triton kernels: one launch where plain torch takes tens, on CUDA.
+"""Triton kernels for CUDA: one launch instead of tens of operations of plain torch.
 
-Each kernel computes what a plain torch function computes. That function is its reference, and what other devices run.
-`fused` says which of the two a caller takes. Triton's interpreter runs the kernels on a CPU, where tests hold them against
+Each kernel computes what a plain torch function computes. That function is its reference, and all other devices run it.
+`fused` says which of the two a caller uses. Triton's interpreter runs the kernels on a CPU, where tests compare them with
 the plain functions.
 """
 
@@ -18,16 +18,16 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 _here = {"plain": False, "interpreted": False}
-# What kernels are compiled with, unless a launch says otherwise. `a + b * c` is rounded twice, as plain torch rounds it.
+# The default options of compilation. `a + b * c` is rounded twice, as in plain torch.
 OPTIONS = {"enable_fp_fusion": False}
-# Told of each launch: the kernel's name, and the bytes it reads and writes.
+# Each launch calls these with the kernel's name and the bytes that it reads and writes.
 watchers: list[Callable[[str, int], None]] = []
 
 
 def fused(device: torch.device) -> bool:
     """
-    Whether tensors on this device go through the kernels: on CUDA where Triton is installed and `TRL_SOFT_KERNELS` is not 0,
-    else within `interpreted`.
+    Whether tensors on this device go through the kernels: on CUDA if Triton is installed and `TRL_SOFT_KERNELS` is not 0.
+    On other devices only inside `interpreted`.
 
     Raises:
         ValueError: if `TRL_SOFT_KERNELS` is neither 0 nor 1.
@@ -57,20 +57,20 @@ def fused(device: torch.device) -> bool:
 
 
 def passed_over(what: str, cost: str) -> None:
-    """Say once that a setting takes plain torch where kernels are on: `what` is the setting, `cost` what it costs."""
-    logger.warning_once(f"{what}: plain torch runs in the place of the Triton kernels. {cost}")
+    """Log once that a setting uses plain torch although kernels are on. `what` is the setting, `cost` its cost."""
+    logger.warning_once(f"{what}: plain torch runs instead of the Triton kernels. {cost}")
 
 
 @contextmanager
 def plain():
-    """Plain torch on every device: to compare with."""
+    """Plain torch on every device, for comparison."""
     with _set("plain"):
         yield
 
 
 @contextmanager
 def interpreted():
-    """The kernels on a CPU too, by Triton's interpreter: slow, to test and to count with."""
+    """Run the kernels on a CPU too, by Triton's interpreter. This is slow; it serves tests and counts."""
     if os.environ.get("TRITON_INTERPRET") != "1":
         raise RuntimeError(
             "Triton interprets kernels only if TRITON_INTERPRET=1 is set before they are imported. Set it."
@@ -91,17 +91,18 @@ def _set(name: str):
 
 def launch(kernel, grid: tuple[int, ...], *arguments, moved: int | Callable[[], int] | None = None, **options) -> None:
     """
-    `kernel[grid](*arguments, **options)` on the device of its tensors, which may not be the current one. An empty grid runs
-    nothing. Tensors of the meta device have no memory: there a launch is told to `watchers` and no more, so that calls
+    `kernel[grid](*arguments, **options)` on the device of its tensors, which need not be the current device.
+
+    An empty grid runs nothing. Tensors of the meta device have no memory: there a launch only calls `watchers`, so that calls
     of any size can be counted.
 
     Args:
-        moved (`int`, or what is called for it, *optional*):
+        moved (`int`, or a function that returns it, *optional*):
             Bytes that the kernel reads and writes. Default: each of its tensors once.
         options: constants of the kernel and options of its compilation, which default to `OPTIONS`.
 
     Raises:
-        RuntimeError: if the kernel cannot be compiled or launched. The message names the way to do without it.
+        RuntimeError: if the kernel cannot be compiled or launched. The message says how to run without it.
     """
     if 0 in grid:
         return
@@ -118,21 +119,21 @@ def launch(kernel, grid: tuple[int, ...], *arguments, moved: int | Callable[[], 
             except Exception as error:
                 raise RuntimeError(
                     f"The kernel {kernel.fn.__name__} could not be compiled or launched on {device} ({type(error).__name__}). Triton "
-                    "needs a C compiler and a device that it supports. To run plain torch in the place of all kernels, which is "
+                    "needs a C compiler and a device that it supports. To run plain torch instead of all kernels, which is "
                     "slower, set TRL_SOFT_KERNELS=0."
                 ) from error
 
 
 def power_of_two(count: int) -> int:
-    """The smallest that is at least `count`: sizes of blocks are powers of two."""
+    """The smallest power of two that is at least `count`. Sizes of blocks are powers of two."""
     return 1 << max(count - 1, 0).bit_length()
 
 
 def nbytes(*tensors: torch.Tensor) -> int:
-    """What kernels that read or write all of each move."""
+    """Bytes that a kernel moves if it reads or writes all of each tensor."""
     return sum(x.numel() * x.element_size() for x in tensors)
 
 
 def bits(x: float) -> int:
-    """A float64 as an integer: Triton rounds a number that is a float to float32."""
+    """A float64 as an integer, because Triton rounds a float argument to float32."""
     return struct.unpack("<q", struct.pack("<d", x))[0]

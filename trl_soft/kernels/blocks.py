@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One reading of the logits for all that a step asks of them: their largest entry and their sums, by blocks of 256.
+"""All results of a step from one pass over the logits: the largest entry and two sums of each block of 256.
 
 For every block b of a row, with m_b its largest logit,
 
     key_b = (m_b, the lowest id that has it)       s_b = sum_v e^((z_v - m_b)/T)       t_b = sum_v e^((z_v - m_b)/T) (z_v - m_b)/T
 
-From these V/256 numbers a row come its argmax, its K largest (`tournament.py`), and with M = max m_b, d_b = (m_b - M)/T,
+These V/256 numbers of a row give its argmax, its K largest (`tournament.py`), and with M = max m_b, d_b = (m_b - M)/T,
 
     S = sum_b s_b e^(d_b)      log p_v = (z_v - M)/T - log S      entropy = log S - sum_b (t_b + d_b s_b) e^(d_b) / S
 
-and draws, by the two levels of `trl_soft.vocabulary.categorical.inverse_cdf`: the block that holds u, by s_b e^(d_b), then the token, of
-whose block the 256 logits are read again. Sums over blocks are float64, sums within a block float32.
+They also give draws, by the two levels of `trl_soft.vocabulary.categorical.inverse_cdf`: s_b e^(d_b) finds the block that
+holds u, and the 256 logits of this block are read again to find the token. Sums over blocks are float64, sums within a block
+float32.
 
-A key is an integer, so that all orders are of integers: the order of floats, NaN above all as torch has it, and of equal
-logits the lower id is the larger.
+A key is an integer, so that every order is an order of integers. It is the order of floats, with NaN above all as in torch.
+Of equal logits the lower id has the larger key.
 """
 
 import torch
@@ -25,8 +26,8 @@ from . import bits, launch, nbytes, power_of_two
 
 BLOCK = 256
 _BLOCK = tl.constexpr(BLOCK)
-_ROWS = 8  # blocks a program reads
-# Below every key, and what stands for a logit of -inf in a sum.
+_ROWS = 8  # blocks that one program reads
+# A key below every other, and the number that replaces a logit of -inf in a sum.
 NO_KEY = tl.constexpr(-(2**63))
 _LOWEST = tl.constexpr(-1e15)
 _LAST_ID = tl.constexpr(2**31 - 1)
@@ -35,7 +36,7 @@ SCALARS = ("temperature", "top_p", "min_p")
 
 @triton.jit
 def double(x):
-    """The float64 whose `bits` x is."""
+    """The float64 with the `bits` x."""
     return tl.cast(x, tl.int64).to(tl.float64, bitcast=True)
 
 
@@ -91,7 +92,7 @@ def _blocks(z, stride, key, s, t, V, count, temperature, ROWS: tl.constexpr):
 
 @triton.jit
 def sums_of(n, key, s, count, temperature, COUNT: tl.constexpr):
-    """Of row n: b, m_b, M, d_b and s_b, float64 but for b."""
+    """For row n: b, m_b, M, d_b and s_b, all float64 except b."""
     b = tl.arange(0, COUNT)
     keys = tl.load(key + n * count + b, mask=b < count, other=NO_KEY)
     m = tl.where(b < count, logit_of(keys), float("-inf")).to(tl.float64)
@@ -191,7 +192,7 @@ class Blocks:
 
     @property
     def width(self) -> int:
-        """Lanes for the blocks of a row."""
+        """Number of lanes for the blocks of a row."""
         return power_of_two(self.count)
 
     def argmax(self) -> torch.Tensor:
@@ -229,7 +230,7 @@ class Blocks:
 
     def softmax(self, normaliser: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """
-        softmax(z/T) in a dtype: (1, N, V) where that is float32; else (2, N, V), two numbers whose sum has twice the digits.
+        softmax(z/T) in a dtype: (1, N, V) for float32. Otherwise (2, N, V): two numbers whose sum has twice the digits.
         """
         parts = 1 if dtype == torch.float32 else 2
         p = torch.empty(parts, *self.z.shape, dtype=dtype, device=self.z.device)

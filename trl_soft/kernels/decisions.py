@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kernels of `trl_soft.rollout.book`: the bookkeeping of a step in one launch a function.
+"""Kernels of `trl_soft.rollout.book`: the state of a step, with one launch for each function.
 
-Numbers and flags of a row are read and written where they lie. A kernel is given columns by their numbers, as constants.
+Numbers and flags of a row are read and written in place. A kernel gets columns by their numbers, as constants.
 """
 
 import torch
@@ -43,7 +43,7 @@ _MATCHES: tl.constexpr = tl.constexpr(RULES.index("matches"))
 _WIDTH: tl.constexpr = tl.constexpr(RULES.index("width"))
 _TEXT_LENGTH: tl.constexpr = tl.constexpr(RULES.index("text_length"))
 _KINDS: tl.constexpr = tl.constexpr(RULES.index("kinds"))
-_ROWS = 32  # a program, of `decide`
+_ROWS = 32  # rows of one program of `decide`
 
 
 @triton.jit
@@ -56,7 +56,7 @@ def decide_rows(
     UNDO: tl.constexpr, TEXTS: tl.constexpr, COLD: tl.constexpr, CLOSES_AS_TOKEN: tl.constexpr, EOS: tl.constexpr,
     ROWS: tl.constexpr,
 ):  # fmt: skip
-    """`trl_soft.rollout.book.decide`, of ROWS rows. `out_flags` is (4, N): active, thinks, answers, closed."""
+    """`trl_soft.rollout.book.decide` for ROWS rows. `out_flags` is (4, N): active, thinks, answers, closed."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     here = row < n
     slot = tl.load(index + row, mask=here, other=0)
@@ -82,7 +82,7 @@ def decide_rows(
     token = tl.load(script_ids + begin + cursor, mask=here & scripted, other=0)
     token = tl.where(answers, tl.load(answer_token + row, mask=here, other=0), token)
     token = tl.where(thinks, tl.load(thought_token + row, mask=here, other=0), token)
-    # What the token makes of it.
+    # The state after the token.
     end = tl.arange(0, EOS)
     ends = tl.load(eos + plan[:, None] * EOS + end[None, :], mask=here[:, None], other=-1)
     is_eos = tl.max((ends == token[:, None]).to(tl.int32), axis=1) > 0
@@ -114,7 +114,7 @@ def decide_rows(
     column = tl.minimum(t, length - 1)
     at = slot * length + column
     filler = tl.load(rule + _FILLER, mask=here, other=0)
-    tl.debug_barrier()  # every thread has read before one of them writes
+    tl.debug_barrier()  # every thread has read before any thread writes
     if TEXTS:
         tl.store(number + _MATCHED, after, mask=has)
         tl.store(number + _SURPLUS, tl.where(is_eos, 0, surplus), mask=has)
@@ -224,12 +224,12 @@ def decide(rows, rules, thought_token, answer_token, cold, closes_as_token: bool
 
 
 def _as(value: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Rounded as torch rounds, where the types differ; whole numbers are cast as they are stored."""
+    """The value in the type of the target, rounded as torch rounds. Whole numbers are cast when they are stored."""
     return (value.to(target.dtype) if value.is_floating_point() else value).contiguous()
 
 
 def _moved(rows: torch.Tensor, place: torch.Tensor) -> int:
-    """Bytes of a copy of some rows, and of what says where to."""
+    """Bytes of a copy of some rows, and of their target indices."""
     return rows.numel() * (rows.element_size() + place.element_size()) + len(rows) * 17
 
 

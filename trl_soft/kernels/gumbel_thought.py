@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A gumbel thought in two launches, its draw and its score: the formulas of `trl_soft.thoughts.gumbel`, same letters."""
+"""A gumbel thought in two launches, its draw and its score. Formulas and letters are those of `trl_soft.thoughts.gumbel`."""
 
 from typing import Any
 
@@ -51,7 +51,7 @@ def _sample(
         log = tl.log(tl.exp(log) + EPSILON)
     g = log + eps * double(scale).to(tl.float32)
     tl.store(perturbed + at, g, mask=inside)
-    # NaN is above all, as in torch: some candidate is the largest in any case.
+    # NaN is above all, as in torch, so there is always a largest candidate.
     g = tl.where(g == g, g, float("inf"))
     g = tl.where(inside, g, float("-inf"))
     largest = tl.min(tl.where(g == tl.max(g, 0), k, K - 1), 0)
@@ -110,7 +110,7 @@ def _score(
 
 
 def sample(noise, ids, log_p, scale: float, softgrpo: bool, **constants: Any) -> tuple[torch.Tensor, ...]:
-    """Candidates `ids`, `log_p` (N, K): g' (N, K) float32, what is kept (N, K) bool, the shadow token (N,) int64."""
+    """Candidates `ids`, `log_p` (N, K): g' (N, K) float32, the support (N, K) bool, the shadow token (N,) int64."""
     perturbed, kept = torch.empty_like(log_p), torch.empty_like(log_p, dtype=torch.bool)
     token = torch.empty(len(ids), dtype=torch.int64, device=ids.device)
     rows = ids.contiguous(), log_p.contiguous(), perturbed, kept, token
@@ -120,7 +120,7 @@ def sample(noise, ids, log_p, scale: float, softgrpo: bool, **constants: Any) ->
 
 
 def score(thought, density: int, logits: torch.Tensor, action, **constants: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """`Gumbel.score` where it has a density, by its number in `DENSITIES`, under logits (N, V)."""
+    """`Gumbel.score` for a density, given by its number in `DENSITIES`, under logits (N, V)."""
     ids, perturbed, kept, closed = (action[name].contiguous() for name in ("ids", "perturbed", "kept", "closed"))
     log_prob, entropy = torch.empty(2, len(ids), dtype=torch.float32, device=ids.device).unbind()
     own = ids, perturbed, kept, closed, log_prob, entropy

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keyed noise, a launch for each call: the formulas of `trl_soft.noise`, with Philox's words in registers.
+"""Keyed noise with one launch for each call: the formulas of `trl_soft.noise`, with Philox's words in registers.
 
-The words are those of `trl_soft.noise.philox`, bit by bit. What is made of them is float64 arithmetic as there.
+The words equal those of `trl_soft.noise.philox` bit by bit. The noise is float64 arithmetic, as there.
 """
 
 import torch
@@ -18,7 +18,7 @@ _POSITION_BITS = tl.constexpr(streams.POSITION_BITS)
 _ATTEMPTS, _ATTEMPT_SHIFT = tl.constexpr(streams.ATTEMPTS), tl.constexpr(streams.ATTEMPT_SHIFT)
 _TWO_PI = tl.constexpr(6.283185307179586)
 _LANES = 256
-# Numbers of a run, which change from rollout to rollout: no kernel is compiled again for one of them.
+# Numbers of a run that change from rollout to rollout. Kernels are not compiled again for them.
 KEY = ("seed", "generation")
 
 
@@ -26,7 +26,7 @@ KEY = ("seed", "generation")
 def words(stream: tl.constexpr, index, n, seed, generation, sample, position, s0, s1, s2, KEYED: tl.constexpr):
     """Four words of 32 bits for draw `n` and `index`. KEYED: seed and generation have a number for each draw.
 
-    s0, s1, s2: strides of seed and generation, of sample, of position, which are columns of what an engine keeps.
+    s0, s1, s2: strides of seed and generation, of sample, and of position, which are columns of an engine's state.
     """
     if KEYED:
         seed, generation = tl.load(seed + n * s0), tl.load(generation + n * s0)
@@ -99,7 +99,7 @@ def _log_gamma(
     n, ids = i // K, tl.load(ids + i)
     shape = tl.load(shape + i).to(tl.float64)
     d = shape + 1 - 1 / 3
-    # The first attempt that is accepted; the first of all where none is.
+    # The first accepted attempt, or the first attempt if none is accepted.
     log_v, done = tl.zeros_like(d), i < 0
     for attempt in range(_ATTEMPTS):
         index = ids | (tl.zeros_like(ids) + attempt << _ATTEMPT_SHIFT)
@@ -120,7 +120,7 @@ def _log_gamma(
 
 
 def key(noise) -> tuple:
-    """The arguments of a kernel that say whose noise it is."""
+    """The arguments of a kernel for the key of the noise."""
     seed, generation, stride = noise.seed, noise.generation, 0
     if keyed(noise):
         if seed.stride() != generation.stride():
@@ -134,7 +134,7 @@ def keyed(noise) -> bool:
 
 
 def _each(kernel, noise, count: int, *args) -> None:
-    """A lane for each of `count` numbers."""
+    """Launch one lane for each of `count` numbers."""
     lanes = min(_LANES, power_of_two(count))
     launch(kernel, (triton.cdiv(count, lanes),), *key(noise), *args, KEYED=keyed(noise), LANES=lanes)
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """h_n = sum_k w_nk e_{i_nk} in one launch: the formula of `trl_soft.vocabulary.row_sums`, float32 sums in the order of k.
 
-`mix_where` puts h_n, in the model's precision, in the place of the token's embedding, where a thought is fed.
+`mix_where` replaces the token's embedding by h_n, in the model's precision, where a thought is fed.
 """
 
 import torch

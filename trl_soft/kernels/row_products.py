@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Products of K rows of a table with a position's hidden state in one launch; `trl_soft.vocabulary.row_sums` has the plain function."""
+"""Products of K rows of a table with a position's hidden state, in one launch.
+
+`trl_soft.vocabulary.row_sums` has the plain function.
+"""
 
 import torch
 import triton
@@ -13,7 +16,7 @@ _BLOCK = 1024
 
 @triton.jit
 def _dot(hidden, ids, table, z, width, B: tl.constexpr):
-    """One program a position and candidate."""
+    """One program for each position and candidate."""
     row = tl.program_id(0).to(tl.int64)
     place = row * tl.num_programs(1) + tl.program_id(1)
     token = tl.load(ids + place)
@@ -28,7 +31,7 @@ def _dot(hidden, ids, table, z, width, B: tl.constexpr):
 
 
 def _touched(ids: torch.Tensor, table: torch.Tensor) -> int:
-    """Bytes of the rows that are read, each as often as it occurs."""
+    """Bytes of the rows that are read. A row counts as often as it occurs."""
     return ids.numel() * table.size(1) * table.element_size()
 
 

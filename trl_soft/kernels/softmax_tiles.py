@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tile of logits in one launch, forward and backward; `trl_soft.vocabulary.tiled_softmax` has the formulas and the plain functions.
+"""A tile of logits in one launch, forward and backward.
 
-The tile is read once on the way forward and once on the way back. (With a mixture it is read twice on the way forward:
-`exp(x)` is written relative to the largest logit, which has to be known first.) Sums over the vocabulary are held to a tolerance and
-not to the bit, so multiplications and additions fuse.
+`trl_soft.vocabulary.tiled_softmax` has the formulas and the plain functions. The tile is read once in the forward and once in
+the backward. With a mixture it is read twice in the forward: `exp(x)` is relative to the largest logit, which has to be known
+first. Tests compare sums over the vocabulary within a tolerance, not bit by bit, so multiplications and additions may fuse.
 """
 
 import ctypes
@@ -25,8 +25,8 @@ _LN2 = tl.constexpr(math.log(2))
 @triton.jit
 def power(d, high, low):
     """
-    `exp(d/T)`, and `d/T` in units of ln 2, for `high + low = 1/(T ln 2)`: 2**y with y to more than float32's digits. With
-    one multiplication y would be off by half an eps times itself, and its power by up to 9e-6.
+    `exp(d/T)`, and `d/T` in units of ln 2, for `high + low = 1/(T ln 2)`. It is 2**y, with y to more digits than float32.
+    With one multiplication the relative error of y would be half an eps, and the error of the power up to 9e-6.
     """
     y = d * high
     rest = tl.fma(d, high, -y) + d * low
@@ -36,7 +36,7 @@ def power(d, high, low):
 
 @triton.jit
 def tanh(x):
-    """To an ulp or two also where x is small: there its series, whose next term is 1e-8 of x."""
+    """tanh x to one or two ulp, also for small x: there it is the series, whose next term is 1e-8 of x."""
     near = tl.abs(x) < 0.3
     s = tl.where(near, x * x, 0.0)
     series = x * (1 + s * (-1 / 3 + s * (2 / 15 + s * (-17 / 315 + s * (62 / 2835 - s * 1382 / 155925)))))
@@ -47,7 +47,7 @@ def tanh(x):
 
 @triton.jit
 def logit(z, bias, token, mask, scale, softcap, BIASED: tl.constexpr, CAPPED: tl.constexpr):
-    """The logit of a product, and the cap's tanh. A comparison and not a maximum, which would lose a NaN."""
+    """The logit of a product, and the tanh of the cap. It uses a comparison, because a maximum would lose a NaN."""
     if BIASED:
         z += tl.load(bias + token, mask=mask, other=0.0).to(tl.float32)
         z = tl.where(z < _LOWEST, _LOWEST, z)
@@ -64,7 +64,7 @@ def _fold(
     width, high, low, scale, softcap, BIASED: tl.constexpr, CAPPED: tl.constexpr, IDS: tl.constexpr,
     PARTS: tl.constexpr, B: tl.constexpr, K: tl.constexpr, H: tl.constexpr,
 ):  # fmt: skip
-    """One program a row. Each lane keeps the largest logit of its columns, and sums over its other columns."""
+    """One program for each row. Each lane keeps the largest logit of its columns, and sums over its other columns."""
     row = tl.program_id(0).to(tl.int64)
     z += row * stride
     if IDS:
@@ -81,7 +81,7 @@ def _fold(
     at = tl.zeros((B,), tl.int32)
     r_lane = tl.zeros((B,), tl.float32)
     u_lane = tl.zeros((B,), tl.float32)
-    # The next columns are on their way while these are summed.
+    # The next columns load while these are summed.
     coming = tl.load(z + tl.arange(0, B), mask=tl.arange(0, B) < size, other=0.0)
     for first in range(0, size, B):
         column = first + tl.arange(0, B)
@@ -92,7 +92,7 @@ def _fold(
         value = tl.where(mask, value, _EMPTY)
         higher = value > m
         if PARTS == 0:
-            # The lower of the two joins the sums, which are relative to the higher.
+            # The lower of the two joins the sums, which are relative to the higher one.
             e, y = power(-tl.abs(value - m), high, low)
             e = tl.where(mask, e, 0.0)
             shrink = tl.where(higher, e, 1.0)
@@ -120,7 +120,7 @@ def _fold(
         u_low = tl.where(higher, u_before, u_here)
         u_new = tl.where(higher, u_here, u_before) + e * (u_low + y * _LN2 * r_low)
     else:
-        # All have read what is overwritten below.
+        # All threads have read the numbers that are overwritten below.
         tl.debug_barrier()
         for first in range(0, size, B):
             column = first + tl.arange(0, B)
@@ -161,7 +161,7 @@ def _gradient(
     g_stride, d_stride, weights_stride, start, size, candidates, high, low, scale, softcap, BIASED: tl.constexpr, CAPPED: tl.constexpr,
     IDS: tl.constexpr, MIXED: tl.constexpr, WEIGHTS: tl.constexpr, B: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
-    """One program a row and block of columns."""
+    """One program for each row and block of columns."""
     row = tl.program_id(0).to(tl.int64)
     first = tl.program_id(1) * B
     column = first + tl.arange(0, B)
@@ -187,7 +187,7 @@ def _gradient(
     if WEIGHTS:
         tl.store(weights + row * weights_stride + column, e.to(weights.dtype.element_ty), mask=mask)
     if IDS:
-        # What all have stored is there before some of it is stored again.
+        # All threads have stored their numbers before some are stored again.
         tl.debug_barrier()
         for k in range(0, candidates, K):
             which = k + tl.arange(0, K)
@@ -209,7 +209,7 @@ def _gradient(
 
 @triton.jit
 def _of_equal(ids, c, out, candidates, K: tl.constexpr):
-    """One program a row: for each id the sum of c over all ids that are the same."""
+    """One program for each row: for each id the sum of c over all equal ids."""
     row = tl.program_id(0).to(tl.int64) * candidates
     for k in range(0, candidates, K):
         which = k + tl.arange(0, K)
@@ -251,8 +251,8 @@ def fold(z, bias, start: int, sums, ids, table, form, parts) -> None:
     `trl_soft.vocabulary.tiled_softmax.fold`, into `sums` themselves.
 
     Args:
-        parts (tuple of tensors (N, n)): where exp(x) goes, for a mixture: one of float32, which may be z, or two of bfloat16
-            whose sum it is.
+        parts (tuple of tensors (N, n)): the outputs for exp(x), for a mixture: one of float32, which may be z, or two of
+            bfloat16 whose sum is exp(x).
     """
     n, size = z.shape
     candidates = 0 if ids is None else ids.size(1)
@@ -268,8 +268,8 @@ def fold(z, bias, start: int, sums, ids, table, form, parts) -> None:
 
 def gradient(z, bias, g_rows, start: int, row, ids, form, d_z, weights) -> None:
     """
-    `trl_soft.vocabulary.tiled_softmax.gradient`, into `d_z` (N, n), which may be z, and `weights` (N, n, *optional*), rounded to their dtype.
-    `row.candidate` is what `of_equal` returns.
+    `trl_soft.vocabulary.tiled_softmax.gradient`, into `d_z` (N, n), which may be z, and `weights` (N, n, *optional*), both
+    rounded to their dtype. `row.candidate` is the result of `of_equal`.
     """
     n, size = z.shape
     candidates = 0 if ids is None else ids.size(1)
@@ -283,7 +283,7 @@ def gradient(z, bias, g_rows, start: int, row, ids, form, d_z, weights) -> None:
 
 
 def of_equal(ids: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
-    """(N, K): the sum of `c` (N, K) over the row's ids that are the same as this one."""
+    """(N, K): the sum of `c` (N, K) over the ids of the row that equal this one."""
     out = torch.empty_like(c)
     candidates = ids.size(1)
     constants = {"K": min(32, triton.next_power_of_2(candidates)), "num_warps": 1}

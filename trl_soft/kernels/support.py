@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is computed of K candidates, a row a program: log p and entropy on the support, and draws by the inverse CDF.
+"""Kernels over K candidates, one program for each row: log p and entropy on the support, and draws by the inverse CDF.
 
-The formulas of `renormalised` (`trl_soft.thoughts.candidates`), `entropy_of` (`trl_soft.vocabulary.head_logits`) and `inverse_cdf`
-(`trl_soft.vocabulary.categorical`), in float64.
+The formulas are those of `renormalised` (`trl_soft.thoughts.candidates`), `entropy_of` (`trl_soft.vocabulary.head_logits`) and
+`inverse_cdf` (`trl_soft.vocabulary.categorical`), in float64.
 """
 
 import torch
@@ -15,13 +15,13 @@ from .tournament import log_softmax
 
 
 _LOWEST = tl.constexpr(-1e15)
-# Candidates that a program draws from: it compares each with each.
+# Most candidates of a draw: a program compares each with each.
 LARGEST_K = 128
 
 
 @triton.jit
 def log_p_of(z, ids, kept, temperature):
-    """log softmax(z/T) over what is kept of the candidates of a row, -inf elsewhere, float64."""
+    """log softmax(z/T) over the kept candidates of a row, -inf elsewhere, float64."""
     x = tl.load(z + ids, mask=kept, other=float("-inf")).to(tl.float64)
     return log_softmax((x - tl.max(x, 0)) / double(temperature), kept)
 
@@ -46,8 +46,8 @@ def support(
     logits: torch.Tensor, ids: torch.Tensor | None, kept: torch.Tensor, temperature: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    `logits` (N, V), `ids` and `kept` (N, K): log p on the support (N, K) and its entropy (N,), float32. Without ids the logits are
-    those of the candidates, (N, K).
+    `logits` (N, V), `ids` and `kept` (N, K): log p on the support (N, K) and its entropy (N,), float32. Without ids, `logits`
+    (N, K) are those of the candidates.
     """
     log_p = torch.empty(kept.shape, dtype=torch.float32, device=kept.device)
     entropy = torch.empty(len(kept), dtype=torch.float32, device=kept.device)
@@ -74,7 +74,7 @@ def _centred(z, kept, out, K, WIDTH: tl.constexpr):
 
 
 def centred(z: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-    """`z` (N, K) less its mean over what is kept, zero elsewhere, float32."""
+    """`z` (N, K) less its mean over the kept candidates, zero elsewhere, float32."""
     out = torch.empty(z.shape, dtype=torch.float32, device=z.device)
     launch(_centred, (len(z),), z.contiguous(), kept.contiguous(), out, z.size(1), WIDTH=power_of_two(z.size(1)))
     return out
@@ -87,10 +87,10 @@ def _pick(p, order, u, index, K, RANKED: tl.constexpr, WIDTH: tl.constexpr):
     p = tl.load(p + at, mask=inside, other=0.0).to(tl.float64)
     order = k.to(tl.int64) if RANKED else tl.load(order + at, mask=inside, other=0)
     before = inside[None, :] & (order[None, :] <= order[:, None])
-    cdf = tl.sum(tl.where(before, p[None, :], 0.0), 1)  # of each candidate and of those before it in the order
+    cdf = tl.sum(tl.where(before, p[None, :], 0.0), 1)  # of each candidate and the candidates before it in the order
     total = tl.sum(p, 0)
     x = tl.minimum(tl.load(u + n) * total, below(total))
-    # The first slice that ends above u. Where rounding leaves none, and where p is NaN: the last that has a width.
+    # The first slice that ends above u. If rounding leaves none, or if p is NaN: the last slice that has a width.
     last = tl.max(tl.where(inside & (p > 0), order, -1), 0)
     first = tl.min(tl.where(inside & (cdf > x), order, last), 0)
     first = tl.where(first < 0, tl.max(tl.where(inside, order, -1), 0), first)

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The K most likely tokens of each row and what is kept of them: the formulas of `trl_soft.thoughts.candidates`.
+"""The K most likely tokens of each row, and the support among them: the formulas of `trl_soft.thoughts.candidates`.
 
-A row's blocks (`blocks.py`) hold a tournament: K times the block with the largest key gives its token up and names its next
-one, for which its 256 logits are read again. Then temperature, top-p and min-p on K numbers in float64.
+The blocks of a row (`blocks.py`) hold a tournament of K rounds. In each round the block with the largest key gives up its
+token. Its 256 logits are then read again to find its next token. After the rounds, temperature, top-p and min-p run on K
+numbers in float64.
 
-Of equal logits the lower id comes first; torch's `topk` states no order.
+Of equal logits the lower id comes first. torch's `topk` states no order.
 """
 
 import torch
@@ -15,14 +16,14 @@ from . import bits, launch, nbytes, power_of_two
 from .blocks import BLOCK, NO_KEY, SCALARS, Blocks, at, double, id_of, key_of, logit_of
 
 
-# Each candidate takes a round of the tournament, about a microsecond. Beyond these torch's `topk` serves.
+# Each candidate takes one round of the tournament, about a microsecond. For more candidates torch's `topk` runs.
 LARGEST_K = 128
 _BLOCK = tl.constexpr(BLOCK)
 
 
 @triton.jit
 def log_softmax(x, kept):
-    """Over what is kept, -inf elsewhere; in the precision of x."""
+    """log softmax over the kept entries, -inf elsewhere, in the precision of x."""
     x = tl.where(kept, x, float("-inf"))
     x = x - tl.max(x, 0)
     return x - tl.log(tl.sum(tl.exp(x), 0))
@@ -64,7 +65,7 @@ def _candidates(
     x = log_softmax(x, inside)
     p = tl.exp(x)
     cut = p < double(min_p) * at(p, k, 0)
-    # A token stays while the mass before it has not reached top_p.
+    # A token stays while the mass before it is below top_p.
     cut = cut | (tl.cumsum(p, 0) - p >= tl.where(double(top_p) < 1.0, double(top_p), float("inf")))
     x = log_softmax(x, inside & ((k == 0) | (cut == 0)))
     tl.store(log_p + out, x.to(tl.float32), mask=inside)

@@ -1,27 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which noise a trainer's rollout draws: no two rollouts of a run share a key.
+"""The keys of a trainer's noise: no two rollouts of a run share a key.
 
     training     (seed, number of the rollout, sample within it)
     evaluation   (seed and the evaluation set's name, update, sample within the set)
 
-Training's rollouts are counted, and a checkpoint holds the count. Evaluation is keyed by what it is of, so that it draws the
-same when it is repeated, resumed, or run beside other sets.
+The rollouts of training are counted, and a checkpoint holds the count. The key of an evaluation is its set and update, so it
+draws the same when it is repeated, resumed, or run beside other sets.
 """
 
 import zlib
 
 
-# Seeds have 32 bits of the 64 that noise is keyed by (one of which is a sign); training's others are zero.
+# A seed has 32 of the 64 bits of the noise's key (one bit is a sign). In training the other bits are zero.
 _NAMES = 2**31 - 1
 
 
 class RolloutNumbers:
     """
     Args:
-        seed (`int`): of the run, below 2**32.
+        seed (`int`): seed of the run, below 2**32.
 
     Attributes:
-        rollouts (`int`): training's rollouts so far.
+        rollouts (`int`): number of rollouts of training so far.
     """
 
     def __init__(self, seed: int):
@@ -30,7 +30,7 @@ class RolloutNumbers:
         self.begin_evaluation("eval")
 
     def begin_evaluation(self, name: str) -> None:
-        """From here on evaluation draws for the set called `name`, from its first sample."""
+        """Start an evaluation of the set `name`: the next draws are for it, from its first sample on."""
         word = 1 + zlib.crc32(name.encode()) % _NAMES
         known = self._names.setdefault(word, name)
         if known != name:
@@ -46,7 +46,7 @@ class RolloutNumbers:
         return self.seed, number, 0
 
     def evaluation(self, step: int, samples: int) -> tuple[int, int, int]:
-        """The same of the next `samples`, over all processes, of the set under evaluation after `step` updates."""
+        """Seed, generation and first sample of the next `samples` of the current set, over all processes, after `step` updates."""
         first = self._samples
         self._samples += samples
         return self._evaluation, step, first

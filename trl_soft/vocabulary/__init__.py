@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is as large as the vocabulary: next-token logits, the embedding table and the LM head, without a (positions, V) tensor."""
+"""Everything as large as the vocabulary: next-token logits, the embedding table and the LM head, without a (positions, V) tensor."""

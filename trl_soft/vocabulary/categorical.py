@@ -13,7 +13,7 @@ def inverse_cdf(p: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
     """
     The tokens whose slices of [0, 1) hold u: `p` (N, V), `u` (N, n) float64 -> (N, n) int64.
 
-    Two levels, so that float64 sums are taken over blocks and within the one block that holds u, not over all of V.
+    It works in two levels: float64 sums run over blocks, and within the one block that holds u, but not over all of V.
     """
     vocabulary = p.size(-1)
     blocks = torch.nn.functional.pad(p, (0, -vocabulary % _BLOCK)).unflatten(-1, (-1, _BLOCK))  # (N, V/256, 256)
@@ -27,7 +27,8 @@ def pick(p: torch.Tensor, u: torch.Tensor, order: torch.Tensor | None = None) ->
     """
     The candidate whose slice of [0, 1) holds u: `p` (N, K), `u` (N, 1) float64 -> its index (N,) int64.
 
-    `order` (N, K) int64 says in which order the slices lie, by numbers that differ and are at least 0; by rank without it.
+    `order` (N, K) int64 gives the order of the slices, by numbers that differ and are at least 0. Without it the order is the
+    rank.
     """
     if kernels.fused(p.device):
         from ..kernels.support import LARGEST_K
@@ -37,7 +38,7 @@ def pick(p: torch.Tensor, u: torch.Tensor, order: torch.Tensor | None = None) ->
             return kernel(p, u, order)
         kernels.passed_over(
             f"A draw from {p.size(-1)} candidates, more than {LARGEST_K}",
-            f"It takes some 30 operations in place of one. Keep at most {LARGEST_K} candidates to avoid it.",
+            f"It takes some 30 operations instead of one. Keep at most {LARGEST_K} candidates to avoid it.",
         )
     if order is None:
         return inverse_cdf(p, u).squeeze(-1)
@@ -46,12 +47,12 @@ def pick(p: torch.Tensor, u: torch.Tensor, order: torch.Tensor | None = None) ->
 
 
 def _slice(p: torch.Tensor, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Index of the slice of `p` that u falls into, and where in that slice it falls, in [0, 1)."""
+    """Index of the slice of `p` that holds u, and the place of u in that slice, in [0, 1)."""
     cdf = p.cumsum(-1)
     total = cdf[..., -1:]
     # Strictly below the total, so that a slice of zero width at the end is never chosen.
     u = torch.minimum(u * total, torch.nextafter(total, torch.zeros_like(total)))
-    # No slice holds a NaN: logits of a policy that has diverged, and an index past the end would take the device with it.
+    # No slice holds u if p is NaN, as for a policy that has diverged. An index past the end would crash the device.
     index = torch.searchsorted(cdf, u, right=True).clamp(max=p.size(-1) - 1)
     width = p.gather(-1, index)
     return index, ((u - (cdf.gather(-1, index) - width)) / width).clamp(0, 1)

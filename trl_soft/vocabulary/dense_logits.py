@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Logits that are already there, as a rollout step has them, and what any view of logits can be asked by a draw.
+"""Logits as a whole tensor, as in a step of a rollout, and the interface of every view of logits.
 
-On CUDA the logits are read once for all of it (`trl_soft.kernels.blocks`), and answers are kept for whoever asks again.
+On CUDA one pass over the logits computes everything (`trl_soft.kernels.blocks`). Results are kept for later calls.
 """
 
 import torch
@@ -12,12 +12,12 @@ from .tiled_softmax import LOWEST
 
 
 def tempered(z: torch.Tensor, temperature: float) -> torch.Tensor:
-    """`(z - max z)/T` over the last dimension: what to take a softmax of in place of z/T."""
+    """`(z - max z)/T` over the last dimension. Its softmax is that of z/T, with less rounding."""
     return z if temperature == 1.0 else (z - z.detach().amax(-1, keepdim=True)) / temperature
 
 
 def entropy_of(log_p: torch.Tensor) -> torch.Tensor:
-    """Entropy in nats over the last dimension, at least 0 for log p <= 0; an entry of -inf has probability zero."""
+    """Entropy in nats over the last dimension, at least 0 for log p <= 0. An entry of -inf has probability zero."""
     return -(log_p.exp() * log_p.clamp(min=LOWEST)).sum(-1)
 
 
@@ -26,7 +26,7 @@ class Logits:
     A view of next-token logits. Letters: N positions, V vocabulary.
 
     Attributes:
-        fused (`bool`): whether kernels compute what is asked of these logits, and of K candidates among them.
+        fused (`bool`): whether kernels compute the results of these logits, and of K candidates among them.
     """
 
     fused = False
@@ -54,10 +54,10 @@ class DenseLogits(Logits):
         logits (`torch.Tensor` of shape `(N, V)`): not changed while this view is in use.
         table (`torch.Tensor` of shape `(V, H)`, *optional*):
             Embedding table, for `mixture`.
-        table_scale (`float`): what the embedding module multiplies the table by (Gemma: sqrt(H)).
-        dtype (`torch.dtype`, *optional*): in which embeddings are fed; the table may be a float32 copy.
-        hidden (`torch.Tensor` of shape `(N, H)`, *optional*): what the LM head made the logits of.
-        project (*optional*): from other hidden states to logits.
+        table_scale (`float`): the factor of the embedding module on its table (Gemma: sqrt(H)).
+        dtype (`torch.dtype`, *optional*): dtype in which embeddings are fed. The table may be a float32 copy.
+        hidden (`torch.Tensor` of shape `(N, H)`, *optional*): the hidden states that gave these logits.
+        project (*optional*): a function from other hidden states to logits.
     """
 
     def __init__(self, logits, table=None, table_scale: float = 1.0, dtype=torch.float32, hidden=None, project=None):
@@ -86,7 +86,7 @@ class DenseLogits(Logits):
         return kernels.fused(z.device) and z.dtype != torch.float64 and not z.requires_grad
 
     def blocks(self, temperature: float, exactly: bool = True):
-        """The sums over blocks of 256 logits at a temperature; at any that is known where that one is not asked `exactly`."""
+        """The sums over blocks of 256 logits at a temperature. If not `exactly`, sums at any temperature may serve."""
         from ..kernels.blocks import Blocks
 
         if temperature not in self._blocks:
@@ -117,7 +117,7 @@ class DenseLogits(Logits):
                 return z, ids
             kernels.passed_over(
                 f"The {k} most likely tokens, more than {LARGEST_K}",
-                f"`topk` reads the logits several times in place of once. Keep at most {LARGEST_K} candidates to avoid it.",
+                f"`topk` reads the logits several times instead of once. Keep at most {LARGEST_K} candidates to avoid it.",
             )
         return super().topk(k)
 
@@ -145,7 +145,7 @@ class DenseLogits(Logits):
         """
         `h = sum_v softmax(z/T)_v e_v` (N, H) and the entropy of softmax(z/T) (N,).
 
-        Computed once for those who draw and those who score, so that both have the same number.
+        It is computed once, so that the draw and the score have the same numbers.
         """
         if temperature not in self._mixtures:
             self._mixtures[temperature] = self._mixed(temperature)
@@ -162,14 +162,14 @@ class DenseLogits(Logits):
         return mean * self.table_scale, entropy_of(log_p)
 
     def softmax(self, temperature: float, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        """Where logits are `fused`: softmax(z/T) as numbers of a dtype whose sum it is, (parts, N, V), and its entropy."""
+        """For `fused` logits: softmax(z/T) as the sum of `parts` numbers of a dtype, (parts, N, V), and its entropy."""
         blocks = self.blocks(temperature)
         _, entropy, normaliser = blocks.score(None)
         return blocks.softmax(normaliser, dtype), entropy
 
 
 def scaled(h: torch.Tensor, scale: float) -> torch.Tensor:
-    """`h * scale`, which most models have at 1."""
+    """`h * scale`. Most models have scale 1."""
     return h if scale == 1.0 else h * scale
 
 
@@ -177,11 +177,11 @@ def summed(p: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     """
     `sum_v p_v e_v` (N, H) float32 with sums in float32, of `p` (parts, N, V) and `table` (V, H) of one dtype.
 
-    Two bfloat16 numbers carry 16 bits of a probability, and their products with a bfloat16 table are exact in float32: the mixture
-    is that of a float32 copy of the table up to 2**-16 of each weight, in a product of the table's own dtype.
+    Two bfloat16 numbers carry 16 bits of a probability, and their products with a bfloat16 table are exact in float32. So the
+    mixture differs from that of a float32 copy of the table by at most 2**-16 of each weight.
     """
     parts, n, _ = p.shape
-    rows = p.flatten(0, 1)  # a view also of some columns
+    rows = p.flatten(0, 1)  # a view, also of some columns
     if table.dtype == torch.float32:
         return rows @ table
     if table.is_cuda or table.is_meta:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows of a model's embedding table, one at a time or mixed: what a thought is given to embed itself with."""
+"""Rows of a model's embedding table, single or mixed. A thought embeds itself with them."""
 
 import torch
 from torch import nn
@@ -11,14 +11,17 @@ from .row_sums import mix_rows
 
 
 def embedding_scale(embedding: nn.Module) -> float:
-    """What the embedding module multiplies its table by: 1, or `embed_scale` on Gemma's scaled embeddings."""
+    """The factor of the embedding module on its table: 1, or `embed_scale` of Gemma's scaled embeddings."""
     return float(getattr(embedding, "embed_scale", 1.0))
 
 
 def mixing_table(embedding: nn.Module, mixes_vocabulary: bool) -> tuple[torch.Tensor | None, float, torch.dtype]:
     """
-    What `DenseLogits` needs to mix the whole vocabulary, for a rollout: a float32 copy of the table, or on CUDA the table itself, whose
-    products the kernels make of two numbers a probability (`trl_soft.vocabulary.dense_logits.summed`); its scale; the dtype that is fed.
+    The arguments of `DenseLogits` for mixtures of the whole vocabulary in a rollout: a table, its scale, and the dtype that is
+    fed.
+
+    The table is a float32 copy. On CUDA it is the model's own table, and two numbers stand for each probability
+    (`trl_soft.vocabulary.dense_logits.summed`).
     """
     weight, table = embedding.weight, None
     assert isinstance(weight, torch.Tensor)
@@ -34,7 +37,7 @@ class Lookup:
     Args:
         embedding (`torch.nn.Embedding`):
             The model's input embedding. Under ZeRO-3 and FSDP its table is whole only inside the module's own call.
-        forward (*optional*): the module's forward, where a patch has taken its place.
+        forward (*optional*): the module's own forward, if a patch has replaced it.
     """
 
     def __init__(self, embedding: nn.Embedding, forward=None):
@@ -50,7 +53,7 @@ class Lookup:
         return scaled(mixed, embedding_scale(self.embedding))
 
     def fed(self, thought, action, thinks: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """What a step feeds: the thoughts' embeddings at the rows that think, (N,) bool, and `tokens` (N, H) elsewhere."""
+        """The input of a step: thoughts' embeddings where `thinks` (N,) bool is true, and `tokens` (N, H) elsewhere."""
         weights, table = thought.weights(action), whole(self.embedding.weight)
         if weights is not None and kernels.fused(table.device) and not torch.is_grad_enabled():
             from ..kernels.row_mixtures import mix_where

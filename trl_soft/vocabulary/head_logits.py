@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Next-token logits as a view: a thought asks for the few it needs and only those are computed.
+"""Next-token logits as a view: only the logits that a thought asks for are computed.
 
     at(ids)           z at K candidates          K*H a position
-    dense()           z over the vocabulary      V*H a position, N x V in memory: rollouts only
+    dense()           z over the vocabulary      V*H a position, N x V in memory: only for rollouts
     log_prob(ids, T)  log softmax(z/T) at K candidates and the entropy of softmax(z/T), in tiles: never N x V
     entropy(T)        the entropy alone, likewise
     mixture(T)        softmax(z/T) E and the entropy, likewise
 
 Letters: N positions, K candidates, H hidden size, V vocabulary.
 
-Every softmax here is one of (z - max z)/T. At T = 1e-4, z/T is 3e5, where neighbouring float32 numbers are 0.03 apart;
-the difference of two close logits is exact.
+Every softmax here is one of (z - max z)/T. At T = 1e-4, z/T is 3e5, where neighbouring float32 numbers are 0.03 apart. The
+difference of two close logits is exact.
 """
 
 import torch
@@ -32,16 +32,16 @@ __all__ = [
     "transformed",
 ]
 
-# More candidates than this are cheaper from one product with the whole head than row by row.
+# For more candidates, one product with the whole head is cheaper than single rows.
 _MANY = 1024
 
 
 def logit_transform(config) -> tuple[float, float | None]:
     """
-    What a model does to `h W^T` before it calls the result logits: `(scale, softcap)`.
+    The transform of a model from `h W^T` to its logits: `(scale, softcap)`.
 
     Gemma caps them (`final_logit_softcapping`); Cohere, Muse, Falcon-H1 and HyperCLOVA X multiply them; Granite and
-    MiniCPM3 divide them. The same reading as TRL's fused LM head, which scores the answers.
+    MiniCPM3 divide them. TRL's fused LM head, which scores the answers, reads the config in the same way.
     """
     config = config.get_text_config()
     scale = 1.0
@@ -55,14 +55,14 @@ def logit_transform(config) -> tuple[float, float | None]:
 
 class HeadLogits(Logits):
     """
-    Logits that the LM head would give, computed on demand and differentiable.
+    The logits of the LM head, computed on demand and differentiable.
 
     Args:
         hidden (`torch.Tensor` of shape `(N, H)`): last hidden states.
-        head (`torch.nn.Linear`): the LM head; its weight may be a ZeRO-3 or FSDP2 shard.
-        embedding (`torch.nn.Embedding`): the input embedding, likewise.
-        scale, softcap: as `logit_transform` reads them.
-        table_scale (`float`): what the embedding module multiplies its table by.
+        head (`torch.nn.Linear`): the LM head. Its weight may be a ZeRO-3 or FSDP2 shard.
+        embedding (`torch.nn.Embedding`): the input embedding. Its table may be a shard too.
+        scale, softcap: the result of `logit_transform`.
+        table_scale (`float`): the factor of the embedding module on its table.
     """
 
     def __init__(self, hidden, head, embedding, scale: float = 1.0, softcap: float | None = None, table_scale=1.0):
@@ -73,12 +73,12 @@ class HeadLogits(Logits):
         return self.hidden.size(0)
 
     def at(self, ids: torch.Tensor) -> torch.Tensor:
-        """Logits of the candidates `ids` (N, K) -> (N, K) float32: K rows of the head a position, or all V if many."""
+        """Logits of the candidates `ids` (N, K) -> (N, K) float32. It reads K rows of the head for each position, or all V if K is large."""
         weight, bias = whole(self.head.weight), None if self.head.bias is None else whole(self.head.bias)
-        # Outside autocast: the products are few, and the density multiplies their rounding.
+        # Outside autocast, because the products are few and the density multiplies their rounding.
         with gathered(self.head.weight, self.head.bias), without_autocast(self.hidden.device):
             if ids.size(-1) > _MANY:
-                # A copy, which stays whole for the backward where a shard does not.
+                # A copy. It stays whole for the backward; a shard does not.
                 rows = weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True)
                 z = F.linear(self.hidden.to(rows.dtype), rows).gather(-1, ids.long())
             else:
@@ -88,7 +88,7 @@ class HeadLogits(Logits):
         return transform(z, self.scale, self.softcap)[0]
 
     def dense(self) -> torch.Tensor:
-        """All logits, (N, V) float32: for tests and for N small."""
+        """All logits, (N, V) float32. For tests and small N."""
         with gathered(self.head.weight, self.head.bias):
             bias = None if self.head.bias is None else whole(self.head.bias)
             return transform(F.linear(self.hidden, whole(self.head.weight), bias).float(), self.scale, self.softcap)[0]

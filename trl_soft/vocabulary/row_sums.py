@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""K rows of a (V, H) table a position, mixed or multiplied, without N x K x H numbers in memory.
+"""K rows of a (V, H) table for each position, mixed or multiplied, without N x K x H numbers in memory.
 
     mix_rows   h_n  = sum_k w_nk e_{i_nk}       dL/de_v = sum over n, k with i_nk = v of w_nk dL/dh_n
     dot_rows   z_nk = <e_{i_nk}, h_n>           dL/de_v = sum over n, k with i_nk = v of dL/dz_nk h_n
 
-Sums are float32 at least, whatever the table's precision. torch's `embedding_bag` takes its weights in the table's dtype
-and has no bf16 backward for them; a lookup and an einsum write the N x K x H rows out twice.
+Sums are float32 at least, whatever the table's precision. torch's `embedding_bag` needs weights in the table's dtype and has
+no bf16 backward for them. A lookup with an einsum would write the N x K x H rows twice.
 """
 
 import torch
@@ -14,17 +14,17 @@ from .. import kernels
 
 
 def mix_rows(weights: torch.Tensor, ids: torch.Tensor, table: torch.Tensor, padding_idx: int | None = None):
-    """`weights`, `ids` (N, K), `table` (V, H) -> (N, H). The table takes a gradient; the weights are data."""
+    """`weights`, `ids` (N, K), `table` (V, H) -> (N, H). The table gets a gradient. The weights are data."""
     return _Mix.apply(weights, ids, table, padding_idx)
 
 
 def dot_rows(hidden: torch.Tensor, ids: torch.Tensor, table: torch.Tensor, gathered) -> torch.Tensor:
-    """`hidden` (N, H), `ids` (N, K), `table` (V, H) -> (N, K). `gathered`: makes the table whole in the backward."""
+    """`hidden` (N, H), `ids` (N, K), `table` (V, H) -> (N, K). `gathered` makes the table whole in the backward."""
     return _Dot.apply(hidden, ids, table, gathered)
 
 
 def _columns(*tensors):
-    """Position by position, the k-th column of each (N, K) tensor."""
+    """For each k, the k-th column of each (N, K) tensor."""
     return zip(*(tensor.unbind(-1) for tensor in tensors), strict=True)
 
 
@@ -35,7 +35,7 @@ def _row_gradient(coefficients: torch.Tensor, ids: torch.Tensor, vectors: torch.
     if dtype == vectors.dtype:
         rows = d_table
     else:
-        # Sums in float32 need float32 rows, but only for the tokens that occur.
+        # Sums in float32 need float32 rows, but only for tokens that occur.
         tokens, ids = ids.unique(return_inverse=True)
         rows = torch.zeros(len(tokens), shape[1], dtype=vectors.dtype, device=ids.device)
     for c, i in _columns(coefficients, ids):
@@ -51,7 +51,7 @@ class _Mix(torch.autograd.Function):
         dtype = torch.promote_types(table.dtype, torch.float32)
         weights = weights.to(dtype)
         ctx.save_for_backward(weights, ids)
-        # The table itself is not kept: by the backward ZeRO-3 has taken it apart again.
+        # The table itself is not kept, because ZeRO-3 shards it again before the backward.
         ctx.like, ctx.padding_idx = (table.shape, table.dtype), padding_idx
         if kernels.fused(table.device) and dtype == torch.float32:
             from ..kernels.row_mixtures import mix
@@ -69,7 +69,7 @@ class _Mix(torch.autograd.Function):
         weights, ids = ctx.saved_tensors
         d_table = _row_gradient(weights, ids, g.contiguous(), ctx.like)
         if ctx.padding_idx is not None:
-            d_table[ctx.padding_idx] = 0  # as torch.nn.Embedding has it
+            d_table[ctx.padding_idx] = 0  # as in torch.nn.Embedding
         return None, None, d_table, None
 
 

@@ -3,19 +3,19 @@
 
 Letters: N positions, K candidates, H hidden size, V vocabulary, W (V, H) the LM head, E (V, H) the embedding table.
 
-A sweep is one pass over the tiles: a product makes the logits of a tile, one function reads them (`fold` on the way
-forward, `gradient` on the way back), and products take what it writes. On CUDA that function is one Triton kernel
-(`trl_soft.kernels.softmax_tiles`); here are the plain functions, its reference and the CPU's path.
+A sweep is one pass over the tiles. A product makes the logits of a tile. One function reads them: `fold` in the forward,
+`gradient` in the backward. Further products use its results. On CUDA this function is one Triton kernel
+(`trl_soft.kernels.softmax_tiles`). This file has the plain functions: they are its reference, and the CPU runs them.
 
-Which products are rounded, and where:
+Rounding of the products:
 
-    z = h W^T          inputs in the weights' dtype, sums and z in float32. Under autocast to bfloat16, on CUDA, float32
-                       weights and hidden states are rounded to it first, as they are in the layers before and in a rollout
-    softmax(z/T) E     sums in float32. With E in bfloat16 on CUDA each exp(x) is two bfloat16 numbers, that is 16 bits
-    dL/dz              made in float32. With a product in bfloat16 on CUDA rounded to it once, as it is written, for the
-                       two products that read it; sums in float32
-    <g, E_v>           g is rounded to bfloat16 with E in bfloat16 on CUDA, and is the same rounded number wherever it
-                       occurs: the result is the gradient of a g that is 2**-8 away, at any T
+    z = h W^T          inputs in the weights' dtype, sums and z in float32. Under autocast to bfloat16 on CUDA, float32
+                       weights and hidden states are first rounded to bfloat16, as in the earlier layers and in a rollout
+    softmax(z/T) E     sums in float32. With E in bfloat16 on CUDA, each exp(x) is two bfloat16 numbers, that is 16 bits
+    dL/dz              computed in float32. With a product in bfloat16 on CUDA it is rounded to bfloat16 once, when it is
+                       written, for the two products that read it. Their sums are in float32
+    <g, E_v>           with E in bfloat16 on CUDA, g is rounded to bfloat16. Every use of g has the same rounded number, so
+                       the result is the gradient of a g that is 2**-8 away, at any T
 """
 
 from contextlib import nullcontext
@@ -32,19 +32,19 @@ from .sharding import gathered
 
 logger = logging.get_logger(__name__)
 
-# Logits held at once. On a CPU 2**22 float32 numbers are 16 MiB, about a cache. On CUDA 2**27 are 512 MiB, as many logits
-# as TRL's fused head holds; their gradient in bfloat16 is 256 MiB more.
+# Logits held at once. On a CPU 2**22 float32 numbers are 16 MiB, about one cache. On CUDA 2**27 are 512 MiB, as many logits
+# as TRL's fused head holds. Their gradient in bfloat16 is 256 MiB more.
 TILE = {"cpu": 2**22, "cuda": 2**27}
-# Columns of a tile on CUDA come in so many: rows of a matrix then begin where tensor cores read whole lines.
+# Tiles on CUDA have a multiple of this many columns. Rows of a matrix then begin where tensor cores read whole lines.
 _COLUMNS = 128
-# What stands for a logit of -inf in a sum: its exponential is 0, and 0 times it is 0, divided by any temperature.
+# This number replaces a logit of -inf in a sum: at any temperature its exponential is 0, and 0 times the number is 0.
 LOWEST = -1e15
-# Where a product of bfloat16 numbers can be had in float32 (`out_dtype`). `meta` counts what CUDA would do.
+# Devices on which a product of bfloat16 numbers can be float32 (`out_dtype`). `meta` counts what CUDA would do.
 _MIXED = ("cuda", "meta")
 
 
 def tile_columns(n: int, vocabulary: int, device: str) -> int:
-    """Columns of a tile for `n` positions; on CUDA all tiles are about as wide."""
+    """Columns of a tile for `n` positions. On CUDA all tiles have about the same width."""
     if device not in _MIXED:
         return min(vocabulary, max(1, TILE["cpu"] // max(n, 1)))
     tiles = -(-n * vocabulary // TILE["cuda"])
@@ -52,13 +52,13 @@ def tile_columns(n: int, vocabulary: int, device: str) -> int:
 
 
 def without_autocast(device: torch.device):
-    """Products as they are asked for: a density multiplies the rounding of what it is made of."""
+    """Products without autocast, because a density multiplies the rounding of its inputs."""
     kind = device.type
     return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 def product_dtype(weight: torch.Tensor) -> torch.dtype:
-    """In what `h W^T` is multiplied: as the weights are, or as autocast would have float32 weights on tensor cores."""
+    """The dtype of the product `h W^T`: that of the weights, or for float32 weights on tensor cores that of autocast."""
     kind = weight.device.type
     if weight.dtype != torch.float32 or not _on_tensor_cores(weight.device):
         return weight.dtype
@@ -75,13 +75,13 @@ def product_dtype(weight: torch.Tensor) -> torch.dtype:
 
 
 def _on_tensor_cores(device: torch.device) -> bool:
-    """Whether bfloat16 products are worth their rounding; the kernels round in the interpreter too."""
+    """Whether to use bfloat16 products in spite of their rounding. The kernels round in the interpreter too."""
     return device.type in _MIXED or kernels.fused(device)
 
 
 @dataclass(frozen=True)
 class Form:
-    """What happens to `h W^T` before the softmax: `softcap tanh(scale z / softcap) / temperature`."""
+    """The transform of `h W^T` before the softmax: `softcap tanh(scale z / softcap) / temperature`."""
 
     temperature: float
     scale: float = 1.0
@@ -91,7 +91,7 @@ class Form:
 @dataclass
 class Sums:
     """
-    What a sweep has seen of each row. t is the most likely token, `x = (z - z_t)/T`, sums are over v != t.
+    The sums of a sweep so far, for each row. t is the most likely token, `x = (z - z_t)/T`, sums are over v != t.
 
     Attributes:
         largest: z_t (N, 1). top: t (N, 1) int64. r: sum exp(x_v) (N, 1). u: sum exp(x_v) x_v (N, 1).
@@ -119,13 +119,13 @@ class Sums:
 @dataclass
 class Row:
     """
-    What the gradient of a row's logits is made of, all float32: with `e = exp((z - largest)/T)`,
+    The parts of the gradient of a row's logits, all float32. With `e = exp((z - largest)/T)`,
 
         dL/d(h W^T)_v = (e_v (slope x_v + constant + factor <g, E_v>) + candidate_v) (1 - tanh^2),  at_top at v = t
 
     Attributes:
         largest, slope, constant, factor, at_top (N, 1). top (N, 1) int64.
-        candidate: what each of `ids` adds (N, K). z_ids: z there (N, K).
+        candidate: the term of each of `ids` (N, K). z_ids: z at `ids` (N, K).
     """
 
     largest: torch.Tensor
@@ -148,7 +148,7 @@ def transform(z: torch.Tensor, scale: float, softcap: float | None) -> tuple[tor
 
 
 def _formed(z: torch.Tensor, bias, form: Form) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Logits of a product (N, n), which is overwritten, and the cap's tanh."""
+    """The logits of a product (N, n), in place, and the tanh of the cap."""
     if bias is not None:
         # A bias of -inf suppresses a token.
         z = z.add_(bias.float()).clamp_(min=LOWEST)
@@ -163,16 +163,16 @@ def _tempered(z: torch.Tensor, largest: torch.Tensor, temperature: float) -> tor
 
 
 def _within(ids: torch.Tensor, start: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where `ids` are in a tile (N, K), any column for those elsewhere, and which are in it."""
+    """Columns of `ids` in a tile (N, K), with any column for ids outside it, and whether each id is in the tile."""
     local = ids - start
     return local.clamp(0, size - 1), (local >= 0) & (local < size)
 
 
 def fold(z: torch.Tensor, bias, start: int, sums: Sums, ids, table, form: Form) -> torch.Tensor:
     """
-    Take the tile `z` (N, n), whose first column is token `start`, into `sums`.
+    Add the tile `z` (N, n), whose first column is token `start`, to `sums`.
 
-    Returns `exp(x)` (N, n), 0 at the most likely token, in the place of z. `sums.R` is made ready for its product.
+    Returns `exp(x)` (N, n), 0 at the most likely token. It overwrites z. `sums.R` is rescaled for its product.
     """
     z, _ = _formed(z, bias, form)
     if ids is not None:
@@ -186,7 +186,7 @@ def fold(z: torch.Tensor, bias, start: int, sums: Sums, ids, table, form: Form) 
     x = _tempered(z, larger, form.temperature)
     e = x.exp()
     e.scatter_(-1, index, e.gather(-1, index).masked_fill(higher, 0))
-    # A token that is the most likely no more joins the sums.
+    # A token that is no longer the most likely one joins the sums.
     joins = shrink * higher
     if table is not None:
         sums.R.mul_(shrink).addcmul_(joins, table[sums.top.squeeze(-1)].float())
@@ -228,12 +228,12 @@ def _mixed(a: torch.Tensor, rows: torch.Tensor) -> bool:
 
 
 def product(a: torch.Tensor, rows: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-    """`a rows^T`: (N, H) and (n, H) in one dtype -> (N, n) float32, not rounded on the way. On CUDA into `out`, if given."""
+    """`a rows^T`: (N, H) and (n, H) in one dtype -> (N, n) float32, without rounding in between. On CUDA into `out`, if given."""
     if _mixed(a, rows):
         return torch.mm(a, rows.T, out_dtype=torch.float32, out=out)
     if rows.dtype == torch.float32 and out is not None:
         return torch.mm(a, rows.T, out=out)
-    # float64 is kept for the sum.
+    # The sum stays float64.
     wide = torch.promote_types(rows.dtype, torch.float32)
     return F.linear(a.to(wide), rows.to(wide)).float()
 
@@ -262,8 +262,8 @@ class _Sweep:
 
     Attributes:
         fused (`bool`): tiles go through the Triton kernels.
-        low, low_table (`bool`): products of W, of E, take bfloat16 on both sides.
-        hidden: h (N, H) as it is multiplied.
+        low, low_table (`bool`): products of W and of E have bfloat16 on both sides.
+        hidden: h (N, H) in the dtype of the product.
     """
 
     def __init__(self, hidden, weight, bias, table, ids, form: Form, dtype: torch.dtype):
@@ -276,7 +276,7 @@ class _Sweep:
         self.ids, self.form = ids, form
         self.rows, self.vocabulary = hidden.size(0), weight.size(0)
         self.width = tile_columns(self.rows, self.vocabulary, kind)
-        # One buffer for all tiles. A CPU's allocator hands the same memory out again by itself.
+        # One buffer for all tiles. A CPU's allocator reuses the memory by itself.
         self.buffer = self.empty(torch.float32) if kind in _MIXED else None
         if kind == "cuda" and weight.dtype == torch.float16:
             logger.warning_once(
@@ -293,7 +293,7 @@ class _Sweep:
         return torch.empty((self.rows, self.width), dtype=dtype, device=self.weight.device)
 
     def of_head(self, columns: slice) -> torch.Tensor:
-        """Rows of W (n, H) as they are multiplied."""
+        """Rows of W (n, H) in the dtype of the product."""
         return self.weight[columns].to(self.hidden.dtype)
 
     def product(self, rows: torch.Tensor) -> torch.Tensor:
@@ -315,7 +315,7 @@ class _Forward(_Sweep):
         return sums
 
     def _fold(self, z, columns: slice, sums: Sums) -> list[torch.Tensor]:
-        """Take a tile into the sums. What is to be multiplied by its rows of E and summed: exp(x), in one part or two."""
+        """Add a tile to the sums. Returns exp(x), in one part or two, for the product with its rows of E."""
         start, size = columns.start, columns.stop - columns.start
         if self.fused:
             from ..kernels import softmax_tiles
@@ -337,8 +337,8 @@ class _Backward(_Sweep):
     """
     Args:
         g: dL/dmean (N, H), or None without a mixture.
-        wanted (four `bool`): which of h, W, b and E take a gradient. Under LoRA head and table are frozen, and V x H
-            gradients that nobody asked for are not made.
+        wanted (four `bool`): which of h, W, b and E get a gradient. Under LoRA head and table are frozen, and V x H
+            gradients that nobody needs are not computed.
     """
 
     def __init__(self, *args, g, wanted):
@@ -356,7 +356,7 @@ class _Backward(_Sweep):
             self.weights = self.empty(torch.bfloat16 if self.low_table else torch.float32)
 
     def row(self, sums: Sums, c, a) -> Row:
-        """What of the gradient is the same for all tokens of a row, and the whole of it at the most likely one."""
+        """The parts of the gradient that all tokens of a row share, and the whole gradient at the most likely token."""
         r, total = sums.r, 1 + sums.r
         constant = at_top = a.unsqueeze(-1) * sums.u / total
         factor = self.form.scale / self.form.temperature / total
@@ -417,19 +417,19 @@ class OverVocabulary(torch.autograd.Function):
     """
     `(softmax(z/T) E or None, log softmax(z/T) at ids or None, entropy of softmax(z/T))`, `z = form(h W^T + b)`.
 
-    The most likely token, t, stands apart from the sums. With `x = (z - z_t)/T` and sums over v != t,
+    The sums leave out the most likely token, t. With `x = (z - z_t)/T` and sums over v != t,
 
         r = sum exp(x_v),  u = sum exp(x_v) x_v,  R = sum exp(x_v) E_v
         log p_v = x_v - log(1 + r),  mean = (E_t + R)/(1 + r),  entropy = log(1 + r) - u/(1 + r) >= 0
 
-    The backward makes each tile again. With incoming `g` (mean), `c` (log p at ids) and `a` (entropy), sums over v != t
-    again, and `c_v` the sum of c over the ids that are v,
+    The backward computes each tile again. With incoming `g` (mean), `c` (log p at ids) and `a` (entropy), sums over v != t
+    again, and `c_v` the sum of c over the ids that equal v,
 
         T dL/dz_v = c_v + p_v ( <g, E_v - mean> - sum_k c_k - a (log p_v + entropy) )
         T dL/dz_t = ( r c_t - sum c_v + <g, r E_t - R>/(1 + r) + a u/(1 + r) ) / (1 + r)
 
-    The second line is the first at v = t. There the terms of the first cancel where p_t is close to 1, and division by T
-    would make much of their rounding; in the second all terms are as small as 1 - p_t = r/(1 + r).
+    The second line is the first at v = t. There the terms of the first line cancel if p_t is close to 1, and division by T
+    would magnify their rounding. In the second line all terms are as small as 1 - p_t = r/(1 + r).
 
     A head that is tied to the table gets both gradients, and autograd adds them.
     """
