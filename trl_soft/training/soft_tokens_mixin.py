@@ -40,6 +40,7 @@ from .check_arguments import check_arguments
 from .in_flight import InFlight, Phase, Replay
 from .metrics import rollout_metrics, update_metrics
 from .per_draw_ratios import gather
+from .progress_table import show_progress_table
 from .rollout_precision import RolloutWeights, as_vllm
 
 
@@ -79,6 +80,7 @@ class SoftTokensMixin(_Host):
                 "Pass a tokenizer and a text-only causal language model."
             )
         self._add_soft_tokens()
+        self._progress = show_progress_table(self)
 
     def _bare(self, model):
         """Without what accelerate wraps around it, `torch.compile` among it: rollouts run eagerly, as `generate` does."""
@@ -184,7 +186,7 @@ class SoftTokensMixin(_Host):
 
     def train(self, *args, **kwargs):
         # The whole of it: a backward happens in TRL's, accelerate's and DeepSpeed's own code.
-        with sound_gradients(self.model, self.accelerator.device):
+        with sound_gradients(self.model, self.accelerator.device), closing(self._progress):
             return super().train(*args, **kwargs)
 
     # Rollout

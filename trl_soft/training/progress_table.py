@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run shows while it trains: a table that updates in place, or one line for each log where there is no terminal.
+
+The table has the few metrics that say whether a run is healthy. All metrics go to the tracker and to `metrics.jsonl`.
+"""
+
+import json
+import logging
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich import box
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+from transformers import TrainerCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+
+METRICS_FILE = "metrics.jsonl"
+_ROWS = 8
+_BLOCKS = "▁▂▃▄▅▆▇█"
+# Heading, metric, format. `tokens/s` and `seconds` are measured here.
+COLUMNS = (
+    ("step", "step", "{:.0f}"),
+    ("reward", "reward", "{:.3f}"),
+    ("thought", "thinking/mean_length", "{:.1f}"),
+    ("answer", "answer/mean_length", "{:.1f}"),
+    ("cut", "thinking/clipped_ratio", "{:.0%}"),
+    ("entropy", "thinking/entropy", "{:.3f}"),
+    ("logp diff", "thinking/logp_difference/mean", "{:.1e}"),
+    ("tokens/s", "tokens/s", "{:,.0f}"),
+    ("s/step", "seconds", "{:.2f}"),
+)
+
+
+def trend(values: Sequence[float], width: int = 24) -> str:
+    """The last values as blocks of height, lowest to highest."""
+    shown = [value for value in list(values)[-width:] if value == value]
+    if not shown:
+        return ""
+    low, high = min(shown), max(shown)
+    scale = (len(_BLOCKS) - 1) / (high - low) if high > low else 0.0
+    return "".join(_BLOCKS[round((value - low) * scale)] for value in shown)
+
+
+def duration(seconds: float) -> str:
+    """h:mm:ss, or m:ss below an hour."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def memory() -> str:
+    """The most memory that this process has held: the device's, or the host's without one."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.max_memory_allocated() / 1e9:.1f} GB of the GPU"
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9:.1f} GB"
+
+
+def cells(row: dict[str, float]) -> list[str]:
+    """A log as the text of each column; `-` where it has no such metric."""
+    return [form.format(row[name]) if row.get(name) is not None else "-" for _, name, form in COLUMNS]
+
+
+def line_of(row: dict[str, float], rewards: Sequence[float], of: int, left: float) -> str:
+    """A log as one line."""
+    texts = dict(zip((heading for heading, _, _ in COLUMNS), cells(row), strict=True))
+    arrow = ""
+    if len(rewards) > 1:
+        arrow = " ↑" if rewards[-1] > rewards[-2] else " ↓" if rewards[-1] < rewards[-2] else " →"
+    parts = [f"step {texts.pop('step')}/{of}", f"reward {texts.pop('reward')}{arrow}"]
+    return "  ".join([*parts, *(f"{name} {text}" for name, text in texts.items()), f"left {duration(left)}"])
+
+
+def table_of(rows: Sequence[dict[str, float]], width: int) -> Table:
+    """The last logs, one a row; one a column where the terminal is too narrow for the headings."""
+    lines = [[heading for heading, _, _ in COLUMNS], *map(cells, rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    if sum(widths) + 3 * len(widths) > width:
+        table = Table(box=None, padding=(0, 1), show_header=False)
+        room = max((width - max(map(len, lines[0])) - 2) // (max(widths) + 2), 1)
+        for column in zip(*[lines[0], *lines[1:][-room:]], strict=True):
+            table.add_row(*column)
+        return table
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    for heading in lines[0]:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for line in lines[1:]:
+        table.add_row(*line)
+    return table
+
+
+class ProgressTable(TrainerCallback):
+    """
+    Shows the main process's logs, and writes all of them to `output_dir/metrics.jsonl`.
+
+    Args:
+        console (`Console`, *optional*): where to show them; standard output.
+    """
+
+    def __init__(self, console: Console | None = None):
+        self.console = console or Console(highlight=False)
+        self.rows: deque[dict[str, float]] = deque(maxlen=_ROWS)
+        self.rewards: list[float] = []
+        self.live: Live | None = None
+        self._streams: list[tuple[logging.StreamHandler, Any]] = []
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if not state.is_world_process_zero:
+            return
+        self.begun = self.last = time.monotonic()
+        self.first = self.last_step = state.global_step
+        self.tokens = float(state.num_input_tokens_seen or 0)
+        self.file = Path(args.output_dir) / METRICS_FILE
+        keep_until(self.file, state.global_step)
+        if self.console.is_terminal and not args.disable_tqdm:
+            self.live = Live(console=self.console, auto_refresh=False, transient=False)
+            self.live.start()
+            self._take_streams()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.live is not None:
+            self._refresh(state)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not state.is_world_process_zero or not logs:
+            return
+        row = {"step": state.global_step, **logs}
+        with self.file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, default=str) + "\n")
+        if "reward" not in row:
+            return  # an evaluation, or the summary at the end
+        row |= self._speed(state, float(logs.get("num_tokens", self.tokens)))
+        self.rows.append(row)
+        self.rewards.append(float(row["reward"]))
+        if self.live is not None:
+            self._refresh(state)
+        else:
+            self.console.print(line_of(row, self.rewards, state.max_steps, self._left(state)), soft_wrap=True)
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        reward = (metrics or {}).get("eval_reward")
+        if state.is_world_process_zero and reward is not None:
+            self.console.print(f"evaluation at step {state.global_step}: reward {reward:.3f}")
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self.live is not None:
+            self._refresh(state)
+        self.close()
+
+    def close(self) -> None:
+        """Give the terminal back."""
+        for handler, stream in self._streams:
+            handler.setStream(stream)
+        self._streams = []
+        if self.live is not None:
+            self.live.stop()
+            self.live = None
+
+    def _take_streams(self) -> None:
+        """Warnings go through the table's console, which prints above it. Their handlers have kept the bare stream."""
+        names = [None, *logging.root.manager.loggerDict]
+        for name in names:
+            for handler in logging.getLogger(name).handlers:
+                if type(handler) is logging.StreamHandler and handler.stream is sys.__stderr__:
+                    self._streams.append((handler, handler.setStream(sys.stderr)))
+
+    def _speed(self, state, tokens: float) -> dict[str, float]:
+        now, steps = time.monotonic(), max(state.global_step - self.last_step, 1)
+        seconds = max(now - self.last, 1e-9)
+        speed = {"seconds": seconds / steps, "tokens/s": (tokens - self.tokens) / seconds}
+        self.last, self.last_step, self.tokens = now, state.global_step, tokens
+        return speed
+
+    def _left(self, state) -> float:
+        done = max(state.global_step - self.first, 1)
+        return (time.monotonic() - self.begun) / done * max(state.max_steps - state.global_step, 0)
+
+    def _refresh(self, state) -> None:
+        assert self.live is not None
+        passed, left = (duration(x) for x in (time.monotonic() - self.begun, self._left(state)))
+        head = f"step {state.global_step}/{state.max_steps}  {passed} passed, {left} left, {memory()}"
+        bar = ProgressBar(
+            total=max(state.max_steps, 1), completed=state.global_step, width=min(self.console.width, 60)
+        )
+        parts: list[Any] = [Text(head, no_wrap=True), bar]
+        if self.rewards:
+            parts += [table_of(self.rows, self.console.width), Text(f"reward {trend(self.rewards)}", no_wrap=True)]
+        self.live.update(Group(*parts), refresh=True)
+
+
+def keep_until(file: Path, step: int) -> None:
+    """Leave out the logs after a step, which a run that continues from it writes again."""
+    if not file.exists():
+        return
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith("\n") and _step_of(line) <= step] if step else []
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    temporary.replace(file)
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
+def show_progress_table(trainer) -> ProgressTable:
+    """Put a [`ProgressTable`] where transformers would glue every metric to a bar, or print them as a dict."""
+    for kind in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(kind)
+    table = ProgressTable()
+    trainer.add_callback(table)
+    return table
