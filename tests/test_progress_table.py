@@ -102,6 +102,15 @@ def test_a_continued_run_writes_no_step_twice(tmp_path):
     assert [row["step"] for row in lines_of(tmp_path) if "reward" in row] == [1]
 
 
+def test_an_evaluation_by_itself_is_written_down(tmp_path):
+    trainer, _ = run(
+        tmp_path / "new", False, eval_dataset=tiny.prompts(1), per_device_eval_batch_size=4, num_generations_eval=2
+    )
+    trainer.evaluate()
+    (row,) = lines_of(tmp_path / "new")
+    assert row["step"] == 0 and "eval_reward" in row
+
+
 def test_a_file_that_was_cut_in_the_middle_of_a_line_is_mended(tmp_path):
     file = tmp_path / METRICS_FILE
     file.write_text('{"step": 1}\n{"step": 3}\n{"ste')

@@ -123,10 +123,11 @@ def test_the_example_trains_evaluates_and_saves(monkeypatch, tmp_path):
     assert json.loads((tmp_path / "out/thinking_config.json").read_text())["thought"] == "gumbel"
 
 
-def test_a_typo_in_a_recipe_stops_the_example(monkeypatch, tmp_path):
+def test_a_typo_in_a_recipe_stops_the_example(monkeypatch, tmp_path, capsys):
     recipe = tmp_path / "r.yaml"
     text = (ROOT / "recipes/quickstart/gumbel.yaml").read_text()
     recipe.write_text(text.replace("thinking_top_k:", "thinking_topk:"))
-    with pytest.raises(ValueError, match="nearest known name is `thinking_top_k`"):
+    with pytest.raises(SystemExit) as ended:
         run_example(monkeypatch, "--config", recipe, "--output_dir", tmp_path / "out")
+    assert ended.value.code == 2 and "nearest known name is `thinking_top_k`" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

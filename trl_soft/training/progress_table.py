@@ -123,8 +123,7 @@ class ProgressTable(TrainerCallback):
         self.begun = self.last = time.monotonic()
         self.first = self.last_step = state.global_step
         self.tokens = float(state.num_input_tokens_seen or 0)
-        self.file = Path(args.output_dir) / METRICS_FILE
-        keep_until(self.file, state.global_step)
+        keep_until(Path(args.output_dir) / METRICS_FILE, state.global_step)
         if self.console.is_terminal and not args.disable_tqdm:
             self.live = Live(console=self.console, auto_refresh=False, transient=False)
             self.live.start()
@@ -138,7 +137,8 @@ class ProgressTable(TrainerCallback):
         if not state.is_world_process_zero or not logs:
             return
         row = {"step": state.global_step, **logs}
-        with self.file.open("a", encoding="utf-8") as file:
+        os.makedirs(args.output_dir, exist_ok=True)  # an evaluation by itself comes before anything is saved
+        with open(os.path.join(args.output_dir, METRICS_FILE), "a", encoding="utf-8") as file:
             file.write(json.dumps(row, default=str) + "\n")
         if "reward" not in row:
             return  # an evaluation, or the summary at the end
