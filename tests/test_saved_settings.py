@@ -196,7 +196,7 @@ def test_files_that_hold_no_settings(tmp_path, text):
         ThinkingSettings.load_thinking(tmp_path)
     (tmp_path / "thinking_config.json").unlink()
     (tmp_path / "config.json").write_text(json.dumps({"soft_thinking": [1]}))
-    with pytest.raises(ValueError, match="holds a list where the thinking settings stand as an object"):
+    with pytest.raises(ValueError, match="holds a list where the thinking settings should be an object"):
         ThinkingSettings.load_thinking(tmp_path)
 
 
