@@ -211,7 +211,7 @@ def test_the_same_seed_gives_the_same_and_another_does_not():
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
-        (lambda: interval(np.ones(3), level=1.0), "`level` is 1.0.*set it between 0 and 1"),
+        (lambda: interval(np.ones(3), level=1.0), "`level` is 1.0.*Set it between 0 and 1"),
         (lambda: interval(np.ones(3), resamples=39), "`resamples` is 39, too few.*set it to 40 or more"),
         (lambda: interval(np.array([0.5, 2])), r"`values` goes from 0.5 to 2, outside.*set `bounds`"),
         (lambda: interval(np.ones(3), bounds=(1, 1)), r"`bounds` is \(1, 1\), which is empty"),
