@@ -29,7 +29,6 @@ LONG_MODULES = {
     "trl_soft.vocabulary.tiled_softmax",
 }
 LONG_FUNCTIONS = {
-    "trl_soft.training.config:refuse",
     "trl_soft.kernels.decisions:decide_rows",
     "trl_soft.kernels.softmax_tiles:_fold",
     "trl_soft.plan.recipe:run_of",
@@ -38,7 +37,6 @@ LONG_FUNCTIONS = {
     "trl_soft.rollout.generate:soft_generate",
     "trl_soft.rollout.padded_engine:_batch",
     "trl_soft.rollout.vllm.request:spec_of",
-    "trl_soft.settings:check",
 }
 SAME_MODULES: set[str] = set()
 SAME_CLASSES = {"Row", "_Token"}

@@ -17,9 +17,10 @@ from tests import tiny
 from tests.test_engine import assert_same, plan, run
 from trl_soft import kernels
 from trl_soft.noise import KeyedNoise
-from trl_soft.thoughts import DENSITIES, Gumbel, Hard, Mixture
+from trl_soft.thoughts import Gumbel, Hard, Mixture
 from trl_soft.thoughts.candidates import candidates, renormalised, softmax_on
 from trl_soft.thoughts.gaussian import _centred
+from trl_soft.thoughts.gumbel import DENSITIES
 from trl_soft.vocabulary.categorical import inverse_cdf, pick
 from trl_soft.vocabulary.dense_logits import DenseLogits, entropy_of, tempered
 from trl_soft.vocabulary.embedding_table import Lookup

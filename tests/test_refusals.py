@@ -18,6 +18,7 @@ from tests import tiny
 from trl_soft import SoftGRPOConfig, ThinkingSettings
 from trl_soft.scripts.arguments import SoftScriptArguments
 from trl_soft.scripts.parser import SoftParser
+from trl_soft.thoughts.option import TRUNCATION
 
 
 @pytest.mark.parametrize(
@@ -294,6 +295,8 @@ def refused_by(function) -> set[str]:
         if isinstance(node, ast.For) and isinstance(node.iter, ast.Tuple):
             entries = [entry.elts[0] if isinstance(entry, ast.Tuple) else entry for entry in node.iter.elts]
             loop = [entry.value for entry in entries if isinstance(entry, ast.Constant)]
+        if isinstance(node, ast.For) and isinstance(node.iter, ast.Name) and node.iter.id == "TRUNCATION":
+            loop = list(TRUNCATION)
         if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args:
             told = ast.unparse(node.exc.args[0])
             found = re.match(r"""f?['"]+`(\w+|\{name\})`""", told)
@@ -307,9 +310,13 @@ def refused_by(function) -> set[str]:
 
 
 def test_the_readme_lists_what_is_refused():
+    from trl_soft.thoughts import THOUGHTS
     from trl_soft.training import check_arguments, config
 
-    names = set().union(*map(refused_by, (config.refuse, config.refuse_vllm, check_arguments.check_arguments)))
+    functions = [function for name, function in vars(config).items() if name.startswith("refuse")]
+    functions += [check_arguments.check_arguments, *(kind.check_training for kind in THOUGHTS.values())]
+    names = set().union(*map(refused_by, functions))
+    names |= {kind.several_ratios[0] for kind in THOUGHTS.values() if kind.several_ratios}
     names -= {"args"}  # not of a class that knows thoughts
     assert len(names) > 20 and {"tools", "thinking_min_p", "optim"} <= names
     readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")

@@ -8,7 +8,7 @@ import trl_soft.runs.replay
 from tests import tiny
 from trl_soft import SoftGRPOConfig, SoftGRPOTrainer, SoftRLOOConfig, SoftRLOOTrainer, ThinkingSettings
 from trl_soft.rollout.slots import Slots
-from trl_soft.runs.replay import TOLERANCES, ReplayError, ReplayWatch, is_exact, kind_of, tolerance
+from trl_soft.runs.replay import ReplayError, ReplayWatch, is_exact, kind_of, tolerance, tolerances
 from trl_soft.thoughts import THOUGHTS, Hard
 
 
@@ -157,8 +157,8 @@ def test_the_range_grows_with_what_rounding_grows_with():
     def of(exact=False, hidden=576, **settings):
         return tolerance(ThinkingSettings(**settings), hidden, exact)
 
-    rounded = {kind: row.rounded for kind, row in TOLERANCES.items()}
-    assert of(thought="gumbel") == rounded["gumbel"] and of(True, thought="gumbel") == TOLERANCES["gumbel"].exact
+    rounded = {kind: row.rounded for kind, row in tolerances().items()}
+    assert of(thought="gumbel") == rounded["gumbel"] and of(True, thought="gumbel") == tolerances()["gumbel"].exact
     assert of(thought="gumbel", thinking_top_k=10) == pytest.approx(2 * rounded["gumbel"])
     assert of(thought="gumbel", noise_scale=0.5) == pytest.approx(2 * rounded["gumbel"])
     softgrpo = {"thought": "gumbel", "gumbel_density": "softgrpo"}
@@ -170,8 +170,8 @@ def test_the_range_grows_with_what_rounding_grows_with():
 
 
 def test_every_trained_thought_has_a_range():
-    assert {kind_of(ThinkingSettings(**settings)) for settings in TRAINED} == set(TOLERANCES)
-    assert all(0 < row.exact < row.rounded for row in TOLERANCES.values())
+    assert {kind_of(ThinkingSettings(**settings)) for settings in TRAINED} == set(tolerances())
+    assert all(0 < row.exact < row.rounded for row in tolerances().values())
 
 
 @pytest.mark.parametrize(

@@ -14,37 +14,19 @@ from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 from trl_soft import KeyedNoise, ThinkingSettings
 from trl_soft.thoughts import Dirichlet, Gaussian, Gumbel, Hard, Latent, Mixture, Multiplex, Soft
 from trl_soft.thoughts.candidates import candidates
+from trl_soft.thoughts.checks import HIDDEN as H
+from trl_soft.thoughts.checks import VOCAB as V
+from trl_soft.thoughts.checks import Float64Logits as Float64
+from trl_soft.thoughts.checks import check_density, finite_differences, score_of_mean_zero
+from trl_soft.thoughts.checks import in_float64 as to_double
+from trl_soft.thoughts.checks import some_logits as logits
+from trl_soft.thoughts.checks import some_noise as noise
+from trl_soft.thoughts.checks import some_table as table
 from trl_soft.thoughts.gaussian import HiddenGaussian, LogitsGaussian, ProbabilitiesGaussian
 from trl_soft.vocabulary.categorical import inverse_cdf
 from trl_soft.vocabulary.embedding_table import Lookup
 from trl_soft.vocabulary.head_logits import DenseLogits, HeadLogits
 from trl_soft.vocabulary.tiled_softmax import TILE
-
-
-V, H = 12, 6
-
-
-class Float64(DenseLogits):
-    """Dense logits and a table in float64, for finite differences."""
-
-    def __init__(self, logits, table=None):
-        super().__init__(logits, table, dtype=torch.float64)
-
-
-def noise(n: int, generation: int = 0) -> KeyedNoise:
-    return KeyedNoise(0, generation, torch.arange(n), torch.zeros(n, dtype=torch.long))
-
-
-def logits(n: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(n, V, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 2
-
-
-def table() -> torch.Tensor:
-    return torch.randn(V, H, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
-
-
-def to_double(action: dict) -> dict:
-    return {k: v.double() if v.is_floating_point() else v for k, v in action.items()}
 
 
 EXACT = {
@@ -67,27 +49,23 @@ STOCHASTIC = {**EXACT, "softgrpo": lambda **k: Gumbel(density="softgrpo", **k)}
 @pytest.mark.parametrize("name", STOCHASTIC)
 @pytest.mark.parametrize("closing", [False, True])
 def test_gradient_is_that_of_finite_differences(name, closing):
-    thought, z = STOCHASTIC[name](), logits(5).requires_grad_()
-    action, token = thought.sample(DenseLogits(z.detach().float(), table().float()), noise(5))
-    if closing and thought.closes_one_hot:
-        action = thought.close(action, torch.tensor([True, False, True, False, False]), token)
-    action = to_double(action)
-    assert torch.autograd.gradcheck(
-        lambda z: thought.score(Float64(z, table()), action), (z,), eps=1e-6, atol=1e-6, rtol=1e-5
-    )
+    thought = STOCHASTIC[name]()
+    finite_differences(thought, closing and thought.closes_one_hot)
 
 
 @pytest.mark.parametrize("name", EXACT)
 def test_the_score_has_mean_zero(name):
-    """E[d log q / dz] = 0, each coordinate within five standard errors of 40,000 draws."""
-    n, thought = 40_000, EXACT[name]()
-    # Halved, so that every token occurs often enough for its standard error to be estimated.
-    z = (logits(1) / 2).expand(n, V).clone().requires_grad_()
-    action, _ = thought.sample(DenseLogits(z.detach(), table().float()), noise(n))
-    thought.log_prob(Float64(z, table()), to_double(action)).sum().backward()
-    error = z.grad.std(0) / math.sqrt(n)
-    assert (z.grad.mean(0).abs() <= 5 * error + 1e-7).all()
-    assert z.grad.abs().max() > 0
+    score_of_mean_zero(EXACT[name]())
+
+
+def test_a_score_that_is_no_density_is_found():
+    class Twice(Gumbel):
+        def score(self, logits, action):
+            log_prob, entropy = super().score(logits, action)
+            return 2 * log_prob + logits.at(action["ids"])[:, 0].float(), entropy
+
+    with pytest.raises(AssertionError, match="`score` is not the density of `sample`"):
+        check_density(Twice())
 
 
 @pytest.mark.parametrize("name", ["gumbel", "concrete", "gumbel-scaled", "mixture", "multiplex"])

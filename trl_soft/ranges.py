@@ -29,29 +29,24 @@ class Range:
 
 
 _LEAST, _MOST, _COUNT = 1e-6, 1e6, 2**31 - 1
+POSITIVE, COUNT = Range(_LEAST, _MOST), Range(1, _COUNT, whole=True)
+# The options of one kind of thought join them when the kind is registered.
 RANGES = {
     # Of the answer.
     "temperature": Range(_LEAST, _MOST, zero=True),
     "top_k": Range(0, _COUNT, whole=True),
     "top_p": Range(_LEAST, 1),
     "min_p": Range(0, 1),
-    "repetition_penalty": Range(_LEAST, _MOST),
+    "repetition_penalty": POSITIVE,
     # Of the thoughts.
-    "thinking_temperature": Range(_LEAST, _MOST),
-    "thinking_top_k": Range(1, _COUNT, whole=True),
+    "thinking_temperature": POSITIVE,
+    "thinking_top_k": COUNT,
     "thinking_top_p": Range(_LEAST, 1),
     "thinking_min_p": Range(0, 1),
-    "max_thinking_length": Range(1, _COUNT, whole=True),
-    "max_answer_length": Range(1, _COUNT, whole=True),
+    "max_thinking_length": COUNT,
+    "max_answer_length": COUNT,
     "cold_stop_entropy": Range(0, _MOST),
-    "cold_stop_length": Range(1, _COUNT, whole=True),
-    "gumbel_temperature": Range(_LEAST, _MOST),
-    "noise_scale": Range(_LEAST, _MOST, zero=True),
-    "noise_rms": Range(_LEAST, _MOST),
-    "dirichlet_concentration": Range(_LEAST, _MOST),
-    "mixture_beta": Range(_LEAST, _MOST),
-    "soft_width": Range(1, _COUNT, whole=True),
-    "multiplex_width": Range(1, 1024, whole=True),
+    "cold_stop_length": COUNT,
     # Of the key of the noise.
     "seed": Range(0, 2**63 - 1, whole=True),
     "generation": Range(0, 2**32 - 1, whole=True),

@@ -1,79 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The thinking settings: the soft fields, once, for trainer configs, `soft_generate` and the JSON beside the weights."""
+"""The thinking settings: the soft fields, once, for trainer configs, `soft_generate` and the JSON beside the weights.
+
+What one kind of thought alone reads stands in the file of the kind (`trl_soft.thoughts`) and is collected here.
+"""
 
 import os
-from dataclasses import dataclass, field, fields
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, make_dataclass
+from types import SimpleNamespace
 from typing import Any
 
 from . import saved_settings
 from .ranges import RANGES, check, check_text, shown
-from .thoughts import (
-    DENSITIES,
-    PLACEMENTS,
-    RATIOS,
-    THOUGHTS,
-    WEIGHTS,
-    Dirichlet,
-    Gumbel,
-    Hard,
-    Latent,
-    Mixture,
-    Multiplex,
-    Soft,
-    Thought,
-)
+from .thoughts import THOUGHTS, Thought
+from .thoughts.hard import Hard
+from .thoughts.option import TRUNCATION
+from .thoughts.registry import options_for_settings, readers
 
 
-# What `None` means for each thought. gumbel: SofT-GRPO's scripts; soft: Soft Thinking's defaults (top-30, top-p and min-p,
-# then `soft_width`, its n = 10 largest); gaussian: 2509.19170's "soft", and on probabilities SofT-GRPO's ablation. A hard
-# thought takes the answer's sampling.
-_DEFAULTS = {
-    "gumbel": {"thinking_temperature": 1.0, "thinking_top_k": 5, "thinking_top_p": 0.95, "noise_scale": 1.0},
-    "soft": {
-        "thinking_temperature": 0.6,
-        "thinking_top_k": 30,
-        "thinking_top_p": 0.95,
-        "thinking_min_p": 0.001,
-    },
-    "gaussian": {"thinking_temperature": 0.5, "noise_scale": 0.33},
-    "gaussian-logits": {"thinking_temperature": 0.5, "noise_scale": 1.0, "thinking_top_k": 50},
-    "gaussian-probabilities": {
-        "noise_scale": 0.05,
-        "thinking_temperature": 1.0,
-        "thinking_top_k": 5,
-        "thinking_top_p": 0.95,
-    },
-    "dirichlet": {"thinking_temperature": 0.6, "thinking_top_k": 5, "thinking_top_p": 0.95},
-    "mixture": {"thinking_temperature": 1.0, "thinking_top_k": 20, "thinking_top_p": 1.0},
-    "multiplex": {"thinking_temperature": 1.0},
-    "latent": {"thinking_temperature": 1.0},
-}
-
-# Thoughts of the whole vocabulary: a truncation would be ignored, so it is refused.
-_UNTRUNCATED = {
-    "gaussian": "mixes the whole vocabulary (arXiv 2509.19170, Eq. 6), or with `noise_placement: logits` its "
-    "`thinking_top_k` candidates; `noise_placement: probabilities` truncates every way",
-    "multiplex": "draws from the whole vocabulary (arXiv 2601.08808)",
-    "latent": "feeds the hidden state back and mixes nothing (arXiv 2412.06769)",
-}
-
-
-_TRUNCATIONS = ("thinking_temperature", "thinking_top_k", "thinking_top_p", "thinking_min_p")
-_NEVER_GREEDY = ("dirichlet", "mixture", "multiplex")
-# Which thoughts read an option of one kind; set for another it would be ignored, so it is refused.
-_READERS = {
-    "gumbel_temperature": ("gumbel",),
-    "gumbel_density": ("gumbel",),
-    "noise_scale": ("gumbel", "gaussian"),
-    "noise_placement": ("gaussian",),
-    "noise_rms": ("gaussian",),
-    "dirichlet_concentration": ("dirichlet",),
-    "mixture_beta": ("mixture",),
-    "soft_width": ("soft",),
-    "multiplex_width": ("multiplex",),
-    "multiplex_weights": ("multiplex",),
-    "multiplex_ratio": ("multiplex",),
-}
+_OPTIONS = options_for_settings()
 
 
 def _help(text: str, default: Any = None) -> Any:
@@ -81,7 +27,32 @@ def _help(text: str, default: Any = None) -> Any:
 
 
 @dataclass
-class ThinkingSettings:
+class SharedSettings:
+    """The fields that do not belong to one kind of thought. [`ThinkingSettings`] says what they mean."""
+
+    thought: str = _help(f"What a thinking step feeds back: {', '.join(THOUGHTS)}.", "gumbel")
+    eval_thought: str | None = _help("The thought used during evaluation; unset: as trained.")
+    eval_greedy: bool = _help("Evaluate without noise and with greedy answers.", False)
+    thinking_temperature: float | None = _help("Temperature of the distribution a thought is made from, above 0.")
+    thinking_top_k: int | None = _help("Number of candidates of a thought, from 1 to the size of the vocabulary.")
+    thinking_top_p: float | None = _help("Nucleus of a thought, in (0, 1], on the renormalised top-k.")
+    thinking_min_p: float | None = _help("Drop candidates below this share of the most likely one, in [0, 1].")
+    max_thinking_length: int | None = _help("Cap of the thought in tokens, below max_completion_length.")
+    end_of_thinking: str = _help("Token or text that ends the thought.", "</think>")
+    answer_prefill: list[str] | None = _help("Two texts forced after the thought: when it ended itself, when cut.")
+    cold_stop_entropy: float | None = _help("End the thought when its entropy (nats) stays below this; unset: off.")
+    cold_stop_length: int = _help("Steps in a row below cold_stop_entropy that end the thought.", 256)
+    max_answer_length: int | None = _help("Cap of the answer's own tokens; unset: what max_completion_length leaves.")
+    detach_soft_inputs: bool = _help("Pass no gradient to the embedding table through what thoughts feed.", False)
+
+
+_Options: Any = make_dataclass(
+    "_Options", [(name, option.type, _help(option.help, option.default)) for name, option in _OPTIONS.items()]
+)
+
+
+@dataclass
+class ThinkingSettings(_Options, SharedSettings):
     """
     How the model thinks. Every field but `eval_thought` also serves generation without a trainer.
 
@@ -99,21 +70,18 @@ class ThinkingSettings:
             Evaluate during training without noise and with greedy answers, as 2509.19170 chooses its checkpoints: a hard
             thought at temperature 0, a gaussian or gumbel one at `noise_scale` 0.
 
-    > Parameters that shape the distribution a thought is made from (the answer keeps `temperature`, `top_k`, ...)
+    > Parameters that shape the distribution a thought is made from (the answer keeps `temperature`, `top_k`, ...). `None` is
+    the default of the kind, below
 
     Args:
         thinking_temperature (`float`, *optional*):
-            At least 1e-6. `None`: 1.0 for gumbel, mixture and multiplex, 0.5 for gaussian (1.0 on probabilities), 0.6 for soft and dirichlet, the
-            answer's for hard.
+            At least 1e-6.
         thinking_top_k (`int`, *optional*):
-            Number of candidates K, in `[1, V]`. `None`: 5 for gumbel and dirichlet, 30 for soft, 20 for mixture, 50 for
-            gaussian on logits and 5 on probabilities, V if that is less, the answer's for hard. gaussian (on embeddings), multiplex and latent use the whole vocabulary.
+            Number of candidates K, in `[1, V]`; a default that is more than V is V.
         thinking_top_p (`float`, *optional*):
-            In `[1e-6, 1]`, applied to the renormalised top-k. `None`: 0.95 for gumbel, soft and dirichlet, 1 for mixture,
-            the answer's for hard.
+            In `[1e-6, 1]`, applied to the renormalised top-k.
         thinking_min_p (`float`, *optional*):
-            In `[0, 1]`: candidates below this share of the most likely one are dropped. `None`: 0.001 for soft, off for
-            all others.
+            In `[0, 1]`: candidates below this share of the most likely one are dropped.
 
     > Parameters that end the thought
 
@@ -138,39 +106,6 @@ class ThinkingSettings:
             ends has no end of sequence: it counts as truncated, and `mask_truncated_completions` leaves it out of the loss.
             `None`: what `max_completion_length` leaves.
 
-    > Parameters of one kind of thought
-
-    Args:
-        gumbel_temperature (`float`, *optional*, defaults to `0.1`):
-            tau_g of gumbel: towards 0 the mixture is one-hot. The ratio does not depend on it.
-        gumbel_density (`str`, *optional*, defaults to `"gumbel"`):
-            `gumbel` (the paper's sum), `concrete` (exact density of the mixture) or `softgrpo` (the released code, which
-            also clamps the noise to [-1.5, 3], in evaluation too).
-        noise_scale (`float`, *optional*):
-            gaussian: sigma over the per-element RMS of the embedding table, `None` is 0.33; on logits and probabilities
-            sigma itself, `None` is 1.0 (ours) and 0.05 (SofT-GRPO's ablation). gumbel: factor on the noise, `None` is
-            1.0. At 0 nothing is drawn: greedy evaluation, refused in training.
-        noise_placement (`str`, *optional*, defaults to `"embedding"`):
-            gaussian: what the noise is added to, `embedding`, `hidden`, `logits` or `probabilities`.
-        noise_rms (`float`, *optional*):
-            gaussian, on embedding and hidden: the RMS that `noise_scale` is a share of. `None`: measured over the
-            embedding table when training starts, and written beside the weights, so that a resumed run and an
-            evaluation keep the sigma that was trained with.
-        dirichlet_concentration (`float`, *optional*, defaults to `1.0`):
-            alpha of dirichlet, above 0.
-        mixture_beta (`float`, *optional*, defaults to `1.0`):
-            beta of mixture, above 0; the larger, the closer to the sampled token.
-        soft_width (`int`, *optional*, defaults to `10`):
-            n of soft: how many of the candidates are mixed, the most likely ones (Soft Thinking: 5 to 20).
-        multiplex_width (`int`, *optional*, defaults to `3`):
-            Number of tokens a multiplex thought draws.
-        multiplex_weights (`str`, *optional*, defaults to `"mean"`):
-            `mean`, or `probability` for weights proportional to the tokens' probabilities.
-        multiplex_ratio (`str`, *optional*, defaults to `"step"`):
-            `step`: one policy ratio a thought, the product over its draws. `draw`: one for each draw, clipped by
-            itself, as Multiplex Thinking's code does; each draw then counts as a token where a loss averages over a
-            completion (`grpo`, `sapo`, `bnpo`), and as part of one position elsewhere.
-
     > Parameters of the update
 
     Args:
@@ -179,37 +114,17 @@ class ThinkingSettings:
             does; a hard token's embedding has one.
     """
 
-    thought: str = _help(f"What a thinking step feeds back: {', '.join(THOUGHTS)}.", "gumbel")
-    eval_thought: str | None = _help("The thought used during evaluation; unset: as trained.")
-    eval_greedy: bool = _help("Evaluate without noise and with greedy answers.", False)
-    thinking_temperature: float | None = _help("Temperature of the distribution a thought is made from, above 0.")
-    thinking_top_k: int | None = _help("Number of candidates of a thought, from 1 to the size of the vocabulary.")
-    thinking_top_p: float | None = _help("Nucleus of a thought, in (0, 1], on the renormalised top-k.")
-    thinking_min_p: float | None = _help("Drop candidates below this share of the most likely one, in [0, 1].")
-    max_thinking_length: int | None = _help("Cap of the thought in tokens, below max_completion_length.")
-    end_of_thinking: str = _help("Token or text that ends the thought.", "</think>")
-    answer_prefill: list[str] | None = _help("Two texts forced after the thought: when it ended itself, when cut.")
-    cold_stop_entropy: float | None = _help("End the thought when its entropy (nats) stays below this; unset: off.")
-    cold_stop_length: int = _help("Steps in a row below cold_stop_entropy that end the thought.", 256)
-    max_answer_length: int | None = _help("Cap of the answer's own tokens; unset: what max_completion_length leaves.")
-    gumbel_temperature: float = _help("tau_g: temperature of the Gumbel-softmax mixture, above 0.", 0.1)
-    gumbel_density: str = _help("How a gumbel thought is scored: gumbel, concrete or softgrpo (no density).", "gumbel")
-    noise_scale: float | None = _help("gaussian: sigma over the RMS of the table (0.33). gumbel: factor on the noise.")
-    noise_placement: str = _help("gaussian: noise on the embedding, hidden, logits or probabilities.", "embedding")
-    noise_rms: float | None = _help("gaussian: the RMS noise_scale is a share of; unset: of the table at the start.")
-    dirichlet_concentration: float = _help("dirichlet: alpha, above 0.", 1.0)
-    mixture_beta: float = _help("mixture: beta, above 0; the larger, the closer to the sampled token.", 1.0)
-    soft_width: int = _help("soft: number of candidates mixed, the most likely of those that are kept.", 10)
-    multiplex_width: int = _help("multiplex: number of tokens drawn.", 3)
-    multiplex_weights: str = _help("multiplex: mean, or probability for weights proportional to p.", "mean")
-    multiplex_ratio: str = _help("multiplex: one policy ratio a step, or one a draw.", "step")
-    detach_soft_inputs: bool = _help("Pass no gradient to the embedding table through what thoughts feed.", False)
-
     def __post_init__(self):
         self.check()
 
     def check(self) -> None:
         """Raise a `ValueError` in a sentence for a value that no thought can use."""
+        self._check_kinds()
+        self._check_values()
+        self._check_texts()
+        self._check_reading()
+
+    def _check_kinds(self) -> None:
         for name in ("thought", "eval_thought"):
             value = getattr(self, name)
             if value is None and name == "eval_thought":
@@ -219,18 +134,19 @@ class ThinkingSettings:
                     f"`{name}` is {shown(value)}, which is no kind of thought. Choose one of {', '.join(THOUGHTS)}"
                     + (" (fuzzy is gaussian with thinking_temperature 1e-4)." if value == "fuzzy" else ".")
                 )
-        choices = {"gumbel_density": DENSITIES, "noise_placement": PLACEMENTS}
-        choices |= {"multiplex_weights": WEIGHTS, "multiplex_ratio": RATIOS}
-        for name, known in choices.items():
+
+    def _check_values(self) -> None:
+        for name, option in _OPTIONS.items():
             value = getattr(self, name)
-            if not isinstance(value, str) or value not in known:
-                raise ValueError(f"`{name}` is {shown(value)}. Choose one of {', '.join(known)}.")
-        for name in ("eval_greedy", "detach_soft_inputs"):
-            if not isinstance(getattr(self, name), bool):
+            if option.choices and (not isinstance(value, str) or value not in option.choices):
+                raise ValueError(f"`{name}` is {shown(value)}. Choose one of {', '.join(option.choices)}.")
+        for name, default in _DEFAULTS.items():
+            if isinstance(default, bool) and not isinstance(getattr(self, name), bool):
                 raise ValueError(f"`{name}` is {shown(getattr(self, name))}, but it must be true or false.")
-        for name in ThinkingSettings.__dataclass_fields__:
             if name in RANGES:
-                check(name, getattr(self, name), optional=_FIELD_DEFAULTS[name] is None)
+                check(name, getattr(self, name), optional=default is None)
+
+    def _check_texts(self) -> None:
         check_text("end_of_thinking", self.end_of_thinking)
         texts = self.answer_prefill
         if texts is not None and (
@@ -242,46 +158,60 @@ class ThinkingSettings:
             )
         for text in texts or ():
             check_text("answer_prefill", text)
-        evaluated = self.eval_thought or self.thought
-        if self.eval_greedy and evaluated in _NEVER_GREEDY:
-            raise ValueError(
-                f"`eval_greedy` is set, but a {evaluated} thought is a draw and has no noise to leave out. Unset it, or set "
-                "`eval_thought` to hard or soft."
-            )
-        placed = {"logits": _TRUNCATIONS[2:], "probabilities": ()}.get(self.noise_placement, _TRUNCATIONS[1:])
-        ignored = {"multiplex": _TRUNCATIONS[1:], "latent": _TRUNCATIONS[1:], "gaussian": placed}
-        for option in ignored.get(self.thought, ()):
-            if getattr(self, option) is not None:
-                raise ValueError(
-                    f"`{option}` is set with `thought: {self.thought}`, but a {self.thought} thought "
-                    f"{_UNTRUNCATED[self.thought]}. Leave `{option}` unset, or choose another thought."
-                )
-        for option, readers in _READERS.items():
-            unread = not {self.thought, self.eval_thought} & set(readers)
-            if unread and getattr(self, option) != _FIELD_DEFAULTS[option]:
-                raise ValueError(
-                    f"`{option}` is {shown(getattr(self, option))} with `thought: {self.thought}`, which does not read it; "
-                    f"{' and '.join(readers)} thoughts do. Leave it unset, or choose such a thought."
-                )
 
-        if self.noise_rms is not None and not self.reads_noise_rms:
+    def _check_reading(self) -> None:
+        """What is set is read by one of the thoughts."""
+        trained, *_ = kinds = self.kinds()
+        if self.eval_greedy and not kinds[-1].can_be_greedy:
             raise ValueError(
-                f"`noise_rms` is {self.noise_rms} with `noise_placement: {self.noise_placement}`, where `noise_scale` is "
-                "sigma itself. Leave it unset."
+                f"`eval_greedy` is set, but a {kinds[-1].name} thought is a draw and has no noise to leave out. Unset it, or "
+                "set `eval_thought` to hard or soft."
             )
+        for name in TRUNCATION:
+            if name not in trained.truncations and getattr(self, name) is not None:
+                raise ValueError(
+                    f"`{name}` is set with `thought: {self.thought}`, but a {self.thought} thought {trained.untruncated}. "
+                    f"Leave `{name}` unset, or choose another thought."
+                )
+        for name in _OPTIONS:
+            names = readers(name)
+            if not {self.thought, self.eval_thought} & set(names) and getattr(self, name) != _DEFAULTS[name]:
+                raise ValueError(
+                    f"`{name}` is {shown(getattr(self, name))} with `thought: {self.thought}`, which does not read it; "
+                    f"{' and '.join(names)} thoughts do. Leave it unset, or choose such a thought."
+                )
+        for kind in kinds:
+            kind.check(self)
+
+    def kinds(self) -> list[type[Thought]]:
+        """The classes of the trained thought and, where it is set, of `eval_thought`."""
+        return kinds_of(vars(self))
 
     @property
     def reads_noise_rms(self) -> bool:
         """Whether sigma is a share of the embedding table's RMS."""
-        return "gaussian" in (self.thought, self.eval_thought) and self.noise_placement in ("embedding", "hidden")
+        return any("noise_rms" in kind.options for kind in self.kinds())
 
-    def resolved(self, kind: str, name: str):
-        """The value of a field for a kind of thought: its default where the field is unset or meant for another."""
-        value = getattr(self, name) if kind == self.thought else None
-        if value is not None:
-            return value
-        placed = f"{kind}-{self.noise_placement}"
-        return _DEFAULTS.get(placed if placed in _DEFAULTS else kind, {}).get(name)
+    def several_ratios(self) -> tuple[str, str] | None:
+        """Where a thought takes several policy ratios a position: what is set, in a clause, and what to set instead."""
+        for kind in self.kinds():
+            if kind.several_ratios is not None:
+                name, several, single = kind.several_ratios
+                if getattr(self, name) == several:
+                    return f"`{name}` is {several}", f"`{name}: {single}`"
+        return None
+
+    def values(self, kind: str) -> SimpleNamespace:
+        """
+        What a kind of thought reads: the fields of `TRUNCATION` and its options. A field that has a default for the kind takes
+        it where the field is unset or meant for another kind.
+        """
+        made = THOUGHTS[kind].variant(self)
+        values = {name: getattr(self, name) for name in (*TRUNCATION, *made.options)}
+        for name in (*TRUNCATION, *made.defaults):
+            if kind != self.thought or values[name] is None:
+                values[name] = made.defaults.get(name)
+        return SimpleNamespace(**values)
 
     def make_thought(self, answer: Hard, table_rms: float | None = None, evaluation: bool = False) -> Thought:
         """
@@ -294,45 +224,10 @@ class ThinkingSettings:
             evaluation (`bool`): make `eval_thought`, without noise under `eval_greedy`.
         """
         kind = (self.eval_thought if evaluation else None) or self.thought
-        thought = self._make(kind, answer, table_rms, greedy=evaluation and self.eval_greedy)
+        greedy = evaluation and self.eval_greedy
+        thought = THOUGHTS[kind].variant(self).build(self.values(kind), answer, table_rms, greedy)
         thought.detach_inputs = self.detach_soft_inputs
         return thought
-
-    def _make(self, kind: str, answer: Hard, table_rms: float | None, greedy: bool) -> Thought:
-        temperature = self.resolved(kind, "thinking_temperature")
-        top_k, top_p = self.resolved(kind, "thinking_top_k"), self.resolved(kind, "thinking_top_p")
-        min_p = self.resolved(kind, "thinking_min_p")
-        if kind == "hard" and greedy:
-            return Hard(0.0)
-        if kind == "hard":
-            return Hard(
-                answer.temperature if temperature is None else temperature,
-                answer.top_k if top_k is None else top_k,
-                answer.top_p if top_p is None else top_p,
-                answer.min_p if min_p is None else min_p,
-            )
-        if kind == "soft":
-            return Soft(temperature, top_k, top_p, min_p or 0.0, self.soft_width)
-        if kind == "latent":
-            return Latent(temperature)
-        if kind == "multiplex":
-            return Multiplex(temperature, self.multiplex_width, self.multiplex_weights, self.multiplex_ratio)
-        if kind == "mixture":
-            return Mixture(temperature, top_k, top_p, min_p or 0.0, self.mixture_beta)
-        if kind == "dirichlet":
-            return Dirichlet(temperature, top_k, top_p, min_p or 0.0, self.dirichlet_concentration)
-        scale = 0.0 if greedy else self.resolved(kind, "noise_scale")
-        if kind == "gaussian":
-            placement: Any = PLACEMENTS[self.noise_placement]
-            if self.noise_placement == "logits":
-                return placement(temperature, scale, top_k)
-            if self.noise_placement == "probabilities":
-                return placement(temperature, scale, top_k, top_p, min_p or 0.0)
-            table_rms = table_rms if self.noise_rms is None else self.noise_rms
-            if table_rms is None:
-                raise ValueError("A gaussian thought's sigma is a share of the embedding table's RMS: pass table_rms.")
-            return placement(temperature, scale * table_rms)
-        return Gumbel(temperature, top_k, top_p, min_p or 0.0, self.gumbel_temperature, scale, self.gumbel_density)
 
     def thinking_dict(self) -> dict:
         """The soft fields alone, as plain JSON values."""
@@ -372,10 +267,41 @@ class ThinkingSettings:
                 f"{place} holds {unknown}, which this version does not know. Update trl_soft, or remove them."
             )
         if changes.get("thought", stored.get("thought")) != stored.get("thought"):
-            stored = {name: value for name, value in stored.items() if name not in (*_TRUNCATIONS, *_READERS)}
-        if changes.get("noise_placement") in ("logits", "probabilities"):
-            stored = {name: value for name, value in stored.items() if name != "noise_rms"}
+            stored = {name: value for name, value in stored.items() if name not in (*TRUNCATION, *_OPTIONS)}
+        # Of a kind, what its changed options choose may read less than what was saved.
+        kinds = kinds_of({**stored, **changes})
+        left = {name for kind in kinds for name in THOUGHTS[kind.name].options} - {n for k in kinds for n in k.options}
+        stored = {name: value for name, value in stored.items() if name not in left}
         return ThinkingSettings(**{**stored, **changes})
 
 
-_FIELD_DEFAULTS = {f.name: f.default for f in fields(ThinkingSettings)}
+_DEFAULTS = {f.name: f.default for f in fields(ThinkingSettings)}
+
+
+def kinds_of(given: Mapping[str, Any]) -> list[type[Thought]]:
+    """
+    The classes that serve `thought` and, where it is set, `eval_thought`.
+
+    `given` holds fields of `ThinkingSettings`. One that it does not hold has its default; a name of no kind is left out.
+    """
+    settings = SimpleNamespace(**{**_DEFAULTS, **given})
+    names = [settings.thought] if settings.eval_thought is None else [settings.thought, settings.eval_thought]
+    return [THOUGHTS[name].variant(settings) for name in names if isinstance(name, str) and name in THOUGHTS]
+
+
+def _docs_of_kinds() -> str:
+    """The end of the docstring: the options of the kinds, and what `None` means for each kind."""
+    lines = ["", "> Parameters of one kind of thought", "", "Args:"]
+    for name, option in _OPTIONS.items():
+        kind = getattr(option.type, "__name__", None)
+        title = f"`{kind}`, *optional*, defaults to `{option.default!r}`" if kind else "`float`, *optional*"
+        lines.append(f"    {name} ({title}):")
+        lines += textwrap.wrap(option.doc or option.help, 119, initial_indent=" " * 8, subsequent_indent=" " * 8)
+    lines += ["", "> What `None` means", ""]
+    for kind in THOUGHTS.values():
+        defaults = ", ".join(f"`{name}` {value:g}" for name, value in kind.defaults.items())
+        lines.append(f"- {kind.name}: {defaults or 'as the answer is sampled'}")
+    return textwrap.indent("\n".join(lines), " " * 4).rstrip() + "\n    "
+
+
+ThinkingSettings.__doc__ = (ThinkingSettings.__doc__ or "").rstrip() + "\n" + _docs_of_kinds()

@@ -7,7 +7,7 @@ from typing import Any
 
 from .. import saved_settings
 from ..ranges import check, check_number
-from ..settings import ThinkingSettings
+from ..settings import ThinkingSettings, kinds_of
 from .presets import Preset
 
 
@@ -66,8 +66,8 @@ class Decoding:
 
         - The decoding names no thought: the settings saved with the model. Where the preset has caps and a prefill, these
           replace the saved ones. A model without saved settings gets those of the preset.
-        - The decoding names a thought: the end of thinking, the caps and the prefill of the preset. A gaussian thought
-          also takes the embedding RMS that the model was trained with.
+        - The decoding names a thought: the end of thinking, the caps and the prefill of the preset. A thought that
+          reads `noise_rms` also takes the embedding RMS that the model was trained with.
         """
         of_preset = preset.thinking_settings(kind)
         caps = ("max_thinking_length", "answer_prefill", "max_answer_length")
@@ -79,9 +79,8 @@ class Decoding:
                 base = fields_saved | {k: base[k] for k in caps if base[k] is not None}
             else:
                 base |= of_preset
-        elif self.thinking["thought"] == "gaussian" and saved is not None and saved.noise_rms is not None:
-            if self.thinking.get("noise_placement", "embedding") in ("embedding", "hidden"):
-                base["noise_rms"] = saved.noise_rms  # sigma is relative to the RMS of training
+        elif saved is not None and any("noise_rms" in kind.options for kind in kinds_of(self.thinking)):
+            base["noise_rms"] = saved.noise_rms  # sigma is relative to the RMS of training
         return ThinkingSettings(**base | self.thinking)
 
     def sampling(self, preset: Preset) -> dict[str, Any]:

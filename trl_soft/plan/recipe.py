@@ -21,14 +21,12 @@ import yaml
 from transformers import AutoConfig, AutoModelForCausalLM
 from trl import ModelConfig, get_peft_config
 
-from ..noise import KeyedNoise
-from ..rollout.interface import packed
+from ..rollout.blank_action import blank_action
 from ..scripts.arguments import SoftScriptArguments, check_update
 from ..scripts.parser import SoftParser
 from ..thoughts import Hard
 from ..training.config import SoftGRPOConfig, SoftRLOOConfig
 from ..training.rollout_precision import Surroundings, corrects, rollout_dtype
-from ..vocabulary.head_logits import DenseLogits
 from .memory import FLOAT, Estimate, Run, Shape, estimate_bytes, per_token
 
 
@@ -181,14 +179,8 @@ def _adapter(model, peft_config) -> tuple[int, tuple]:
 def action_bytes(settings, hidden: int, dtype: torch.dtype) -> int:
     """Bytes of what a thought of these settings leaves at one position, as one that is drawn shows."""
     thought = settings.make_thought(Hard(settings.temperature), table_rms=1.0)
-    size = max(getattr(thought, "top_k", 0) or 0, 64)
-    table = torch.zeros(size, hidden)
-    states = torch.zeros(1, hidden, dtype=dtype)
-    logits = DenseLogits(torch.zeros(1, size), table, 1.0, dtype, states, lambda h: torch.zeros(len(h), size))
-    action, _ = thought.sample(
-        logits, KeyedNoise(0, 0, torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long))
-    )
-    return sum(value.nbytes for value in packed(action).values())
+    action = blank_action(thought, max(thought.top_k, 64), hidden, dtype)
+    return sum(value.nbytes for value in action.values())
 
 
 def run_of(
@@ -236,7 +228,6 @@ def run_of(
             f"`attn_implementation` is {attention!r}, whose memory is not worked out here. Use sdpa, eager or flash_attention_2."
         )
     thought = training.make_thought(Hard(training.temperature), table_rms=1.0)
-    everywhere = thought.mixes_vocabulary or thought.needs_hidden or training.thought == "multiplex"
     wide = torch.float32 if weight == FLOAT or shape.adapter else torch.bfloat16
     mixed = "fp16" if training.fp16 else "bf16" if half else "no"
     copy, _ = rollout_dtype(training, Surroundings(cuda, mixed, world.backend, wide, shape.tied))
@@ -254,7 +245,7 @@ def run_of(
         compute=compute,
         copy=0 if copy is None else copy.itemsize,
         action=action_bytes(training, shape.hidden, fed),
-        candidates=0 if everywhere else getattr(thought, "top_k", 0) or 1,
+        candidates=0 if thought.scores_vocabulary else thought.top_k or 1,
         mixes=thought.mixes_vocabulary,
         hard=thought.is_token,
         feeds_gradient=not training.detach_soft_inputs and not (thought.mixes_vocabulary or thought.needs_hidden),

@@ -124,12 +124,9 @@ def plan_of_ids(
     if evaluation and settings.eval_greedy:
         answer = Hard(0.0)
     thought = settings.make_thought(answer, rms, evaluation)
-    top_k = getattr(thought, "top_k", 0)
-    if top_k > vocab_size and settings.thinking_top_k is None and not isinstance(thought, Hard):
-        thought.top_k = vocab_size  # type: ignore[attr-defined]
-    elif top_k > vocab_size:
+    if thought.top_k > vocab_size and (settings.thinking_top_k is not None or thought.is_token):
         raise ValueError(
-            f"`thinking_top_k` is {top_k}, but the model has only {vocab_size} tokens. Set it to at most {vocab_size}."
+            f"`thinking_top_k` is {thought.top_k}, but the model has only {vocab_size} tokens. Set it to at most {vocab_size}."
         )
     cap, longest = settings.max_thinking_length, max(map(len, forced))
     if (cap or 1) + longest >= max_completion_length:
@@ -139,14 +136,14 @@ def plan_of_ids(
             "`max_thinking_length`, shorten `answer_prefill` or raise `max_completion_length`."
         )
     return Plan(
-        thought=thought,
+        thought=thought.bound(vocab_size),
         answer=answer,
         stop=StopRule(
             end,
             cap,
             settings.cold_stop_entropy,
             settings.cold_stop_length,
-            getattr(thought, "temperature", 1.0) or 1.0,  # greedy hard thoughts have no temperature
+            thought.temperature or 1.0,  # greedy hard thoughts have no temperature
         ),
         max_completion_length=max_completion_length,
         eos_token_ids=list(eos_token_ids),

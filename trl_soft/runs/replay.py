@@ -13,13 +13,13 @@ temperature. Then the update trains thoughts that the model never had. Two check
                cannot find it there.
 """
 
-from dataclasses import dataclass
-
 import torch
 from transformers.utils import logging
 
 from ..record import SoftTokens
 from ..settings import ThinkingSettings
+from ..thoughts import THOUGHTS
+from ..thoughts.tolerance import Tolerance
 
 
 logger = logging.get_logger(__name__)
@@ -34,63 +34,27 @@ class ReplayError(RuntimeError):
     """The log-probabilities of the rollout and of the update differ, and `replay_disagreement` is `stop`."""
 
 
-@dataclass(frozen=True)
-class Tolerance:
-    """
-    Largest healthy mean of |drawn - re-scored| in nats, and what it grows with.
-
-    Args:
-        exact (`float`): the tolerance if `is_exact`, measured with the `size` and `noise` below.
-        rounded (`float`): the same if not `is_exact`.
-        size (`int`): how many terms the density had: candidates, coordinates or draws. 1 if it has no terms.
-        noise (`float`): which `noise_scale` the run had.
-        power (`int`): the difference is proportional to `noise_scale ** -power`.
-    """
-
-    exact: float
-    rounded: float
-    size: int = 1
-    noise: float = 1.0
-    power: int = 0
-
-    def of(self, exact: bool, size: int, noise: float) -> float:
-        return (self.exact if exact else self.rounded) * size / self.size * (self.noise / noise) ** self.power
+# Of a kind for which nobody has measured one. Each other lies between the values of a healthy run and of a run that was fed hard
+# tokens; docs/replay.md has both.
+UNMEASURED = Tolerance(1e-3, 0.5)
 
 
-# Each tolerance lies between the values of a healthy run and of a run that was fed hard tokens; docs/replay.md has both. A
-# gaussian density multiplies the rounding of H coordinates by 1/sigma^2. `hidden` compares hidden states themselves.
-TOLERANCES = {
-    "hard": Tolerance(1e-3, 0.15),
-    "gumbel": Tolerance(1e-3, 0.2, size=5, power=1),
-    "gumbel-concrete": Tolerance(1e-3, 0.1, size=5, power=1),
-    "gumbel-softgrpo": Tolerance(1e-3, 0.06, power=1),
-    "gaussian": Tolerance(1e-2, 20.0, size=576, noise=0.33, power=2),
-    "gaussian-hidden": Tolerance(0.1, 2000.0, size=576, noise=0.33, power=2),
-    "gaussian-logits": Tolerance(1e-3, 4.0, size=50, power=2),
-    "gaussian-probabilities": Tolerance(1e-3, 3.0, size=5, noise=0.05, power=2),
-    "dirichlet": Tolerance(1e-3, 0.4, size=5),
-    "mixture": Tolerance(1e-3, 0.1),
-    "multiplex": Tolerance(1e-3, 0.5, size=3),
-}
+def tolerances() -> dict[str, Tolerance]:
+    """Of all kinds of thought, by what `kind_of` returns."""
+    return {label: row for kind in THOUGHTS.values() for label, row in kind.tolerances.items()}
 
 
 def kind_of(settings: ThinkingSettings) -> str:
-    """The key of `TOLERANCES` for the thought that training uses."""
-    if settings.thought == "gumbel" and settings.gumbel_density != "gumbel":
-        return f"gumbel-{settings.gumbel_density}"
-    if settings.thought == "gaussian" and settings.noise_placement != "embedding":
-        return f"gaussian-{settings.noise_placement}"
-    return settings.thought
+    """The key of `tolerances` for the thought that training uses."""
+    return settings.kinds()[0].label(settings.values(settings.thought))
 
 
 def tolerance(settings: ThinkingSettings, hidden_size: int, exact: bool) -> float:
     """Largest healthy mean of `thinking/logp_difference`, in nats, for the thought that training uses."""
-    kind = kind_of(settings)
-    row = TOLERANCES[kind]
-    terms = {"gaussian": hidden_size, "gaussian-hidden": hidden_size, "multiplex": settings.multiplex_width}
-    size = terms.get(kind, 1 if row.size == 1 else settings.resolved(settings.thought, "thinking_top_k"))
-    noise = row.noise if row.power == 0 else settings.resolved(settings.thought, "noise_scale")
-    return row.of(exact, size, noise)
+    kind, values = settings.kinds()[0], settings.values(settings.thought)
+    row = kind.tolerances.get(kind.label(values), UNMEASURED)
+    size = 1 if row.size == 1 else kind.terms(values, hidden_size)
+    return row.of(exact, size, row.noise if row.power == 0 else values.noise_scale)
 
 
 def is_exact(args, model, accelerator) -> bool:

@@ -1,35 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a thinking step feeds back: one file a kind, all under one protocol."""
 
-from .dirichlet import Dirichlet
-from .gaussian import PLACEMENTS, Gaussian
-from .gumbel import DENSITIES, Gumbel
-from .hard import Hard
-from .latent import Latent
-from .mixture import Mixture
-from .multiplex import RATIOS, WEIGHTS, Multiplex
-from .protocol import Action, Thought
-from .soft import Soft
+from .option import Option as Option
+from .protocol import Action as Action
+from .protocol import Thought as Thought
+from .registry import THOUGHTS as THOUGHTS
+from .registry import load_installed
+from .registry import register as register
 
 
-THOUGHTS: dict[str, type[Thought]] = {
-    kind.name: kind for kind in (Hard, Soft, Gaussian, Gumbel, Dirichlet, Mixture, Multiplex, Latent)
-}
+# The kinds, in the order in which errors and `--help` name them. A kind registers itself: a line here is all it needs.
+# isort: off
+from .hard import Hard as Hard
+from .gumbel import Gumbel as Gumbel
+from .gaussian import Gaussian as Gaussian
+from .dirichlet import Dirichlet as Dirichlet
+from .mixture import Mixture as Mixture
+from .multiplex import Multiplex as Multiplex
+from .soft import Soft as Soft
+from .latent import Latent as Latent
 
-__all__ = [
-    "DENSITIES",
-    "PLACEMENTS",
-    "RATIOS",
-    "THOUGHTS",
-    "WEIGHTS",
-    "Action",
-    "Dirichlet",
-    "Gaussian",
-    "Gumbel",
-    "Hard",
-    "Latent",
-    "Mixture",
-    "Multiplex",
-    "Soft",
-    "Thought",
-]
+
+load_installed()

@@ -17,13 +17,19 @@ fed and scored as drawn.
 """
 
 import math
+from typing import ClassVar
 
 import torch
 
+from ..ranges import POSITIVE
 from .candidates import candidates, on_support
+from .option import Option, truncation
 from .protocol import Thought
+from .registry import register
+from .tolerance import Tolerance
 
 
+@register
 class Dirichlet(Thought):
     """
     Args:
@@ -36,10 +42,26 @@ class Dirichlet(Thought):
     name = "dirichlet"
     closes_one_hot = False
     fed = ("ids", "log_weights")
+    options: ClassVar = {
+        "dirichlet_concentration": Option(
+            float, 1.0, "dirichlet: alpha, above 0.", "alpha of dirichlet, above 0.", range=POSITIVE
+        ),
+    }
+    defaults: ClassVar = {
+        "thinking_temperature": 0.6,
+        "thinking_top_k": 5,
+        "thinking_top_p": 0.95,
+        "thinking_min_p": 0.0,
+    }
+    tolerances: ClassVar = {"dirichlet": Tolerance(1e-3, 0.4, size=5)}
 
     def __init__(self, temperature=0.6, top_k=5, top_p=0.95, min_p=0.0, concentration: float = 1.0):
         self.temperature, self.top_k, self.top_p, self.min_p = temperature, top_k, top_p, min_p
         self.concentration = concentration
+
+    @classmethod
+    def build(cls, values, answer, table_rms, greedy):
+        return cls(*truncation(values), values.dirichlet_concentration)
 
     def sample(self, logits, noise):
         ids, log_p = candidates(logits, self.temperature, self.top_k, self.top_p, self.min_p)
@@ -53,12 +75,6 @@ class Dirichlet(Thought):
         # A probability that underflowed has no gamma function; it is held at 1e-30, whose variates float32 can hold.
         p = log_p.exp()
         return (p if self.concentration == 1.0 else self.concentration * p).clamp(min=1e-30)
-
-    def log_prob(self, logits, action):
-        return self.score(logits, action)[0]
-
-    def entropy(self, logits, action):
-        return self.score(logits, action)[1]
 
     def score(self, logits, action):
         kept = action["kept"]

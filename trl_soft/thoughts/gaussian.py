@@ -20,12 +20,39 @@ The shadow token is argmax z (embedding, hidden) or argmax y. The step whose sha
 any other, fed and scored with its noise, as in the paper.
 """
 
+from typing import ClassVar
+
 import torch
 
+from ..ranges import POSITIVE
 from .candidates import candidates, on_support, softmax_on
+from .option import NOISE_SCALE, TRUNCATION, Option, truncation
 from .protocol import Thought
+from .registry import register
+from .tolerance import Tolerance
 
 
+_PLACEMENT = Option(
+    str,
+    "embedding",
+    "gaussian: noise on the embedding, hidden, logits or probabilities.",
+    "gaussian: what the noise is added to, `embedding`, `hidden`, `logits` or `probabilities`. On logits `None` means "
+    "`thinking_top_k` 50 and `noise_scale` 1.0 (ours), on probabilities temperature 1.0, top-k 5, top-p 0.95 and `noise_scale` "
+    "0.05 (SofT-GRPO's ablation).",
+    choices=("embedding", "hidden", "logits", "probabilities"),
+)
+_RMS = Option(
+    float | None,
+    None,
+    "gaussian: the RMS noise_scale is a share of; unset: of the table at the start.",
+    "gaussian, on embedding and hidden: the RMS that `noise_scale` is a share of. `None`: measured over the embedding table when "
+    "training starts, and written beside the weights, so that a resumed run and an evaluation keep the sigma that was trained "
+    "with.",
+    range=POSITIVE,
+)
+
+
+@register
 class Gaussian(Thought):
     """
     Noise on the embedding.
@@ -41,23 +68,63 @@ class Gaussian(Thought):
     name = "gaussian"
     closes_one_hot = False
     mixes_vocabulary = True
+    scores_vocabulary = True
     fed: tuple[str, ...] = ("embedding",)
+    options: ClassVar = {"noise_scale": NOISE_SCALE, "noise_placement": _PLACEMENT, "noise_rms": _RMS}
+    truncations: tuple[str, ...] = ("thinking_temperature",)
+    untruncated = (
+        "mixes the whole vocabulary (arXiv 2509.19170, Eq. 6), or with `noise_placement: logits` its `thinking_top_k` "
+        "candidates; `noise_placement: probabilities` truncates every way"
+    )
+    # `soft` of 2509.19170.
+    defaults: ClassVar = {"thinking_temperature": 0.5, "noise_scale": 0.33}
+    can_be_greedy = True
+    exact_weights = "a gaussian thought's density multiplies the rounding of a copy by 1/sigma^2"
+    # The density multiplies the rounding of H coordinates by 1/sigma^2. `hidden` compares hidden states themselves.
+    tolerances: ClassVar = {
+        "gaussian": Tolerance(1e-2, 20.0, size=576, noise=0.33, power=2),
+        "gaussian-hidden": Tolerance(0.1, 2000.0, size=576, noise=0.33, power=2),
+        "gaussian-logits": Tolerance(1e-3, 4.0, size=50, power=2),
+        "gaussian-probabilities": Tolerance(1e-3, 3.0, size=5, noise=0.05, power=2),
+    }
 
     def __init__(self, temperature: float = 0.5, sigma: float = 1.0):
         self.temperature, self.sigma = temperature, sigma
         self.has_density = sigma > 0
+
+    @classmethod
+    def variant(cls, settings):
+        placement = settings.noise_placement
+        return PLACEMENTS.get(placement, cls) if isinstance(placement, str) else cls
+
+    @classmethod
+    def check(cls, settings):
+        if settings.noise_rms is not None and "noise_rms" not in cls.options:
+            raise ValueError(
+                f"`noise_rms` is {settings.noise_rms} with `noise_placement: {settings.noise_placement}`, where `noise_scale` "
+                "is sigma itself. Leave it unset."
+            )
+
+    @classmethod
+    def build(cls, values, answer, table_rms, greedy):
+        rms = table_rms if values.noise_rms is None else values.noise_rms
+        if rms is None:
+            raise ValueError("A gaussian thought's sigma is a share of the embedding table's RMS: pass table_rms.")
+        return cls(values.thinking_temperature, 0.0 if greedy else values.noise_scale * rms)
+
+    @classmethod
+    def label(cls, values):
+        return cls.name if values.noise_placement == "embedding" else f"{cls.name}-{values.noise_placement}"
+
+    @classmethod
+    def terms(cls, values, hidden_size):
+        return hidden_size
 
     def sample(self, logits, noise):
         mean, _ = logits.mixture(self.temperature)
         embedding = torch.add(mean, noise.normal(mean.size(-1)), alpha=self.sigma)
         # What is scored is what was fed: rounded to the model's precision before it is remembered.
         return {"embedding": embedding.to(logits.dtype)}, logits.argmax()
-
-    def log_prob(self, logits, action):
-        return self.score(logits, action)[0]
-
-    def entropy(self, logits, action):
-        return self.score(logits, action)[1]
 
     def score(self, logits, action):
         mean, entropy = logits.mixture(self.temperature)
@@ -99,11 +166,23 @@ class LogitsGaussian(Gaussian):
     """
 
     mixes_vocabulary = False
+    scores_vocabulary = False
     fed = ("ids", "noisy", "kept")
+    options: ClassVar = {"noise_scale": NOISE_SCALE, "noise_placement": _PLACEMENT}
+    truncations = ("thinking_temperature", "thinking_top_k")
+    defaults: ClassVar = {"thinking_temperature": 0.5, "thinking_top_k": 50, "noise_scale": 1.0}
 
     def __init__(self, temperature: float = 0.5, sigma: float = 1.0, top_k: int = 50):
         super().__init__(temperature, sigma)
         self.top_k = top_k
+
+    @classmethod
+    def build(cls, values, answer, table_rms, greedy):
+        return cls(values.thinking_temperature, 0.0 if greedy else values.noise_scale, values.thinking_top_k)
+
+    @classmethod
+    def terms(cls, values, hidden_size):
+        return values.thinking_top_k
 
     def sample(self, logits, noise):
         z, ids = logits.topk(self.top_k)
@@ -145,11 +224,31 @@ class ProbabilitiesGaussian(Gaussian):
     """
 
     mixes_vocabulary = False
+    scores_vocabulary = False
     fed = ("ids", "noisy")
+    options: ClassVar = {"noise_scale": NOISE_SCALE, "noise_placement": _PLACEMENT}
+    truncations = TRUNCATION
+    # Of SofT-GRPO's ablation.
+    defaults: ClassVar = {
+        "thinking_temperature": 1.0,
+        "thinking_top_k": 5,
+        "thinking_top_p": 0.95,
+        "thinking_min_p": 0.0,
+        "noise_scale": 0.05,
+    }
 
     def __init__(self, temperature=1.0, sigma=0.05, top_k=5, top_p=0.95, min_p=0.0):
         super().__init__(temperature, sigma)
         self.top_k, self.top_p, self.min_p = top_k, top_p, min_p
+
+    @classmethod
+    def build(cls, values, answer, table_rms, greedy):
+        temperature, *cut = truncation(values)
+        return cls(temperature, 0.0 if greedy else values.noise_scale, *cut)
+
+    @classmethod
+    def terms(cls, values, hidden_size):
+        return values.thinking_top_k
 
     def sample(self, logits, noise):
         ids, log_p = candidates(logits, self.temperature, self.top_k, self.top_p, self.min_p)

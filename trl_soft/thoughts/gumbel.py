@@ -28,12 +28,17 @@ token, as released.
 """
 
 import math
+from typing import ClassVar
 
 import torch
 
 from .. import kernels
+from ..ranges import POSITIVE
 from .candidates import candidates, on_support, renormalised
+from .option import NOISE_SCALE, Option, truncation
 from .protocol import Thought
+from .registry import register
+from .tolerance import Tolerance
 
 
 DENSITIES = ("gumbel", "concrete", "softgrpo")
@@ -43,6 +48,7 @@ _EPSILON = 1e-6
 _LOG_P_FLOOR = -3.0
 
 
+@register
 class Gumbel(Thought):
     """
     Args:
@@ -57,6 +63,38 @@ class Gumbel(Thought):
 
     name = "gumbel"
     fed = ("ids", "perturbed")
+    options: ClassVar = {
+        "gumbel_temperature": Option(
+            float,
+            0.1,
+            "tau_g: temperature of the Gumbel-softmax mixture, above 0.",
+            "tau_g of gumbel: towards 0 the mixture is one-hot. The ratio does not depend on it.",
+            range=POSITIVE,
+        ),
+        "gumbel_density": Option(
+            str,
+            "gumbel",
+            "How a gumbel thought is scored: gumbel, concrete or softgrpo (no density).",
+            "`gumbel` (the paper's sum), `concrete` (exact density of the mixture) or `softgrpo` (the released code, which also "
+            "clamps the noise to [-1.5, 3], in evaluation too).",
+            choices=DENSITIES,
+        ),
+        "noise_scale": NOISE_SCALE,
+    }
+    # Of SofT-GRPO's scripts.
+    defaults: ClassVar = {
+        "thinking_temperature": 1.0,
+        "thinking_top_k": 5,
+        "thinking_top_p": 0.95,
+        "thinking_min_p": 0.0,
+        "noise_scale": 1.0,
+    }
+    can_be_greedy = True
+    tolerances: ClassVar = {
+        "gumbel": Tolerance(1e-3, 0.2, size=5, power=1),
+        "gumbel-concrete": Tolerance(1e-3, 0.1, size=5, power=1),
+        "gumbel-softgrpo": Tolerance(1e-3, 0.06, power=1),  # a mean over candidates
+    }
 
     def __init__(
         self,
@@ -72,6 +110,15 @@ class Gumbel(Thought):
         self.gumbel_temperature, self.noise_scale, self.density = gumbel_temperature, noise_scale, density
         self.has_density = noise_scale > 0
         self.scores_closing = density != "softgrpo"
+
+    @classmethod
+    def build(cls, values, answer, table_rms, greedy):
+        scale = 0.0 if greedy else values.noise_scale
+        return cls(*truncation(values), values.gumbel_temperature, scale, values.gumbel_density)
+
+    @classmethod
+    def label(cls, values):
+        return cls.name if values.gumbel_density == "gumbel" else f"{cls.name}-{values.gumbel_density}"
 
     def sample(self, logits, noise):
         ids, log_p = candidates(logits, self.temperature, self.top_k, self.top_p, self.min_p)
@@ -99,12 +146,6 @@ class Gumbel(Thought):
     def log_p(self, logits, action):
         """log p on the support of the draw, (N, K), -inf off it."""
         return renormalised(logits.at(action["ids"]), action["kept"], self.temperature)
-
-    def log_prob(self, logits, action):
-        return self.score(logits, action)[0]
-
-    def entropy(self, logits, action):
-        return self.score(logits, action)[1]
 
     def score(self, logits, action):
         if logits.fused and self.has_density:

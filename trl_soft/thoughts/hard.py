@@ -6,15 +6,21 @@
 top-k, top-p and min-p shape the sampling and not the score, as everywhere in TRL.
 """
 
+from typing import ClassVar
+
 import torch
 from transformers import LogitsProcessorList, MinPLogitsWarper, TemperatureLogitsWarper, TopPLogitsWarper
 
 from .. import kernels
 from ..vocabulary.categorical import inverse_cdf, pick
 from .candidates import candidates
+from .option import TRUNCATION, truncation
 from .protocol import Thought
+from .registry import register
+from .tolerance import Tolerance
 
 
+@register
 class Hard(Thought):
     """
     Args:
@@ -25,6 +31,8 @@ class Hard(Thought):
     name = "hard"
     is_token = True
     fed = ("ids",)
+    can_be_greedy = True
+    tolerances: ClassVar = {"hard": Tolerance(1e-3, 0.15)}
 
     def __init__(self, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float | None = None):
         self.temperature, self.top_k, self.top_p, self.min_p = temperature, top_k or 0, top_p, min_p or 0.0
@@ -36,6 +44,27 @@ class Hard(Thought):
             self.warpers.append(TopPLogitsWarper(top_p))
         if self.min_p:
             self.warpers.append(MinPLogitsWarper(self.min_p))
+
+    @classmethod
+    def build(cls, values, answer, table_rms, greedy):
+        """What is unset is the answer's."""
+        if greedy:
+            return cls(0.0)
+        of_answer = answer.temperature, answer.top_k, answer.top_p, answer.min_p
+        return cls(
+            *(theirs if own is None else own for own, theirs in zip(truncation(values), of_answer, strict=True))
+        )
+
+    @classmethod
+    def check_training(cls, args):
+        for name in TRUNCATION:
+            answer = getattr(args, name.removeprefix("thinking_"))
+            if getattr(args, name) not in (None, answer):
+                raise ValueError(
+                    f"`{name}` is {getattr(args, name)} with `thought: hard`, but a hard thought is TRL's own token, "
+                    f"sampled and scored like the answer ({answer}). Set `{name.removeprefix('thinking_')}` "
+                    f"instead, and leave `{name}` unset."
+                )
 
     def key(self):
         return self.name, self.temperature, self.top_k, self.top_p, self.min_p
@@ -72,12 +101,6 @@ class Hard(Thought):
 
     def close(self, action, closed, token):
         return dict(action)
-
-    def log_prob(self, logits, action):
-        return self.score(logits, action)[0]
-
-    def entropy(self, logits, action):
-        return self.score(logits, action)[1]
 
     def score(self, logits, action):
         temperature = self.temperature or 1.0

@@ -8,11 +8,15 @@ forward and backward pass for every thought. A model that was not trained for it
 embeddings never have; nothing here rescales them.
 """
 
+from typing import ClassVar
+
 import torch
 
 from .protocol import Thought
+from .registry import register
 
 
+@register
 class Latent(Thought):
     """Action: `embedding` = h (N, H), `entropy` (N,) of the prediction it was taken from."""
 
@@ -21,18 +25,24 @@ class Latent(Thought):
     closes_one_hot = False
     needs_hidden = True
     fed = ("embedding",)
+    scores_vocabulary = True
+    truncations = ("thinking_temperature",)
+    untruncated = "feeds the hidden state back and mixes nothing (arXiv 2412.06769)"
+    defaults: ClassVar = {"thinking_temperature": 1.0}
+    can_be_greedy = True
 
     def __init__(self, temperature: float = 1.0):
         self.temperature = temperature
 
+    @classmethod
+    def build(cls, values, answer, table_rms, greedy):
+        return cls(values.thinking_temperature)
+
     def sample(self, logits, noise):
         return {"embedding": logits.hidden, "entropy": logits.entropy(self.temperature)}, logits.argmax()
 
-    def log_prob(self, logits, action):
-        return torch.zeros_like(action["entropy"])  # a point mass
-
-    def entropy(self, logits, action):
-        return action["entropy"]
+    def score(self, logits, action):
+        return torch.zeros_like(action["entropy"]), action["entropy"]  # a point mass
 
     def embed(self, action, embed):
         return action["embedding"]

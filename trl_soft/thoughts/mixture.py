@@ -10,14 +10,20 @@ would be plain Soft Thinking; use `soft` for that.
 """
 
 import math
+from typing import ClassVar
 
 import torch
 
+from ..ranges import POSITIVE
 from ..vocabulary.categorical import pick
 from .candidates import candidates, on_support
+from .option import Option, truncation
 from .protocol import Thought
+from .registry import register
+from .tolerance import Tolerance
 
 
+@register
 class Mixture(Thought):
     """
     Args:
@@ -28,9 +34,29 @@ class Mixture(Thought):
     """
 
     name = "mixture"
+    options: ClassVar = {
+        "mixture_beta": Option(
+            float,
+            1.0,
+            "mixture: beta, above 0; the larger, the closer to the sampled token.",
+            "beta of mixture, above 0; the larger, the closer to the sampled token.",
+            range=POSITIVE,
+        ),
+    }
+    defaults: ClassVar = {
+        "thinking_temperature": 1.0,
+        "thinking_top_k": 20,
+        "thinking_top_p": 1.0,
+        "thinking_min_p": 0.0,
+    }
+    tolerances: ClassVar = {"mixture": Tolerance(1e-3, 0.1)}
 
     def __init__(self, temperature=1.0, top_k=20, top_p=0.95, min_p=0.0, beta: float = 1.0):
         self.temperature, self.top_k, self.top_p, self.min_p, self.beta = temperature, top_k, top_p, min_p, beta
+
+    @classmethod
+    def build(cls, values, answer, table_rms, greedy):
+        return cls(*truncation(values), values.mixture_beta)
 
     def sample(self, logits, noise):
         ids, log_p = candidates(logits, self.temperature, self.top_k, self.top_p, self.min_p)
@@ -45,12 +71,6 @@ class Mixture(Thought):
     def close(self, action, closed, token):
         one_hot = _one_hot(action["drawn"], action["weights"])
         return {**action, "weights": torch.where(closed.unsqueeze(-1), one_hot, action["weights"])}
-
-    def log_prob(self, logits, action):
-        return self.score(logits, action)[0]
-
-    def entropy(self, logits, action):
-        return self.score(logits, action)[1]
 
     def score(self, logits, action):
         log_p, entropy = on_support(logits, action["ids"], action["kept"], self.temperature)

@@ -13,15 +13,22 @@ or for each draw (`ratio="draw"`: K ratios a thought, each clipped by itself and
 does it).
 """
 
+from typing import ClassVar
+
 import torch
 
+from ..ranges import Range
+from .option import Option
 from .protocol import Thought
+from .registry import register
+from .tolerance import Tolerance
 
 
 WEIGHTS = ("mean", "probability")
 RATIOS = ("step", "draw")
 
 
+@register
 class Multiplex(Thought):
     """
     Args:
@@ -33,10 +40,52 @@ class Multiplex(Thought):
     """
 
     name = "multiplex"
+    scores_vocabulary = True
+    options: ClassVar = {
+        "multiplex_width": Option(
+            int,
+            3,
+            "multiplex: number of tokens drawn.",
+            "Number of tokens a multiplex thought draws.",
+            range=Range(1, 1024, whole=True),
+            counts_tokens=True,
+        ),
+        "multiplex_weights": Option(
+            str,
+            "mean",
+            "multiplex: mean, or probability for weights proportional to p.",
+            "`mean`, or `probability` for weights proportional to the tokens' probabilities.",
+            choices=WEIGHTS,
+        ),
+        "multiplex_ratio": Option(
+            str,
+            "step",
+            "multiplex: one policy ratio a step, or one a draw.",
+            "`step`: one policy ratio a thought, the product over its draws. `draw`: one for each draw, clipped by itself, as "
+            "Multiplex Thinking's code does; each draw then counts as a token where a loss averages over a completion (`grpo`, "
+            "`sapo`, `bnpo`), and as part of one position elsewhere.",
+            choices=RATIOS,
+        ),
+    }
+    truncations = ("thinking_temperature",)
+    untruncated = "draws from the whole vocabulary (arXiv 2601.08808)"
+    defaults: ClassVar = {"thinking_temperature": 1.0}
+    several_ratios = ("multiplex_ratio", "draw", "step")
+    tolerances: ClassVar = {"multiplex": Tolerance(1e-3, 0.5, size=3)}
 
     def __init__(self, temperature: float = 1.0, width: int = 3, weighting: str = "mean", ratio: str = "step"):
         self.temperature, self.width, self.weighting = temperature, width, weighting
         self.draws = width if ratio == "draw" else 1
+
+    @classmethod
+    def build(cls, values, answer, table_rms, greedy):
+        return cls(
+            values.thinking_temperature, values.multiplex_width, values.multiplex_weights, values.multiplex_ratio
+        )
+
+    @classmethod
+    def terms(cls, values, hidden_size):
+        return values.multiplex_width
 
     def sample(self, logits, noise):
         ids = logits.draw(noise.uniform(self.width), self.temperature)
@@ -51,12 +100,6 @@ class Multiplex(Thought):
         one_hot = torch.zeros_like(action["weights"])
         one_hot[:, 0] = 1.0
         return {**action, "weights": torch.where(closed.unsqueeze(-1), one_hot, action["weights"]), "closed": closed}
-
-    def log_prob(self, logits, action):
-        return self.score(logits, action)[0]
-
-    def entropy(self, logits, action):
-        return self.score(logits, action)[1]
 
     def score(self, logits, action):
         log_p, entropy = self._log_p(logits, action)

@@ -7,13 +7,19 @@
 A deterministic thought has no density: it serves evaluation, and training refuses it.
 """
 
+from typing import ClassVar
+
 import torch
 
+from ..ranges import COUNT
 from ..vocabulary.dense_logits import entropy_of
 from .candidates import candidates
+from .option import Option, truncation
 from .protocol import Thought
+from .registry import register
 
 
+@register
 class Soft(Thought):
     """
     Args:
@@ -26,10 +32,31 @@ class Soft(Thought):
     name = "soft"
     has_density = False
     fed = ("ids", "log_weights")
+    options: ClassVar = {
+        "soft_width": Option(
+            int,
+            10,
+            "soft: number of candidates mixed, the most likely of those that are kept.",
+            "n of soft: how many of the candidates are mixed, the most likely ones (Soft Thinking: 5 to 20).",
+            range=COUNT,
+        ),
+    }
+    # Soft Thinking's: top-30, top-p and min-p, and of what is left the 10 largest.
+    defaults: ClassVar = {
+        "thinking_temperature": 0.6,
+        "thinking_top_k": 30,
+        "thinking_top_p": 0.95,
+        "thinking_min_p": 0.001,
+    }
+    can_be_greedy = True
 
     def __init__(self, temperature: float, top_k: int, top_p: float = 1.0, min_p: float = 0.0, width: int = 10):
         self.temperature, self.top_k, self.top_p, self.min_p = temperature, top_k, top_p, min_p
         self.width = width
+
+    @classmethod
+    def build(cls, values, answer, table_rms, greedy):
+        return cls(*truncation(values), values.soft_width)
 
     def sample(self, logits, noise):
         ids, log_p = candidates(logits, self.temperature, self.top_k, self.top_p, self.min_p)
@@ -40,12 +67,9 @@ class Soft(Thought):
         one_hot = torch.zeros_like(action["log_weights"]).masked_fill(action["ids"] != token.unsqueeze(-1), -torch.inf)
         return {**action, "log_weights": torch.where(closed.unsqueeze(-1), one_hot, action["log_weights"])}
 
-    def log_prob(self, logits, action):
+    def score(self, logits, action):
         # A point mass: probability one, no gradient.
-        return action["log_weights"].new_zeros(action["log_weights"].size(0))
-
-    def entropy(self, logits, action):
-        return entropy_of(action["log_weights"])
+        return action["log_weights"].new_zeros(len(action["log_weights"])), entropy_of(action["log_weights"])
 
     def embed(self, action, embed):
         return embed.mix(self.weights(action), action["ids"])

@@ -10,10 +10,13 @@ from ..rollout import ENGINES, EngineOptions
 from ..runs.replay import ACTIONS
 from ..settings import ThinkingSettings
 from ..thoughts import THOUGHTS
+from ..thoughts.registry import options
 from .rollout_precision import CHOICES, corrects, no_correction
 
 
 NONFINITE = ("stop", "skip")
+if _twice := sorted(set(options()) & {*GRPOConfig.__dataclass_fields__, *RLOOConfig.__dataclass_fields__}):
+    raise ValueError(f"A kind of thought has the option `{_twice[0]}`, which TRL's configs have too. Rename it.")
 
 
 @dataclass
@@ -145,16 +148,45 @@ class SoftRLOOConfig(ThinkingSettings, RolloutSettings, NonfiniteSettings, Repla
 
 def refuse(args) -> None:
     """What TRL can do and a soft policy cannot, each with what to do instead."""
+    refuse_numbers(args)
+    refuse_rollout_weights(args)
+    refuse_vllm(args)
+    refuse_rollout(args)
+    refuse_training(args)
+    refuse_thought(args)
+
+
+def refuse_numbers(args) -> None:
+    """Numbers out of range, and names of no choice."""
     for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty"):
         check(name, getattr(args, name), optional=args.__dataclass_fields__[name].default is None)
     check_number("seed", args.seed, 0, 2**32 - 1, whole=True)
     check_number("rollout_cache_gb", args.rollout_cache_gb, 0, None, open_low=True, optional=True)
     check_number("rollout_slots", args.rollout_slots, 1, None, whole=True, optional=True)
     check_number("vllm_request_timeout", args.vllm_request_timeout, 0, None, open_low=True)
-    if args.rollout_engine not in ENGINES:
-        raise ValueError(f"`rollout_engine` is {args.rollout_engine!r}. Choose one of {', '.join(ENGINES)}.")
-    if args.rollout_dtype not in CHOICES:
-        raise ValueError(f"`rollout_dtype` is {args.rollout_dtype!r}. Choose one of {', '.join(CHOICES)}.")
+    check_number("replay_tolerance", args.replay_tolerance, 0, None, open_low=True, optional=True)
+    choices = {
+        "rollout_engine": ENGINES,
+        "rollout_dtype": CHOICES,
+        "nonfinite": NONFINITE,
+        "replay_disagreement": ACTIONS,
+    }
+    for name, known in choices.items():
+        if getattr(args, name) not in known:
+            raise ValueError(f"`{name}` is {getattr(args, name)!r}. Choose one of {', '.join(known)}.")
+    if args.temperature <= 0:
+        raise ValueError(
+            f"`temperature` is {args.temperature}, but answers are sampled and scored at it, so it must be above 0."
+        )
+    if args.max_completion_length is None:
+        raise ValueError(
+            "`max_completion_length` is unset, but a soft rollout keeps a record of that length. Set it to the longest "
+            "thought and answer together, in tokens."
+        )
+
+
+def refuse_rollout_weights(args) -> None:
+    """A copy of the weights that cannot be made, or whose mismatch cannot be corrected."""
     if args.rollout_dtype not in ("auto", "training") and args.use_vllm:
         raise ValueError(
             f"`rollout_dtype` is {args.rollout_dtype}, but with `use_vllm` rollouts run on vLLM's own weights, whose type is "
@@ -165,36 +197,14 @@ def refuse(args) -> None:
             f"`rollout_dtype` is {args.rollout_dtype}, but {reason}. Set that otherwise, "
             "`vllm_importance_sampling_correction: false`, or `rollout_dtype: training`."
         )
-    if args.temperature <= 0:
-        raise ValueError(
-            f"`temperature` is {args.temperature}, but answers are sampled and scored at it, so it must be above 0."
-        )
-    if args.max_completion_length is None:
-        raise ValueError(
-            "`max_completion_length` is unset, but a soft rollout keeps a record of that length. Set it to the longest "
-            "thought and answer together, in tokens."
-        )
-    refuse_vllm(args)
+
+
+def refuse_rollout(args) -> None:
+    """Ways of generating that cannot think softly."""
     if args.use_transformers_continuous_batching:
         raise ValueError(
             "`use_transformers_continuous_batching` is set, but continuous batching takes token ids only and cannot "
             "feed a mixture back. Set it to false."
-        )
-    if args.nonfinite not in NONFINITE:
-        raise ValueError(f"`nonfinite` is {args.nonfinite!r}. Choose one of {', '.join(NONFINITE)}.")
-    if args.replay_disagreement not in ACTIONS:
-        raise ValueError(f"`replay_disagreement` is {args.replay_disagreement!r}. Choose one of {', '.join(ACTIONS)}.")
-    check_number("replay_tolerance", args.replay_tolerance, 0, None, open_low=True, optional=True)
-    optimizer = str(getattr(args.optim, "value", args.optim))
-    if optimizer in ("lomo", "adalomo") or "layerwise" in optimizer:
-        raise ValueError(
-            f"`optim` is {optimizer}, which changes weights during the backward, before anyone can see that a gradient is "
-            "not finite. Choose an optimiser that steps after it."
-        )
-    if args.enable_jit_checkpoint:
-        raise ValueError(
-            "`enable_jit_checkpoint` is set, but it saves in the middle of a step, where a run cannot be continued from "
-            "exactly, and each process when it likes. Leave it unset: SIGTERM saves at the end of the step and exits."
         )
     if not args.ds3_gather_for_generation:
         raise ValueError(
@@ -217,35 +227,44 @@ def refuse(args) -> None:
             f"{args.max_completion_length}, so a thought could leave no room for an answer. Set "
             "`max_thinking_length` below `max_completion_length`."
         )
-    if not THOUGHTS[args.thought].has_density:
+
+
+def refuse_training(args) -> None:
+    """What would change weights, or save them, where nothing can be checked or continued."""
+    optimizer = str(getattr(args.optim, "value", args.optim))
+    if optimizer in ("lomo", "adalomo") or "layerwise" in optimizer:
+        raise ValueError(
+            f"`optim` is {optimizer}, which changes weights during the backward, before anyone can see that a gradient is "
+            "not finite. Choose an optimiser that steps after it."
+        )
+    if args.enable_jit_checkpoint:
+        raise ValueError(
+            "`enable_jit_checkpoint` is set, but it saves in the middle of a step, where a run cannot be continued from "
+            "exactly, and each process when it likes. Leave it unset: SIGTERM saves at the end of the step and exits."
+        )
+
+
+def refuse_thought(args) -> None:
+    """Thoughts that this config cannot train."""
+    kind = THOUGHTS[args.thought]
+    if not kind.has_density:
         raise ValueError(
             f"`thought` is {args.thought!r}, which draws nothing: it has no density and so no policy gradient. Train with "
             f"`thought: gumbel` or `gaussian`, and set `eval_thought: {args.thought}` to evaluate with it."
         )
-    if args.thought in ("gaussian", "gumbel") and args.noise_scale == 0:
+    if "noise_scale" in kind.options and args.noise_scale == 0:
         raise ValueError(
             "`noise_scale` is 0, so a thought draws nothing: it has no density and so no policy gradient. Set it "
             "above 0 for training."
         )
-    if "multiplex" in (args.thought, args.eval_thought) and args.multiplex_ratio == "draw":
-        if isinstance(args, RLOOConfig) or args.importance_sampling_level == "sequence":
-            raise ValueError(
-                "`multiplex_ratio` is draw, but RLOO and `importance_sampling_level: sequence` take one ratio for the "
-                "whole completion. Set `multiplex_ratio: step`."
-            )
-    if args.thought == "hard":
-        for name, answer in (
-            ("thinking_temperature", args.temperature),
-            ("thinking_top_k", args.top_k),
-            ("thinking_top_p", args.top_p),
-            ("thinking_min_p", args.min_p),
-        ):
-            if getattr(args, name) not in (None, answer):
-                raise ValueError(
-                    f"`{name}` is {getattr(args, name)} with `thought: hard`, but a hard thought is TRL's own token, "
-                    f"sampled and scored like the answer ({answer}). Set `{name.removeprefix('thinking_')}` "
-                    f"instead, and leave `{name}` unset."
-                )
+    if (several := args.several_ratios()) and (
+        isinstance(args, RLOOConfig) or args.importance_sampling_level == "sequence"
+    ):
+        raise ValueError(
+            f"{several[0]}, but RLOO and `importance_sampling_level: sequence` take one ratio for the whole completion. Set "
+            f"{several[1]}."
+        )
+    kind.check_training(args)
 
 
 def refuse_vllm(args) -> None:
@@ -270,8 +289,8 @@ def refuse_vllm(args) -> None:
         raise ValueError(
             "`vllm_structured_outputs_regex` is set, but a grammar allows or forbids tokens and a thought is none. Leave it out."
         )
-    if "multiplex" in (args.thought, args.eval_thought) and args.multiplex_ratio == "draw" and corrects(args):
+    if (several := args.several_ratios()) and corrects(args):
         raise ValueError(
-            "`multiplex_ratio` is draw, but the correction for vLLM's mismatch has one ratio a position. Set "
-            "`multiplex_ratio: step`, or `vllm_importance_sampling_correction: false`."
+            f"{several[0]}, but the correction for vLLM's mismatch has one ratio a position. Set {several[1]}, or "
+            "`vllm_importance_sampling_correction: false`."
         )

@@ -74,8 +74,8 @@ def no_correction(args) -> str | None:
     """Why the correction that is asked for could not be made, in a clause, or `None`."""
     if not corrects(args):
         return None
-    if "multiplex" in (args.thought, args.eval_thought) and args.multiplex_ratio == "draw":
-        return "`multiplex_ratio` is draw, and the correction for the copy's mismatch has one ratio a position"
+    if several := args.several_ratios():
+        return f"{several[0]}, and the correction for the copy's mismatch has one ratio a position"
     if args.loss_type == "vespo" and args.vllm_importance_sampling_mode.startswith("sequence"):
         return (
             f"`vllm_importance_sampling_mode` is {args.vllm_importance_sampling_mode}, and `loss_type: vespo` takes "
@@ -101,8 +101,7 @@ def rollout_dtype(args, where: Surroundings) -> tuple[torch.dtype | None, str | 
         if args.rollout_engine != "slots" or where.widest.itemsize <= autocast.itemsize:
             return None, None
         reason = no_correction(args)
-        if args.thought == "gaussian":
-            reason = "a gaussian thought's density multiplies the rounding of a copy by 1/sigma^2"
+        reason = args.kinds()[0].exact_weights or reason
         if tied:
             reason = _TIED
         if reason is None:

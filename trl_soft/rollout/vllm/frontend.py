@@ -60,9 +60,7 @@ def _own_bytes(model_config) -> int:
     settings = ThinkingSettings.of_stored(stored, str(model_config.model))
     sizes = model_config.get_vocab_size(), model_config.get_hidden_size(), model_config.dtype
     kinds = [settings.make_thought(Hard(), 1.0, evaluation) for evaluation in (False, True)]
-    for kind in kinds:
-        kind.top_k = min(getattr(kind, "top_k", 0), sizes[0])  # type: ignore[attr-defined]
-    return max(layout_of(kind, *sizes).width for kind in kinds)
+    return max(layout_of(kind.bound(sizes[0]), *sizes).width for kind in kinds)
 
 
 def stored_of(model_config) -> dict | None:

@@ -5,9 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ...noise import KeyedNoise
-from ...vocabulary.head_logits import DenseLogits
-from ..interface import packed
+from ..blank_action import blank_action
 
 
 _ALIGN = 8  # bytes: the widest number of an action
@@ -68,26 +66,10 @@ def _aligned(size: int) -> int:
     return -(-size // _ALIGN) * _ALIGN
 
 
-class _Blank(DenseLogits):
-    """Logits of nothing, for a thought to show what its action is made of."""
-
-    def __init__(self, vocab_size: int, hidden_size: int, dtype: torch.dtype):
-        super().__init__(torch.zeros(1, vocab_size), dtype=dtype, hidden=torch.zeros(1, hidden_size, dtype=dtype))
-
-    def mixture(self, temperature: float):
-        assert self.hidden is not None
-        return torch.zeros(self.hidden.shape), torch.zeros(1)
-
-    def of_hidden(self, hidden):
-        return self
-
-
 def layout_of(thought, vocab_size: int, hidden_size: int, dtype: torch.dtype) -> Layout:
     """The layout of a thought's actions on a model of such sizes."""
-    one = torch.zeros(1, dtype=torch.long)
-    action, _ = thought.sample(_Blank(vocab_size, hidden_size, dtype), KeyedNoise(0, 0, one, one))
     fields: list[Field] = []
-    for name, value in packed(action).items():
+    for name, value in blank_action(thought, vocab_size, hidden_size, dtype).items():
         offset = _aligned(fields[-1].offset + fields[-1].size) if fields else 0
         fields.append(Field(name, str(value.dtype).removeprefix("torch."), tuple(value.shape[1:]), offset))
     return Layout(tuple(fields), _width(tuple(fields)))

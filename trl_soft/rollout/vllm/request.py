@@ -24,6 +24,7 @@ from ...files import parse_json
 from ...ranges import LENGTHS, check, check_whole, shown
 from ...settings import ThinkingSettings
 from ...thoughts import Hard
+from ...thoughts.registry import options
 from ..interface import Plan
 from ..make_plan import make_plan, plan_of_ids
 from ..matcher import looked_up, matcher
@@ -41,7 +42,7 @@ _OWN = (
     "evaluation",
     "record",
 )
-_SWITCHES = ("thinking", "evaluation", "detach_soft_inputs", "eval_greedy")
+_SWITCHES = ("thinking", "evaluation", *(name for name, value in _SETTINGS.items() if isinstance(value, bool)))
 KEYS = tuple(PREFIX + name for name in (*_SETTINGS, *_OWN))
 # Characters of a key, and of the text under one; of each text where it is a list.
 KEY_LENGTH, TEXT_LENGTH = 64, 256
@@ -216,10 +217,11 @@ def spec_of(
         raise ValueError(
             f"{len(eos)} tokens end the completion (`stop_token_ids`), and a soft request takes at most {STOPS}. Name fewer."
         )
-    if settings.multiplex_width > vocab_size:
-        raise ValueError(
-            f"`soft_multiplex_width` is {settings.multiplex_width}, but the model has only {vocab_size} tokens. Lower it."
-        )
+    for name, option in options().items():
+        if option.counts_tokens and getattr(settings, name) > vocab_size:
+            raise ValueError(
+                f"`{PREFIX}{name}` is {getattr(settings, name)}, but the model has only {vocab_size} tokens. Lower it."
+            )
     if settings.max_answer_length is not None and not eos:
         raise ValueError(
             "`max_answer_length` is set, but no token ends a completion (`ignore_eos`), and vLLM would go on. Leave "

@@ -70,11 +70,9 @@ def engine_arguments(args) -> Iterator[None]:
 def _record_bytes(args, folder: str) -> dict:
     config = AutoConfig.from_pretrained(folder).get_text_config()
     kinds = [args.make_thought(Hard(), 1.0, evaluation) for evaluation in (False, True)]
-    for kind in kinds:
-        kind.top_k = min(getattr(kind, "top_k", 0), config.vocab_size)
     # As wide as float32 embeddings: the engine may run in another precision than the config names.
-    widths = [layout_of(kind, config.vocab_size, config.hidden_size, torch.float32).width for kind in kinds]
-    return {"record_bytes": max(widths)}
+    sizes = config.vocab_size, config.hidden_size, torch.float32
+    return {"record_bytes": max(layout_of(kind.bound(sizes[0]), *sizes).width for kind in kinds)}
 
 
 class SoftVLLM:
