@@ -36,7 +36,6 @@ LONG_FUNCTIONS = {
     "trl_soft.rollout.book:decide",
     "trl_soft.rollout.generate:soft_generate",
     "trl_soft.rollout.padded_engine:_batch",
-    "trl_soft.rollout.vllm.request:spec_of",
 }
 SAME_MODULES: set[str] = set()
 SAME_CLASSES = {"Row", "_Token"}

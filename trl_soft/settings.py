@@ -46,6 +46,8 @@ class SharedSettings:
     detach_soft_inputs: bool = _help("Pass no gradient to the embedding table through what thoughts feed.", False)
 
 
+if _twice := sorted(set(_OPTIONS) & set(SharedSettings.__dataclass_fields__)):
+    raise ValueError(f"A kind of thought has the option `{_twice[0]}`, which every kind reads. Rename it.")
 _Options: Any = make_dataclass(
     "_Options", [(name, option.type, _help(option.help, option.default)) for name, option in _OPTIONS.items()]
 )

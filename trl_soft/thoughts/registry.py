@@ -19,13 +19,15 @@ def register(kind: _Kind) -> _Kind:
     Class decorator: the values of `thought` and `eval_thought` include `kind.name` from here on.
 
     Raises:
-        ValueError: if another kind has the name, if another kind declares an option of the same name differently, or if the
-            kind brings an option and `ThinkingSettings` is made already.
+        ValueError: if another kind has the name, if something else has the name of one of its options, or if the kind brings
+            an option and `ThinkingSettings` is made already.
     """
     if kind.name in THOUGHTS:
         raise ValueError(f"There is a kind of thought named {kind.name!r} already. Give yours another `name`.")
     others = options()
     for name, option in kind.options.items():
+        if name in RANGES and name not in others:
+            raise ValueError(f"`{name}` of the kind {kind.name!r} is taken: every kind reads it. Rename the option.")
         if others.get(name, option) != option:
             raise ValueError(
                 f"`{name}` of the kind {kind.name!r} differs from the option of that name which other kinds read. Rename it, "

@@ -164,6 +164,71 @@ def refuse_params(params) -> None:
         )
 
 
+def _key(params) -> list[int]:
+    """Of the noise: seed, generation and sample. A request that names no seed gets one that nobody else has."""
+    unset = {"seed": secrets.randbits(63) if params.seed is None else params.seed, "generation": 0, "sample": 0}
+    key = [params.extra_args.get(PREFIX + name, value) for name, value in unset.items()]
+    for name, value in zip(unset, key, strict=True):
+        check(name, value, called=PREFIX + name)
+    return key
+
+
+def _answer(params) -> list:
+    """How answers are sampled, the arguments of `Hard`."""
+    answer = [params.temperature, max(params.top_k, 0), params.top_p, params.min_p]
+    for name, value in zip(("temperature", "top_k", "top_p", "min_p"), answer, strict=True):
+        check(name, value)
+    check("repetition_penalty", params.repetition_penalty)
+    return answer
+
+
+def _ends(params) -> list[int]:
+    """The tokens that end the completion, the model's own end of sequence first."""
+    eos = sorted(params.all_stop_token_ids)
+    if params.eos_token_id is not None:
+        eos = [params.eos_token_id, *(token for token in eos if token != params.eos_token_id)]
+    if len(eos) > STOPS:
+        raise ValueError(
+            f"{len(eos)} tokens end the completion (`stop_token_ids`), and a soft request takes at most {STOPS}. Name fewer."
+        )
+    return eos
+
+
+def _refuse_sizes(params, settings: ThinkingSettings, eos: list[int], *, vocab_size: int, max_length: int) -> None:
+    """What is longer than a record, or counts more tokens than there are."""
+    if params.max_tokens > max_length:
+        raise ValueError(
+            f"`max_tokens` is {params.max_tokens}, and the records of soft requests have room for {max_length} tokens. Lower "
+            f'it, or start the engine with `additional_config={{"trl_soft": {{"record_length": {params.max_tokens}}}}}`.'
+        )
+    for name, option in options().items():
+        if option.counts_tokens and getattr(settings, name) > vocab_size:
+            raise ValueError(
+                f"`{PREFIX}{name}` is {getattr(settings, name)}, but the model has only {vocab_size} tokens. Lower it."
+            )
+    if settings.max_answer_length is not None and not eos:
+        raise ValueError(
+            "`max_answer_length` is set, but no token ends a completion (`ignore_eos`), and vLLM would go on. Leave "
+            "one of the two out."
+        )
+
+
+def _rules(plan: Plan, settings: ThinkingSettings, answer: list, evaluation: bool) -> str:
+    """What `plan_of` makes the same plan of; requests of the same rules share it."""
+    end = plan.stop.end
+    rules = {
+        "settings": {name: value for name, value in settings.thinking_dict().items() if value != _SETTINGS[name]},
+        "evaluation": evaluation,
+        "answer": answer,
+        "repetition_penalty": plan.repetition_penalty,
+        "end": end.ids[0] if end.is_token else end.text,
+        "forced": [list(ids) for ids in plan.forced],
+        "eos": plan.eos_token_ids,
+        "pad": plan.pad_token_id,
+    }
+    return json.dumps(rules, sort_keys=True)
+
+
 def spec_of(
     params,
     request_id: str,
@@ -193,40 +258,11 @@ def spec_of(
         raise ValueError(
             "The engine was started without a tokenizer, so the text that ends a thought cannot be found. Start it with one."
         )
-    if params.max_tokens > max_length:
-        raise ValueError(
-            f"`max_tokens` is {params.max_tokens}, and the records of soft requests have room for {max_length} tokens. Lower "
-            f'it, or start the engine with `additional_config={{"trl_soft": {{"record_length": {params.max_tokens}}}}}`.'
-        )
-
-    def own(name: str, default):
-        value = extra.get(PREFIX + name, default)
-        check(name, value, called=PREFIX + name)
-        return value
-
-    seed = own("seed", params.seed if params.seed is not None else secrets.randbits(63))
+    key = _key(params)
     evaluation = switch("evaluation", extra.get("soft_evaluation"))
-    answer = [params.temperature, max(params.top_k, 0), params.top_p, params.min_p]
-    sampling = dict(zip(("temperature", "top_k", "top_p", "min_p"), answer, strict=True))
-    for name, value in {**sampling, "repetition_penalty": params.repetition_penalty}.items():
-        check(name, value)
-    eos = sorted(params.all_stop_token_ids)
-    if params.eos_token_id is not None:
-        eos = [params.eos_token_id, *(token for token in eos if token != params.eos_token_id)]
-    if len(eos) > STOPS:
-        raise ValueError(
-            f"{len(eos)} tokens end the completion (`stop_token_ids`), and a soft request takes at most {STOPS}. Name fewer."
-        )
-    for name, option in options().items():
-        if option.counts_tokens and getattr(settings, name) > vocab_size:
-            raise ValueError(
-                f"`{PREFIX}{name}` is {getattr(settings, name)}, but the model has only {vocab_size} tokens. Lower it."
-            )
-    if settings.max_answer_length is not None and not eos:
-        raise ValueError(
-            "`max_answer_length` is set, but no token ends a completion (`ignore_eos`), and vLLM would go on. Leave "
-            "one of the two out."
-        )
+    answer = _answer(params)
+    eos = _ends(params)
+    _refuse_sizes(params, settings, eos, vocab_size=vocab_size, max_length=max_length)
     plan = make_plan(
         settings,
         tokenizer,
@@ -238,23 +274,12 @@ def spec_of(
         evaluation=evaluation,
         repetition_penalty=params.repetition_penalty,
     )
-    end = plan.stop.end
     looked_up(plan, vocab_size)  # or refuse
-    rules = {
-        "settings": {name: value for name, value in settings.thinking_dict().items() if value != _SETTINGS[name]},
-        "evaluation": evaluation,
-        "answer": answer,
-        "repetition_penalty": params.repetition_penalty,
-        "end": end.ids[0] if end.is_token else end.text,
-        "forced": [list(ids) for ids in plan.forced],
-        "eos": eos,
-        "pad": plan.pad_token_id,
-    }
     record = extra.get("soft_record")
     named = isinstance(record, str) and record not in ("true", "false", "True", "False", "0", "1")
     spec = {
-        "rules": json.dumps(rules, sort_keys=True),
-        "key": [seed, own("generation", 0), own("sample", 0)],
+        "rules": _rules(plan, settings, answer, evaluation),
+        "key": key,
         "limit": params.max_tokens,
         "closed": plan.closed([prompt])[0],
         "name": record if named else request_id,
