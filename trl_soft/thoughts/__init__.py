@@ -16,8 +16,8 @@ from .gumbel import Gumbel as Gumbel
 from .gaussian import Gaussian as Gaussian
 from .dirichlet import Dirichlet as Dirichlet
 from .mixture import Mixture as Mixture
-from .multiplex import Multiplex as Multiplex
 from .soft import Soft as Soft
+from .multiplex import Multiplex as Multiplex
 from .latent import Latent as Latent
 
 
