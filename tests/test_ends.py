@@ -147,7 +147,7 @@ def test_a_text_of_characters_whose_parts_are_not_known_is_refused(monkeypatch):
     """A vocabulary that does not say which bytes its tokens write; ASCII can be no part of a character."""
     tokenizer = byte_level()
     monkeypatch.setattr(tokenizer, "convert_ids_to_tokens", lambda token: "?")
-    with pytest.raises(ValueError, match=r"is not ASCII.*cannot be told.*engine `simple`"):
+    with pytest.raises(ValueError, match=r"is neither ASCII nor an added token.*unknown part.*engine `simple`"):
         EndMatcher(EndOfThinking(tokenizer, "\u00e9"), len(tokenizer))
     EndMatcher(EndOfThinking(tokenizer, "1;"), len(tokenizer))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rollouts: from prompts to shadow text and a record of the thoughts behind it."""
+"""Rollouts: from prompts to completions, with their shadow text and the record of their thoughts."""
 
 from .engines import ENGINES
 from .generate import SoftCompletions, soft_generate

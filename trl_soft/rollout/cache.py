@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keys and values of S slots, each as long as it is: preallocated, written in place, read up to each slot's length.
+"""The KV cache of a rollout: S slots of unequal lengths, preallocated, written in place, read up to each slot's length.
 
-transformers looks a model's attention function up by name at every call, and asks the cache for what to attend to. Both
-are ours for the length of a rollout: `SlotCache` writes each slot's key at the slot's own position, and `slot_attention`
-looks no further than that, so that no prompt is padded on the left and no mask is built by the model.
+A *slot* is the place of one completion. transformers looks up a model's attention function by name at every call, and asks
+the cache for keys and values. During a rollout this module provides both. `SlotCache` writes each slot's key at the slot's
+own position, and `slot_attention` reads only up to there. So no prompt is padded on the left, and the model builds no mask.
 """
 
 import inspect
@@ -20,22 +20,22 @@ from .decode_attention import KERNELS, Step, kernel_for, masked
 
 
 NAME = "trl_soft_slots"
-_BLOCK = 64  # what is attended to is cut to a multiple of this, so that shapes repeat
+_BLOCK = 64  # the length that is read is rounded up to a multiple of this, so that shapes repeat
 
 
 class SlotCache(Cache):
     """
     Args:
         shapes: `(key heads, key size, value heads, value size)` of each layer.
-        slots (`int`): S. length (`int`): T, tokens a slot holds.
+        slots (`int`): S. length (`int`): T, tokens that a slot can hold.
         dtype, device: of the keys and values.
 
     Attributes:
         rows (`slice` or `torch.Tensor`): the slots that are written and read.
-        position (`torch.Tensor` of shape `(rows,)`): where each slot's one token goes; `None` while prompts are read.
-        index (`torch.Tensor` of shape `(rows,)`): 0, 1, and so on: each slot's own number, made once a step for all layers.
-        columns (`slice`): where the tokens of prompts go, the same for all rows.
-        reach (`int`): tokens that are looked at, at most; a longer view costs time and changes nothing.
+        position (`torch.Tensor` of shape `(rows,)`): the position of each slot's one token. `None` while prompts are read.
+        index (`torch.Tensor` of shape `(rows,)`): 0, 1, ...: the number of each slot, made once a step for all layers.
+        columns (`slice`): the positions of prompt tokens, the same for all rows.
+        reach (`int`): most tokens that are read. A larger value costs time and changes nothing.
     """
 
     def __init__(self, shapes, slots: int, length: int, dtype, device):
@@ -52,7 +52,7 @@ class SlotCache(Cache):
         self.index: torch.Tensor | None = None
         self.columns, self.reach = slice(0, 0), 0
         self._masks: dict[int | None, torch.Tensor] = {}
-        self._shared: dict[Any, Any] = {}  # what the layers of a decode step have in common
+        self._shared: dict[Any, Any] = {}  # values that the layers of a decode step share
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return 0  # positions are always passed
@@ -70,19 +70,19 @@ class SlotCache(Cache):
         self._masks = {}
 
     def copy(self, source: int, targets: torch.Tensor, length: int) -> None:
-        """The first `length` tokens of one slot, in others as well."""
+        """Copy the first `length` tokens of one slot into others."""
         for layer in self.slot_layers:
             for tensor in (layer.keys, layer.values):
                 tensor[targets, :length] = tensor[source, :length].clone()
 
     def move(self, sources: torch.Tensor, targets: torch.Tensor, length: int) -> None:
-        """Slots in the place of others."""
+        """Move slots into the places of others."""
         for layer in self.slot_layers:
             for tensor in (layer.keys, layer.values):
                 tensor[targets, :length] = tensor[sources, :length]
 
     def resize(self, keep: torch.Tensor, length: int) -> None:
-        """Some slots alone, with room for `length` tokens; one layer at a time, so that little is held twice."""
+        """Keep only some slots, with room for `length` tokens. It works layer by layer, so that little is held twice."""
         self.slots, used = len(keep), min(self.length, length)
         self.length = length
         for layer in self.slot_layers:
@@ -93,7 +93,7 @@ class SlotCache(Cache):
                 setattr(layer, name, new)
 
     def mask(self, window: int | None) -> torch.Tensor:
-        """What each token may look at: (rows or 1, 1, tokens, reach) bool; one a call for all layers of a window."""
+        """True where a token may attend: (rows or 1, 1, tokens, reach) bool. All layers with one window share it."""
         if window not in self._masks:
             device = self.slot_layers[0].keys.device
             past = torch.arange(self.reach, device=device)
@@ -106,21 +106,22 @@ class SlotCache(Cache):
         return self._masks[window]
 
     def step(self, query, layer: int, scaling=None, window=None, softcap=None, sinks=None) -> Step:
-        """What a layer's `query` attends to in a decode step."""
+        """The attention of a layer's `query` in a decode step, as a `Step`."""
         assert self.position is not None
         keys, values = (x[: query.size(0)] for x in (self.slot_layers[layer].keys, self.slot_layers[layer].values))
         return Step(query, keys, values, self.position, scaling, window, softcap, sinks, self._shared)
 
 
 class _SlotLayer(CacheLayerMixin):
-    """Keys and values of one layer, (S, T, heads, size) each; given to attention as (rows, heads, reach, size)."""
+    """Keys and values of one layer, (S, T, heads, size) each. Attention gets them as (rows, heads, reach, size)."""
 
     keys: torch.Tensor
     values: torch.Tensor
 
     def __init__(self, cache: SlotCache, *shape: int):
         super().__init__()
-        # Weak, or cache and layers hold each other, and gigabytes wait for Python's collector through the update.
+        # A weak reference. Otherwise cache and layers hold each other, and gigabytes wait for Python's collector during the
+        # update.
         self.cache: Any = weakref.proxy(cache)
         self.shape = shape
 
@@ -146,7 +147,7 @@ class _SlotLayer(CacheLayerMixin):
         return self.cache.length
 
 
-# The cache of the rollout that this thread is in: attention functions are given none.
+# The cache of this thread's rollout, because attention functions do not get it as an argument.
 _active = threading.local()
 
 
@@ -187,7 +188,7 @@ AttentionInterface.register(NAME, slot_attention)
 
 @contextmanager
 def slots_attended(model, cache: SlotCache):
-    """`slot_attention` as the model's attention, for the length of a `with` block."""
+    """Inside a `with` block, the model's attention is `slot_attention`."""
     before = [(config, config._attn_implementation) for config in _configs(model.config)]
     stack = _active.__dict__.setdefault("stack", [])
     stack.append(cache)
@@ -197,7 +198,7 @@ def slots_attended(model, cache: SlotCache):
         yield
     finally:
         stack.pop()
-        for config, name in before:  # a config before its parts, which it would set alike
+        for config, name in before:  # a config before its parts, because it sets its parts too
             config._attn_implementation = name
 
 
@@ -208,7 +209,7 @@ def _configs(config) -> list:
 
 
 def check_slots(model) -> None:
-    """Raise a `ValueError` if a layer keeps more than keys and values, or attends past transformers' interface."""
+    """Raise a `ValueError` if a layer keeps more than keys and values, or does not use transformers' attention interface."""
     name, others = type(model).__name__, set()
     for layer in DynamicCache(config=model.config).layers:
         others |= {type(layer).__name__} - {"DynamicLayer", "DynamicSlidingWindowLayer"}
@@ -224,7 +225,7 @@ def check_slots(model) -> None:
     if ropes.get("rope_type") in ("dynamic", "longrope"):
         reason = (
             f"chooses its rotary frequencies by the longest sequence in a call (`rope_type: {ropes['rope_type']}`), so that "
-            "a completion would depend on its company"
+            "a completion would depend on the others in its batch"
         )
     elif len({parameter.device for parameter in model.parameters()}) > 1:
         reason = "lies on several devices"
@@ -233,17 +234,17 @@ def check_slots(model) -> None:
     elif getattr(config, "num_kv_shared_layers", 0):
         reason = "shares keys and values between layers"
     elif not model._supports_attention_backend or "position_ids" not in inspect.signature(model.forward).parameters:
-        reason = "does not attend through transformers' attention interface at positions it is given"
+        reason = "does not attend through transformers' attention interface at given positions"
     if reason is not None:
         raise ValueError(
-            f"{name} {reason}, which the slots of a rollout cannot hold. Set `rollout_engine: simple` "
-            '(`engine="simple"` in `soft_generate`): padded batches, as `generate` has them, slower.'
+            f"{name} {reason}, and the slots of a rollout do not support this. Set `rollout_engine: simple` "
+            '(`engine="simple"` in `soft_generate`), which runs padded batches, as `generate` does, and is slower.'
         )
 
 
 @torch.no_grad()
 def probe(model, token: int) -> tuple[list[tuple[int, int, int, int]], torch.dtype]:
-    """Heads and sizes of the keys and values of each layer, and their precision, as one token through the model shows."""
+    """Heads and sizes of the keys and values of each layer, and their precision, found by feeding one token."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     check_slots(base)
     layers: Any = DynamicCache(config=base.config)
@@ -252,7 +253,7 @@ def probe(model, token: int) -> tuple[list[tuple[int, int, int, int]], torch.dty
     layers = layers.layers
     if any(layer.keys is None for layer in layers):
         raise ValueError(
-            f"{type(base).__name__} filled no key-value cache, and a rollout cannot think without one. Use a "
+            f"{type(base).__name__} filled no key-value cache, and a rollout needs one. Use a "
             "causal language model with a key-value cache."
         )
     shapes = [(x.keys.size(1), x.keys.size(3), x.values.size(1), x.values.size(3)) for x in layers]

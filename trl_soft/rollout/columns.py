@@ -1,41 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is known of a completion in flight: the columns of a few blocks of memory, and how they begin."""
+"""The state of a completion in flight: the columns of a few blocks of memory, and their first values."""
 
 import torch
 
 
-# One entry a slot.
+# One entry for each slot.
 NUMBERS = (
-    "seed",  # whose noise, with
-    "generation",  # and
-    "sample",  # seed and generation are 0 where all slots share them
+    "seed",  # key of the noise:
+    "generation",  # seed, generation and sample;
+    "sample",  # seed and generation are 0 if all slots share them
     "rule",  # row of its plan in `Rules`
     "prompt",  # last token of the prompt
     "prompt_length",
     "t",  # tokens drawn
-    "limit",  # and how many there may be
-    "cursor",  # forced tokens it was fed
+    "limit",  # most tokens that may be drawn
+    "cursor",  # forced tokens fed so far
     "answered",  # tokens of its answer
     "calm",  # cold steps in a row
-    "thinking_length",  # thoughts drawn, the closing step among them
+    "thinking_length",  # thoughts drawn, with the closing step
     "matched",  # state of the matcher: bytes of the text that ends a thought, with which the shadow ends
-    "surplus",  # characters that the closing step's token writes beyond that text
+    "surplus",  # characters that the token of the closing step writes beyond that text
     "script",  # row of the forced texts that follows the thought
 )
 FLAGS = (
     "active",  # False once it has finished
-    "thinking",  # in its thought
+    "thinking",  # inside its thought
     "done",  # ended by an end-of-sequence token
     "cut",  # its thought reached a cap
 )
-# C entries a slot, and so has the action.
+# C entries for each slot. The action has C entries too.
 _MASKS = ("completion_mask", "thinking_mask", "forced_mask")
 _VALUES = ("log_probs", "entropies")
 _COLUMNS = {"numbers": NUMBERS, "flags": FLAGS, "masks": _MASKS, "values": _VALUES}
 
 
 def block_shapes(count: int, length: int) -> dict[str, tuple[tuple, torch.dtype]]:
-    """Shapes and types of the blocks that hold `count` completions of up to `length` tokens, thoughts' actions apart."""
+    """Shapes and types of the blocks for `count` completions of up to `length` tokens, without the thoughts' actions."""
     return {
         "numbers": ((count, len(NUMBERS)), torch.long),
         "flags": ((count, len(FLAGS)), torch.bool),
@@ -54,7 +54,7 @@ def by_name(blocks: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def begin(blocks: dict[str, torch.Tensor], index: torch.Tensor, **values) -> None:
-    """Make rows `index` of the blocks those of completions that begin to think; `values` are columns, by name."""
+    """Reset rows `index` of the blocks to completions that begin to think. `values` are columns, by name."""
     for block in blocks.values():
         block[index] = 0
     columns = by_name(blocks)

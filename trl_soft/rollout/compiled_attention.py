@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FlexAttention by compiled functions, of which each kind of step has its own."""
+"""FlexAttention by compiled functions. Each kind of step has its own function."""
 
 import functools
 from collections import OrderedDict
@@ -13,17 +13,17 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-_FUNCTIONS = 512  # compiled functions that are kept; one more costs a compilation when it comes again
+_FUNCTIONS = 512  # compiled functions that are kept; a function that was dropped is compiled again when it is needed
 _compile = functools.partial(torch.compile, fullgraph=True)
 _functions: OrderedDict[tuple, Callable] = OrderedDict()  # the least recently used first
 
 
 def call_compiled(kind: tuple, tensors: tuple[torch.Tensor, ...], options: dict) -> Any:
     """
-    FlexAttention by the compiled function of this `kind` of step.
+    Call FlexAttention by the compiled function of this `kind` of step.
 
-    torch counts the compilations of a function and raises beyond a limit. So each kind has a function, and a function that
-    reached the limit, by many lengths of slots, makes way for another.
+    torch counts the compilations of a function and raises beyond a limit. So each kind has its own function. A function that
+    reaches the limit, by many lengths of slots, is replaced by another one.
     """
     function = _functions.pop(kind, None) or _compiled(kind)
     try:
@@ -42,13 +42,13 @@ def call_compiled(kind: tuple, tensors: tuple[torch.Tensor, ...], options: dict)
 
 
 def _compiled(kind: tuple) -> Callable:
-    """A compiled FlexAttention with compilations of its own."""
+    """A compiled FlexAttention whose compilations are counted separately."""
     from torch.nn.attention.flex_attention import flex_attention
 
     def attend(query, key, value, **options):
         return flex_attention(query, key, value, **options)
 
-    # torch counts by code object, and all closures of one `def` share theirs. By the name it remembers which sizes differ
-    # from call to call: kinds that are alike but for the number of slots learn from each other.
+    # torch counts by code object, and all closures of one `def` share one. By the name of the code it remembers which sizes
+    # change from call to call. So kinds that differ only in the number of slots share this knowledge.
     code = attend.__code__.replace(co_name=f"attend_{abs(hash(kind[1:])):x}")
     return _compile(FunctionType(code, attend.__globals__, code.co_name, closure=attend.__closure__))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The text of a completion: one and the same for rewards, graders, pages and callers."""
+"""The text of a completion. Rewards, graders, pages and callers all use this one."""
 
 from collections.abc import Sequence
 
@@ -8,10 +8,10 @@ from .interface import Plan
 
 def completion_texts(tokenizer, completions: Sequence[Sequence[int]], plan: Plan) -> list[str]:
     """
-    Decode completions (lists of ids) as they are judged, in training and in evaluation.
+    Decode completions (lists of ids) to the text that is judged, in training and in evaluation.
 
-    What ends or fills a completion (`eos_token_ids`, `pad_token_id`) is left out. Every other token is written, special ones
-    too: `</think>` is special in some tokenizers and not in others, and an answer is read from there on.
+    Ends of sequence and padding (`eos_token_ids`, `pad_token_id`) are left out. Every other token is written, special tokens
+    too: `</think>` is special only in some tokenizers, and an answer is read after it.
     """
     silent = {*plan.eos_token_ids, plan.pad_token_id}
     kept = [[i for i in ids if i not in silent] for ids in completions]
@@ -20,20 +20,23 @@ def completion_texts(tokenizer, completions: Sequence[Sequence[int]], plan: Plan
 
 def answer_start(tokenizer, completion: Sequence[int], thinking_length: int, surplus: int, plan: Plan) -> int:
     """
-    Where in the text of a completion (`completion_texts`) the answer begins: behind the text of its thoughts, less the
-    characters that the closing step's token writes beyond the end of thinking (`Rollout.thinking_surplus`).
+    The place in the text of a completion (`completion_texts`) where the answer begins.
+
+    It is the end of the thoughts' text, less the characters that the token of the closing step writes beyond the end of
+    thinking (`Rollout.thinking_surplus`).
     """
     (thoughts,) = completion_texts(tokenizer, [completion[:thinking_length]], plan)
     (before,) = completion_texts(tokenizer, [completion[: max(thinking_length - 1, 0)]], plan)
-    # A closing step may have drawn a token that is not written, such as `<pad>` where "a" ends thoughts.
+    # A closing step may have drawn a token that is not written, such as `<pad>` if "a" ends thoughts.
     return max(len(thoughts) - surplus, min(len(before), len(thoughts)))
 
 
 def answer_phase(tokenizer, completion: Sequence[int], thinking_length: int, surplus: int, plan: Plan) -> str | None:
     """
-    The text of a completion behind its thought, what was forced included; empty where the thought ended the completion.
+    The text of a completion after its thought, with the forced text. Empty if the thought ended the completion.
 
-    `None` where the plan begins no answers: then a thought may answer by itself, and all of the completion is judged.
+    `None` if the plan forces no beginning of answers: then a thought may contain the answer, and all of the completion is
+    judged.
     """
     if not plan.begins_answers:
         return None

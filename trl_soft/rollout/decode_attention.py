@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention of a decode step, one query a slot, each up to the slot's own length: which kernel takes it, and how.
+"""Attention of a decode step: one query for each slot, up to the slot's own length. This module chooses and calls a kernel.
 
     flash-attn       `flash_attn_with_kvcache`, made for this: splits long slots, shares keys among the heads of a group
     varlen           torch's own flash attention with `seqused_k`, from torch 2.13 on
-    FlexAttention    compiled by torch, with a block mask that ends where the slot does: any precision, caps and sinks too
-    mask             torch's attention over the longest slot, with what is beyond a slot's length masked out
+    FlexAttention    compiled by torch, with a block mask that ends with the slot: any precision, caps and sinks too
+    mask             torch's attention over the longest slot, with the positions beyond each slot's length masked out
 
-The first that can run is taken, after it has agreed with the mask on a few slots on this very device, captured in a CUDA
-graph. The log says once which it is, and why not those before it. On a CPU it is the mask, cut at the longest slot.
-None reads anything back to the host: lengths are tensors and shapes are those of the cache.
+The first kernel that can run is used. Before that it must agree with the mask on a few slots on this device, captured in a
+CUDA graph. The log says once which kernel runs, and why the earlier ones do not. A CPU uses the mask, cut at the longest slot.
+No kernel reads anything back to the host: lengths are tensors, and shapes are those of the cache.
 """
 
 import inspect
@@ -37,15 +37,15 @@ _HALF = (torch.bfloat16, torch.float16)
 @dataclass
 class Step:
     """
-    What one layer attends to in a decode step. Letters: S slots, T tokens a slot has room for, D size of a head.
+    The attention of one layer in a decode step. Letters: S slots, T tokens that a slot can hold, D size of a head.
 
     Args:
         query (`torch.Tensor` of shape `(S, query heads, 1, D)`).
-        keys, values (`torch.Tensor` of shape `(S, T, heads, D)`): as the cache holds them, this step's among them.
-        position (`torch.Tensor` of shape `(S,)`, int64): of the query in its slot. It sees `position + 1` tokens.
-        scaling (`float`, *optional*): `None` is D ** -0.5. window (`int`, *optional*): tokens seen at most.
+        keys, values (`torch.Tensor` of shape `(S, T, heads, D)`): as the cache holds them, with those of this step.
+        position (`torch.Tensor` of shape `(S,)`, int64): position of the query in its slot. It sees `position + 1` tokens.
+        scaling (`float`, *optional*): `None` means D ** -0.5. window (`int`, *optional*): most tokens that a query sees.
         softcap (`float`, *optional*), sinks (`torch.Tensor` of shape `(query heads,)`, *optional*).
-        shared (`dict`): what layers of the same step have in common; each path keeps its own there.
+        shared (`dict`): values that the layers of one step share. Each path keeps its own values there.
     """
 
     query: torch.Tensor
@@ -95,7 +95,7 @@ def masked(query, key, value, mask, scaling=None, softcap=None, sinks=None, drop
 
 
 def _by_mask(step: Step) -> torch.Tensor:
-    """The reference of the others."""
+    """The reference for the other paths."""
     past, now = torch.arange(step.keys.size(1), device=step.keys.device), step.position.view(-1, 1, 1, 1)
     seen = past <= now if step.window is None else (past <= now) & (past > now - step.window)
     key, value = step.keys.transpose(1, 2), step.values.transpose(1, 2)
@@ -103,7 +103,7 @@ def _by_mask(step: Step) -> torch.Tensor:
 
 
 def _window(step: Step) -> tuple[int, int]:
-    """As flash attention counts it: tokens before and after the query's own, -1 for all."""
+    """The window as flash attention counts it: tokens before and after the query's own, -1 for all."""
     return (-1, -1) if step.window is None else (step.window - 1, 0)
 
 
@@ -133,7 +133,7 @@ def _varlen(step: Step) -> torch.Tensor:
 
 def block_mask(position: torch.Tensor, length: int, window: int | None, queries: int):
     """
-    FlexAttention's mask of a decode step: the blocks between the first and the last key that a slot sees.
+    FlexAttention's mask of a decode step: for each slot, the blocks from the first to the last key that it sees.
 
     Args:
         position (`torch.Tensor` of shape `(S,)`). length (`int`): T. queries (`int`): tokens of a slot in the call.
@@ -154,7 +154,7 @@ def block_mask(position: torch.Tensor, length: int, window: int | None, queries:
         def seen(b, h, q, k):
             return (k <= position[b]) & (k > position[b] - window)
 
-    # Blocks of queries are for a backward. Before torch 2.10 there is no leaving them out.
+    # Only a backward needs blocks of queries. They cannot be left out before torch 2.10.
     options: dict = {"compute_q_blocks": False} if _takes(BlockMask.from_kv_blocks, "compute_q_blocks") else {}
     return BlockMask.from_kv_blocks(
         (last - first + 1).int().view(-1, 1, 1),
@@ -184,7 +184,7 @@ def _flex(step: Step, compiled: bool = True) -> torch.Tensor:
         aux = getattr(module, "AuxRequest", None)
         options |= {"return_lse": True} if aux is None else {"return_aux": aux(lse=True)}
     if compiled:
-        # The kernel for few queries wants to know how many slots there are; the room in a slot may differ.
+        # The kernel for few queries needs a fixed number of slots. The length of a slot may differ.
         for tensor in (query, key, value, blocks.kv_num_blocks, blocks.kv_indices, step.position):
             torch._dynamo.mark_static(tensor, 0)
         found = call_compiled(_kind(step, query), (query, key, value), options)
@@ -195,14 +195,14 @@ def _flex(step: Step, compiled: bool = True) -> torch.Tensor:
     else:
         out, rest = found
         lse = getattr(rest, "lse", rest)  # (S, heads, group)
-        # A sink is one more key without a value: it takes exp(sink) of the sum.
+        # A sink is one more key without a value: it adds exp(sink) to the sum.
         share = torch.sigmoid(lse.float() - step.sinks.float().view(1, *lse.shape[1:]))
         out = (out * share.unsqueeze(-1)).to(out.dtype)
     return out.reshape(rows, heads, 1, -1).transpose(1, 2)
 
 
 def _kind(step: Step, query: torch.Tensor) -> tuple:
-    """All that a compilation depends on, but for the room in a slot."""
+    """Everything that a compilation depends on, except the length of a slot."""
     return (
         *query.shape, *step.keys.shape[2:], step.values.size(3), query.dtype, query.device, step.scaling, step.window,
         step.softcap, step.sinks is not None, torch.is_grad_enabled(),
@@ -222,11 +222,11 @@ KERNELS: dict[str, Callable[[Step], torch.Tensor]] = {"flash-attn": _flash, "var
 @dataclass(frozen=True)
 class Installed:
     """
-    What there is to attend with.
+    The attention kernels that are installed.
 
     Args:
         capability (`int`): major compute capability of the device.
-        flash (`str`, *optional*): flash-attn's version. varlen (`bool`): torch's takes lengths. triton (`bool`).
+        flash (`str`, *optional*): flash-attn's version. varlen (`bool`): torch's attention takes lengths. triton (`bool`).
     """
 
     capability: int
@@ -237,7 +237,7 @@ class Installed:
 
 @dataclass(frozen=True)
 class Features:
-    """What a layer's attention asks for. Sizes are of a key's and a value's head."""
+    """The features that a layer's attention needs. Sizes are those of a key's and a value's head."""
 
     dtype: torch.dtype
     size: int
@@ -257,13 +257,13 @@ def installed(device: torch.device) -> Installed:
         varlen = _takes(varlen_attn, "seqused_k")
     try:
         flash = version("flash-attn") if find_spec("flash_attn") else None
-    except PackageNotFoundError:  # a module of that name, of another package
+    except PackageNotFoundError:  # a module of that name in another package
         flash = None
     return Installed(torch.cuda.get_device_capability(device)[0], flash, varlen, find_spec("triton") is not None)
 
 
 def why_not(kernel: str, there: Installed, asked: Features) -> str | None:
-    """Why a kernel cannot take a layer's attention here, in a clause, or `None` where it can."""
+    """Why a kernel cannot compute a layer's attention here, as a clause. `None` if it can."""
     flash = kernel != "FlexAttention"
     if kernel == "flash-attn" and there.flash is None:
         return "is not installed"
@@ -294,10 +294,10 @@ def why_not(kernel: str, there: Installed, asked: Features) -> str | None:
 
 def choose(there: Installed, asked: Features, trial: Callable[[str], str | None]) -> tuple[str, dict[str, str]]:
     """
-    The first kernel that can take a layer's attention, `mask` where none can, and why not those before it.
+    The first kernel that can compute a layer's attention, or `mask` if none can; and why the earlier kernels cannot.
 
     Args:
-        trial: called with a kernel that should do; what went wrong, in a clause, or `None`.
+        trial: a function of a kernel that should work. It returns what went wrong, as a clause, or `None`.
     """
     reasons: dict[str, str] = {}
     for kernel in KERNELS:
@@ -309,7 +309,7 @@ def choose(there: Installed, asked: Features, trial: Callable[[str], str | None]
 
 
 def told(kernel: str, reasons: dict[str, str]) -> str:
-    """For the log: which path, what it costs, and why none before it."""
+    """The sentence for the log: the path, its cost, and why the earlier ones are not used."""
     why = "; ".join(f"{name} {reason}" for name, reason in reasons.items())
     if kernel == "mask":
         return (
@@ -323,14 +323,16 @@ def told(kernel: str, reasons: dict[str, str]) -> str:
 
 def try_out(kernel: str, like: Step) -> str | None:
     """
-    What goes wrong where a kernel attends in a step `like` this one, in a clause, or `None`.
+    What goes wrong if a kernel computes a step `like` this one, as a clause. `None` if nothing does.
 
-    Three slots of unequal lengths, the last as long as there is room, eagerly and captured; the mask is right.
+    The trial has three slots of unequal lengths, the last one full. It runs eagerly and captured. The mask is the reference.
     """
     heads, size = like.query.size(1), like.query.size(-1)
     shared, wide, room = like.keys.size(2), like.values.size(-1), 2 * _BLOCK + 16
 
-    def waves(of: torch.Tensor, *shape: int) -> torch.Tensor:  # no draw: the run's own would be other ones afterwards
+    def waves(
+        of: torch.Tensor, *shape: int
+    ) -> torch.Tensor:  # not random: a draw would change the later draws of the run
         count = torch.arange(torch.Size(shape).numel(), device=of.device, dtype=torch.float32)
         return torch.sin(count * 0.7 + count.square() * 1e-3).view(shape).to(of.dtype)
 
@@ -350,9 +352,9 @@ def try_out(kernel: str, like: Step) -> str | None:
             with torch.cuda.graph(graph):
                 found.append(attend(step))
             graph.replay()
-    except Exception as error:  # whatever a compiler, a driver or a package of another build raises
+    except Exception as error:  # a compiler, a driver or a package of another build can raise anything
         return f"failed when it was tried ({type(error).__name__}: {str(error).strip().splitlines()[0][:200]})"
-    # Of values up to 1, in 8 bits; float32 products may be made in TF32.
+    # The values are up to 1, with 8 bits. float32 products may use TF32.
     limit = 0.02 if step.query.dtype in _HALF else 5e-3
     off = max((each.float() - right.float()).abs().max().item() for each in found)
     return None if off <= limit else f"was {off:.3g} off the mask when it was tried"
@@ -362,7 +364,7 @@ _chosen: dict[Any, str] = {}
 
 
 def kernel_for(step: Step, dropout: float = 0.0) -> str:
-    """The kernel of a step on a CUDA device; tried and told once for each kind of layer."""
+    """The kernel of a step on a CUDA device. It is tried and logged once for each kind of layer."""
     asked = Features(
         step.query.dtype, step.query.size(-1), step.values.size(-1), step.softcap is not None, step.sinks is not None,
         bool(dropout), step.window is not None,

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One policy draws and is scored: the network without dropout.
+"""Dropout is off for soft thoughts, so that the same policy draws and is scored.
 
-A thought is a continuous action, and its log-probability moves by tenths of a nat (Gaussian thoughts: by far more) with the
-units that happen to be dropped. A rollout under one dropout mask, scored under another and updated under a third would be
-three policies, and the ratio between them noise. vLLM serves without dropout as well.
+A thought is a continuous action. Dropout changes its log-probability by tenths of a nat (Gaussian thoughts: by far more). A
+rollout with one dropout mask, a score with another and an update with a third would be three policies, and the ratio between
+them would be noise. vLLM serves without dropout as well.
 """
 
 import inspect
@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
 
-# Probabilities and magnitudes of noise that transformers' models keep as attributes of their modules.
+# Names of dropout probabilities and noise magnitudes that transformers' models keep as attributes of their modules.
 _NOISE = re.compile(r"drop|jitter")
 _READ = re.compile(r"self\.config\.(\w*(?:drop|jitter)\w*)")
 
@@ -25,11 +25,11 @@ def switch_off_dropout(model: nn.Module) -> dict[str, float]:
     Make training mode deterministic, for good: dropout of modules and of functions, dropped layers and routing noise.
 
     Returns:
-        What was switched off, by name, with its largest value. Empty where there was nothing.
+        The values that were switched off, by name, each with its largest value. Empty if there were none.
 
     Raises:
-        ValueError: if a module reads such a value from the model's configuration at every call, where changing it would
-            change what is saved.
+        ValueError: if a module reads such a value from the model's configuration at every call. To change it there would
+            change the saved model.
     """
     found: dict[str, float] = {}
     for path, module in model.named_modules():
@@ -48,12 +48,12 @@ def switch_off_dropout(model: nn.Module) -> dict[str, float]:
         try:
             source = inspect.getsource(kind.forward)
         except (OSError, TypeError):
-            continue  # compiled or made at run time; `thinking/logp_difference` tells what happens there
+            continue  # compiled or made at run time; `thinking/logp_difference` shows dropout there
         for name in _READ.findall(source):
             if (getattr(config, name, None) or 0) > 0:
                 raise ValueError(
                     f"`{name}` of the model's configuration is {getattr(config, name)}, and {kind.__name__} drops at random "
-                    "at every call in training, so a thought would be scored by another policy than drew it. Load the model "
+                    "at every call in training, so one policy would draw a thought and another would score it. Load the model "
                     f"with `{name}` 0 (`model_init_kwargs`)."
                 )
     return found
@@ -61,7 +61,7 @@ def switch_off_dropout(model: nn.Module) -> dict[str, float]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """All modules in evaluation mode inside the block, each as it was found afterwards."""
+    """Inside the block all modules are in evaluation mode. Afterwards each has its own mode again."""
     training = [module for module in model.modules() if module.training]
     for module in training:
         module.training = False

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The engines by name, as `rollout_engine` chooses among them. None takes another's place by itself."""
+"""The engines by name. `rollout_engine` chooses one; an engine never switches to another on its own."""
 
 from .interface import Engine
 from .padded_engine import simple

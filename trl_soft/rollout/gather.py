@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model sharded by FSDP2, whole for the length of a rollout.
+"""Make a model that FSDP2 shards whole during a rollout.
 
-Each rank's thoughts end when they end, so a rollout in which every forward gathers weights would wait for a rank that has
-finished. Gathered once, and not taken apart between forwards, ranks need not agree again before the end. (ZeRO-3 and
-FSDP1 are gathered by TRL, around `generate`.)
+Each rank ends its thoughts at its own time. If every forward gathered the weights, the ranks would wait for a rank that has
+finished. So the weights are gathered once and stay whole between forwards, and the ranks meet again only at the end. (TRL
+gathers ZeRO-3 and FSDP1, around `generate`.)
 """
 
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 @contextmanager
 def unsharded(model):
-    """All FSDP2 modules of `model` hold their whole parameters inside the block. A model without them is left alone."""
+    """Inside the block all FSDP2 modules of `model` hold their whole parameters. A model without FSDP2 does not change."""
     try:
         from torch.distributed.fsdp import FSDPModule
     except ImportError:  # a torch built without distributed
@@ -24,7 +24,7 @@ def unsharded(model):
         yield
         return
     groups = [group for module in modules for group in module._get_fsdp_state()._fsdp_param_groups]
-    # torch has a setter for this and no getter.
+    # torch has a setter for this, but no getter.
     before = [group.post_forward_mesh_info for group in groups]
     automatic = [module._get_fsdp_state()._auto_reshard_after_forward for module in modules]
     try:

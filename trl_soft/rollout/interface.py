@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every engine is given, and what it gives back.
+"""The arguments and the results of every engine.
 
 An engine completes n prompts, and yields the completions in parts as they finish:
 
-    engine(model, prompts, plan, key, options) -> iterator of (numbers of the prompts, Rollout of those)
+    engine(model, prompts, plan, key, options) -> iterator of (numbers of the prompts, their Rollout)
 
-A part is the caller's: the engine writes nothing more to it.
+A part belongs to the caller: the engine does not change it any more.
 
-`model` is a causal LM (or a PEFT model around one) with `add_soft_tokens`, and is left as it was found.
+`model` is a causal LM (or a PEFT model around one) with `add_soft_tokens`. The engine leaves it as it was.
 """
 
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -25,19 +25,19 @@ from .stop import StopRule, overlap
 @dataclass
 class Plan:
     """
-    Everything a rollout needs to know besides the model and the prompts.
+    Everything that a rollout needs besides the model and the prompts.
 
     Args:
-        thought, answer: what a thinking and what an answering step do.
+        thought, answer: the objects that draw a thinking step and an answer step.
         stop (`StopRule`): when a thought ends.
         max_completion_length (`int`): C.
         eos_token_ids (`list[int]`), pad_token_id (`int`).
         forced (`Sequence` of `list[int]`):
-            Ids forced after a thought that ended itself, and after one that was cut. Row 1 + k is what is left of the first
-            after its first k characters, where the token that ended the thought has written those.
-        prefill (`str`): the text of the first.
-        repetition_penalty (`float`): on tokens, hard thoughts and the answer's, as in `generate`.
-        max_answer_length (`int`, *optional*): cap of the answer's own tokens, thought and forced ones not among them.
+            Ids forced after a thought that ended itself, and after a thought that was cut. Row 1 + k is the rest of the
+            first text after its first k characters, for a token that ended the thought and has written these k.
+        prefill (`str`): the text forced after a thought that ended itself.
+        repetition_penalty (`float`): for tokens (of hard thoughts and of answers), as in `generate`.
+        max_answer_length (`int`, *optional*): cap of the answer's own tokens, without thoughts and forced tokens.
     """
 
     thought: Thought
@@ -61,17 +61,17 @@ class Plan:
 
     @property
     def begins_answers(self) -> bool:
-        """Whether what is forced begins the answer. Without a prefill it is only the end of a thought that was cut."""
+        """Whether a forced text begins the answer. Without a prefill only the end of a cut thought is forced."""
         return bool(self.forced[0]) or list(self.forced[1]) not in ([], list(self.stop.end.ids))
 
     def closed(self, prompts: Sequence[Sequence[int]]) -> list[bool]:
-        """Which prompts have closed their thought, and so begin with the answer; equal ones are looked at once."""
+        """Which prompts have closed their thought and begin with the answer. Equal prompts are checked once."""
         found = {prompt: self.stop.end.closes(prompt) for prompt in set(map(tuple, prompts))}
         return [found[tuple(prompt)] for prompt in prompts]
 
 
 def forced_row(rest: str, prefill: str) -> int:
-    """Which row of `Plan.forced` follows a thought that ended itself, with a rest (see `EndOfThinking`)."""
+    """The row of `Plan.forced` that follows a thought that ended itself with this rest (see `EndOfThinking`)."""
     written = overlap(rest, prefill)
     return 1 + written if written else 0
 
@@ -79,7 +79,7 @@ def forced_row(rest: str, prefill: str) -> int:
 @dataclass
 class Key:
     """
-    Whose noise: see `KeyedNoise`.
+    The key of a rollout's noise: see `KeyedNoise`.
 
     Args:
         seed, generation (`int`).
@@ -98,18 +98,18 @@ class Key:
 @dataclass
 class EngineOptions:
     """
-    How an engine goes about it. Nothing here changes a completion, but for float rounding.
+    How an engine works. No option changes a completion, except for float rounding.
 
     Args:
         slots (`int`): completions in flight at once.
         cache_gb (`float`, *optional*):
             Most gigabytes (10**9 bytes) of keys and values. `None`: half of the memory that is free.
-        prefill_tokens (`int`): most tokens of prompts in one forward; longer prompts go in pieces.
-        cuda_graphs (`bool`): replay a captured step on CUDA. False runs it eagerly.
-        check_every (`int`, *optional*): steps between looks at what has finished; `None`: 8 on CUDA, 1 elsewhere.
-        lengths (`list[int]`, *optional*): longest completion of each prompt, where not `plan.max_completion_length`.
+        prefill_tokens (`int`): most tokens of prompts in one forward. Longer prompts are read in pieces.
+        cuda_graphs (`bool`): replay a captured step on CUDA. False runs every step eagerly.
+        check_every (`int`, *optional*): steps between checks for finished completions. `None`: 8 on CUDA, 1 elsewhere.
+        lengths (`list[int]`, *optional*): cap of each prompt's completion. `None`: `plan.max_completion_length`.
         share_prompts (`bool`): compute equal prompts once.
-        static (`bool`): hold every slot until all have finished, as a padded batch does; to measure what that costs.
+        static (`bool`): hold every slot until all have finished, as a padded batch does. It serves to measure that cost.
     """
 
     slots: int = 64
@@ -143,19 +143,19 @@ class EngineOptions:
 @dataclass
 class Rollout:
     """
-    What came of it, for B prompts.
+    The completions of B prompts.
 
     Args:
         completion_ids (`torch.Tensor` of shape `(B, C)`): the shadow text, padded on the right.
         completion_mask (`torch.Tensor` of shape `(B, C)`, bool): True up to and including the end of sequence.
-        record (`SoftTokens`): the thoughts, and the log-probabilities as drawn.
-        entropies (`torch.Tensor` of shape `(B, C)`): in nats, of the distribution each step was made from.
+        record (`SoftTokens`): the record of the thoughts, with the log-probabilities as drawn.
+        entropies (`torch.Tensor` of shape `(B, C)`): in nats, of the distribution that each step was drawn from.
         thinking_length (`torch.Tensor` of shape `(B,)`):
-            Thoughts, the closing step among them; 0 where the prompt has closed its thought.
+            Number of thoughts, with the closing step. 0 if the prompt has closed its thought.
         thinking_surplus (`torch.Tensor` of shape `(B,)`):
-            Characters that the closing step's token writes beyond the text that ends thoughts. They are the answer's first;
-            the answer is the completion's text after that of `thinking_length` tokens, and these.
-        thinking_cut (`torch.Tensor` of shape `(B,)`, bool): True where the thought reached a cap.
+            Characters that the token of the closing step writes beyond the end of thinking. They are the first characters of
+            the answer. The text of the completion after its first `thinking_length` tokens follows them.
+        thinking_cut (`torch.Tensor` of shape `(B,)`, bool): True if the thought reached a cap.
     """
 
     completion_ids: torch.Tensor
@@ -180,7 +180,7 @@ class Rollout:
         return self._map(lambda x: x.to(device))
 
     def tensors(self) -> list[torch.Tensor]:
-        """All of it, in a fixed order."""
+        """All tensors, in a fixed order."""
         record = self.record
         of_record = [record.thinking_mask, record.forced_mask, record.log_probs, *record.action.values()]
         of_thought = [self.thinking_length, self.thinking_surplus, self.thinking_cut]
@@ -198,7 +198,7 @@ Engine = Callable[..., Parts]
 
 
 def assemble(parts: Iterable[tuple[list[int], Rollout]], count: int, plan: Plan) -> Rollout:
-    """The parts an engine yields for `count` prompts as one `Rollout` in their order, as long as the longest."""
+    """The parts that an engine yields for `count` prompts, as one `Rollout` in the order of the prompts."""
     out, used = None, 0
     for numbers, part in parts:
         if out is None:
@@ -223,12 +223,12 @@ def _empty(like: Rollout, count: int, plan: Plan) -> Rollout:
 
 
 def packed(action: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """An action as a record keeps it: candidates in 32 bits, which are half of it."""
+    """An action as a record keeps it, with candidates in 32 bits to halve their memory."""
     return {name: value.int() if name == "ids" else value for name, value in action.items()}
 
 
 def positions(attention_mask: torch.Tensor) -> torch.Tensor:
-    """Position of each token among the row's own, padding on the left not counted: (B, S) -> (B, S)."""
+    """Position of each token in its row, without counting the padding on the left: (B, S) -> (B, S)."""
     return (attention_mask.cumsum(-1) - 1).clamp(min=0)
 
 

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A text that ends thoughts as a table over tokens, so that no step has to be decoded.
+"""Find the text that ends a thought by a table over tokens, so that no step has to be decoded.
 
-Texts are compared by their bytes in UTF-8, since a token may hold a part of a character. State s says that the shadow ends with the
-first s bytes of the text and no more (Knuth, Morris and Pratt). Tokens
-that lead from each state to the same state are one class: `table[s, classes[token]]` is the state after a token. A match may end
-inside the token; no state follows it, since the thought is over.
+Texts are compared by their bytes in UTF-8, because a token may hold a part of a character. In state s the shadow ends with the
+first s bytes of the text, and with no longer beginning of it (Knuth, Morris and Pratt). Tokens that lead from each state to
+the same state are one class: `table[s, classes[token]]` is the state after a token. A match may end inside the token. No state
+follows a match, because the thought is over.
 
-Most tokens hold nothing of the text. Those that do are found in the sorted vocabulary, so a table takes milliseconds, and no
-client of a server can hold it up with texts of its own.
+Most tokens hold no part of the text. The others are found in the sorted vocabulary, so a table takes milliseconds, and no
+client can delay a server with its own texts.
 """
 
 import functools
@@ -24,8 +24,8 @@ from .pieces import HALF, Pieces, pieces_of
 from .stop import EndOfThinking
 
 
-MATCHERS = 256  # texts that end thoughts, each with its prefill, whose tables are kept for rollouts to come
-_CHECKED = 20  # texts of each kind that a table is checked against
+MATCHERS = 256  # tables that are kept for later rollouts, each for a text with its prefill
+_CHECKED = 20  # texts of each kind by which a table is checked
 
 
 def borders(text: bytes) -> np.ndarray:
@@ -39,22 +39,23 @@ def table_of(text: bytes, pieces: Pieces, kinds: Callable[[np.ndarray, np.ndarra
 
     Args:
         text (`bytes`): m bytes of UTF-8.
-        kinds: called with tokens and with the number of bytes that each writes behind the text, for the kinds of those rests.
+        kinds: a function of tokens and of the number of bytes that each writes after the text. It returns the kinds of these
+            rests.
 
     Returns:
-        classes (V,) int64: of each token; table (m, number of classes) int64: the state after a token from each state, or
-        m + the kind of the rest where the token completes the text.
+        classes (V,) int64: the class of each token; table (m, number of classes) int64: the state after a token from each
+        state, or m + the kind of the rest if the token completes the text.
     """
     m, within = len(text), borders(text)
-    # From the state 0: the longest beginning of the text that the token ends with, or the first match inside the token.
+    # From state 0: the longest beginning of the text with which the token ends, or the first match inside the token.
     base = np.zeros(len(pieces.of), dtype=np.int64)
     for k in range(1, m):
         base[pieces.ending(text[:k])] = k
     tokens, places = pieces.holding(text)
     base[tokens] = m + kinds(tokens, pieces.lengths[tokens] - places - m)
     classes = _Classes(base)
-    # From a state that text[:j] is at the end of: a token within the text leads further than it would from 0, and one
-    # that begins with text[j:] completes it, before all that it holds behind. Longer beginnings are further.
+    # From a state that ends with text[:j]: a token inside the text leads further than from state 0. A token that begins
+    # with text[j:] completes the text, before anything after it counts. Longer beginnings lead further.
     completing = []
     for j in range(1, m):
         for n, (begin, same) in enumerate(pieces.beginnings(text[j:])):
@@ -68,7 +69,7 @@ def table_of(text: bytes, pieces: Pieces, kinds: Callable[[np.ndarray, np.ndarra
 
 
 class _Classes:
-    """Tokens by what they lead to: first to one state from all states, then to others from some."""
+    """Classes of tokens by the states they lead to: first one state from all states, then other states from some."""
 
     def __init__(self, base: np.ndarray):
         states, self.of = _numbered(base)
@@ -84,7 +85,7 @@ class _Classes:
         self.columns += [(*self.columns[pair // most], rows, pair % most) for pair in pairs.tolist()]
 
     def done(self, m: int) -> tuple[np.ndarray, np.ndarray]:
-        """The class of each token, and the state (m, classes) it leads to from each."""
+        """The class of each token, and the state (m, classes) that each class leads to from each state."""
         used, of = _numbered(self.of)
         table = np.empty((m, len(used)), dtype=np.int64)
         for column, (base, *splits) in enumerate(self.columns[old] for old in used.tolist()):
@@ -96,10 +97,10 @@ class _Classes:
 
 class _Kinds:
     """
-    What tokens write behind the text, told apart by what matters of it.
+    The kinds of rests: what tokens write after the text, as far as it matters.
 
     Attributes:
-        numbers: (characters, row of `Plan.forced` that follows) -> number of the kind; 0 is no rest.
+        numbers: (characters, row of `Plan.forced` that follows) -> number of the kind. 0 means no rest.
     """
 
     def __init__(self, pieces: Pieces, prefill: str):
@@ -126,24 +127,24 @@ def _numbered(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 class EndMatcher:
     """
-    `EndOfThinking` for a text, with a table in place of the decoding.
+    `EndOfThinking` for a text, with a table instead of decoding.
 
     Args:
-        end (`EndOfThinking`): of a text that is no added token.
+        end (`EndOfThinking`): of a text that is not an added token.
         vocab_size (`int`): V, of the model.
-        prefill (`str`): text forced after a thought that ended itself, some of which a rest may have written.
+        prefill (`str`): text forced after a thought that ended itself. A rest may have written a part of it.
 
     Attributes:
-        classes (`torch.Tensor` of shape `(V,)`, int16, or int32 if there are many): of each token.
+        classes (`torch.Tensor` of shape `(V,)`, int16, or int32 if there are many): the class of each token.
         table (`torch.Tensor` of shape `(m, number of classes)`, int16):
-            Of a text of m bytes: the state after a token of each class, or m + i where it completes the text and leaves a
-            rest of kind i.
+            For a text of m bytes: the state after a token of each class, or m + i if the token completes the text and
+            leaves a rest of kind i.
         surplus, script (`torch.Tensor` of shape `(kinds of rests,)`, int64):
-            Characters of such a rest, and which row of `Plan.forced` follows it. Kind 0 is no rest.
+            Characters of such a rest, and the row of `Plan.forced` that follows it. Kind 0 means no rest.
 
     Raises:
-        ValueError: if tokens of this tokenizer do not write their characters one after the other, or the text is not
-            ASCII and it is not known which part of a character some token writes.
+        ValueError: if tokens of this tokenizer do not write their characters one after the other. Also if the text is not
+            ASCII and it is unknown which part of a character some token writes.
     """
 
     is_token = False
@@ -153,8 +154,8 @@ class EndMatcher:
         pieces = pieces_of(end.tokenizer, vocab_size)
         if not end.text.isascii() and not pieces.halves:
             raise ValueError(
-                f"`end_of_thinking` is {end.text!r}, which is not ASCII and no added token, and some tokens of this tokenizer write a "
-                "part of a character that cannot be told. Choose a token or an ASCII text, or the engine `simple`."
+                f"`end_of_thinking` is {end.text!r}, which is neither ASCII nor an added token, and some tokens of this tokenizer write an "
+                "unknown part of a character. Choose a token or an ASCII text, or the engine `simple`."
             )
         kinds = _Kinds(pieces, prefill)
         classes, table = table_of(end.text.encode(), pieces, kinds)
@@ -164,7 +165,7 @@ class EndMatcher:
         self._check(end, min(vocab_size, len(end.tokenizer)))
 
     def _check(self, end: EndOfThinking, count: int) -> None:
-        """Decoded texts say the same as the table: the end in several surroundings, and any tokens."""
+        """Check the table against decoding: the end in several surroundings, and random tokens."""
         draw = random.Random(0)
         some = [[draw.randrange(count) for _ in range(8)] for _ in range(_CHECKED)]
         near = [row[:4] + end.ids[draw.randrange(len(end.ids)) :] + row[: draw.randrange(2)] for row in some]
@@ -173,7 +174,7 @@ class EndMatcher:
         closing = closes[self.classes.long()].nonzero().squeeze(-1).tolist()
         inside = [row[:4] + end.ids[:-1] + [draw.choice(closing)] for row in some if closing]
         shadows = some + near + cut + inside + [row[:4] + end.ids for row in some]
-        # What is no UTF-8 some tokenizers decode byte by byte, a whole character in it too.
+        # Some tokenizers decode a text that is not UTF-8 byte by byte, even whole characters in it.
         texts = end.tokenizer.batch_decode(shadows, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         shadows = [shadow for shadow, text in zip(shadows, texts, strict=True) if HALF not in text]
         theirs = [None if rest is None else len(rest) for rest in self._first(end, shadows)]
@@ -192,7 +193,7 @@ class EndMatcher:
         return [next((rest for rest in row if rest is not None), None) for row in found]
 
     def find(self, shadow: Sequence[int]) -> int | None:
-        """Characters of the rest at the first match in a shadow; `None` where there is no match."""
+        """Characters of the rest at the first match in a shadow. `None` if there is no match."""
         state, m = 0, len(self.table)
         for token in shadow:
             state = int(self.table[state, self.classes[token]])
@@ -203,7 +204,7 @@ class EndMatcher:
 
 @functools.lru_cache(maxsize=MATCHERS)
 def matcher(tokenizer, text: str, vocab_size: int, prefill: str) -> EndMatcher:
-    """The text that ends thoughts as a table; tokenizers are known by identity."""
+    """The table for a text that ends thoughts. The cache knows tokenizers by identity."""
     return EndMatcher(EndOfThinking(tokenizer, text), vocab_size, prefill)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bytes that each token of a tokenizer writes, sorted once, so that the tokens that have to do with a text are found without a walk."""
+"""The bytes that each token of a tokenizer writes. They are sorted once, so that the tokens of a text are found by search."""
 
 import functools
 import string
@@ -9,18 +9,18 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 
-HALF = "\ufffd"  # what half a character is decoded to
+HALF = "\ufffd"  # half a character is decoded to this
 
 
 class Pieces:
     """
     Args:
-        pieces (list of V `bytes`): what each token writes behind other tokens, in UTF-8.
-        halves (`bool`): whether all tokens are known that write a part of a character.
+        pieces (list of V `bytes`): the bytes that each token writes after other tokens, in UTF-8.
+        halves (`bool`): whether the bytes of all tokens that write a part of a character are known.
 
     Attributes:
         of (list of V `bytes`), halves: the same.
-        lengths (`numpy.ndarray` of shape `(V,)`): bytes of each.
+        lengths (`numpy.ndarray` of shape `(V,)`): number of bytes of each token.
     """
 
     def __init__(self, pieces: Sequence[bytes], halves: bool = True):
@@ -30,14 +30,14 @@ class Pieces:
         self._backward, self._by_end = _sorted([piece[::-1] for piece in self.of])
         self._flat = np.frombuffer(b"".join(self.of), dtype=np.uint8)
         self._starts = np.concatenate(([0], np.cumsum(self.lengths)))
-        # A character of UTF-8 has one byte that is not of the form 10xxxxxx, its first.
+        # In UTF-8 only the first byte of a character is not of the form 10xxxxxx.
         self._characters = np.concatenate(([0], np.cumsum((self._flat & 0xC0) != 0x80)))
         self._whole = np.array([_is_text(piece) for piece in self.of], dtype=bool)
 
     def beginnings(self, text: bytes) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """
-        For n = 0, 1, ... up to the length of a text, or to where none is left: the tokens that begin with the first n bytes of the
-        text, and those that write them and nothing else.
+        For n = 0, 1, ... up to the length of a text: the tokens that begin with its first n bytes, and the tokens that write
+        exactly these bytes. It ends earlier if no token is left.
         """
         low, high = 0, len(self._forward)
         for n in range(len(text) + 1):
@@ -65,7 +65,7 @@ class Pieces:
         return tokens, places[inside][first] - self._starts[tokens]
 
     def characters(self, tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """How many characters the last `lengths` (N,) bytes of tokens (N,) are, of which the first begins a character."""
+        """Number of characters in the last `lengths` (N,) bytes of tokens (N,). The first byte begins a character."""
         ends = self._starts[tokens + 1]
         counts = self._characters[ends] - self._characters[ends - lengths]
         for i in np.flatnonzero(~self._whole[tokens]):
@@ -79,13 +79,13 @@ class Pieces:
 
 
 def _sorted(pieces: list[bytes]) -> tuple[list[bytes], np.ndarray]:
-    """Texts in order, and which each was."""
+    """Sorted texts, and the index of each before sorting."""
     order = sorted(range(len(pieces)), key=pieces.__getitem__)
     return [pieces[token] for token in order], np.array(order, dtype=np.int64)
 
 
 def _after(text: bytes) -> bytes:
-    """The first text in order behind all that begin with `text`; no byte of UTF-8 is 255."""
+    """The first text, in sorted order, after all texts that begin with `text`. No byte of UTF-8 is 255."""
     return text[:-1] + bytes([text[-1] + 1])
 
 
@@ -100,11 +100,12 @@ def _is_text(piece: bytes) -> bool:
 @functools.lru_cache(maxsize=4)
 def pieces_of(tokenizer, vocab_size: int) -> Pieces:
     """
-    What the tokens of a tokenizer write behind another token; seconds for a large vocabulary, once for each tokenizer, which is
-    known by identity.
+    The bytes that the tokens of a tokenizer write after another token.
+
+    This takes seconds for a large vocabulary, once for each tokenizer. The cache knows tokenizers by identity.
 
     Raises:
-        ValueError: if no token writes a single ASCII character, behind which the others could be read.
+        ValueError: if no token writes a single ASCII character, after which the other tokens could be read.
     """
     exact = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
     for letter in string.ascii_letters + string.digits + string.punctuation:
@@ -113,7 +114,7 @@ def pieces_of(tokenizer, vocab_size: int) -> Pieces:
             break
     else:
         raise ValueError(
-            "No token of this tokenizer is one ASCII character, so what its tokens write cannot be told apart. Choose a token as "
+            "No token of this tokenizer is one ASCII character, so the text of a single token cannot be found. Choose a token as "
             "`end_of_thinking`, or the engine `simple`."
         )
     count = min(vocab_size, len(tokenizer))
@@ -129,8 +130,9 @@ def pieces_of(tokenizer, vocab_size: int) -> Pieces:
 
 def _bytes_of(token: str, written: str) -> bytes | None:
     """
-    What a token writes that is decoded with a replacement character, by its name in the vocabulary: a byte of SentencePiece's
-    (`<0xE7>`), or bytes as GPT-2's alphabet has them. `None` if its name is neither.
+    The bytes of a token that is decoded with a replacement character, from its name in the vocabulary.
+
+    The name is a byte of SentencePiece (`<0xE7>`), or bytes in GPT-2's alphabet. `None` if it is neither.
     """
     if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
         return bytes.fromhex(token[3:5])

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When a thought ends: by itself, by a token or a text that its shadow comes to hold; or cut, by Cold Stop or a cap."""
+"""When a thought ends: by itself, with a token or a text in its shadow; or cut, by Cold Stop or a cap.
+
+The *shadow* of a thought is the text of its shadow tokens: the one token that stands for each step in `completion_ids`.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,15 +10,16 @@ from dataclasses import dataclass
 import torch
 
 
-_BLANKS = 64  # tokens that are looked at behind the end of a thought that a prompt has closed
+_BLANKS = 64  # tokens of blanks that may follow the end of thinking in a prompt
 
 
 class EndOfThinking:
     """
     `end_of_thinking`, resolved once against a tokenizer.
 
-    A thought closes with the token in which the text is completed. What of that token reaches beyond the text is the
-    *rest*: the answer's first characters. ("The final answer is: " ends inside the token ` \\`, whose rest is the backslash.)
+    A thought closes with the token that completes the text. If that token writes more than the text, the additional characters
+    are the *rest*: the first characters of the answer. ("The final answer is: " ends inside the token ` \\`, whose rest is the
+    backslash.)
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`).
@@ -23,8 +27,8 @@ class EndOfThinking:
 
     Attributes:
         ids (`list[int]`): the tokens that write `text`.
-        is_token (`bool`): whether that is one of the tokenizer's added tokens, which is compared by id; otherwise the
-            shadow's tail is decoded, because a text can be cut into tokens in more than one way.
+        is_token (`bool`): whether the text is one of the tokenizer's added tokens, which is compared by id. Otherwise the
+            end of the shadow is decoded, because a text can be cut into tokens in more than one way.
 
     Raises:
         ValueError: if the tokenizer can never produce `text`.
@@ -48,7 +52,7 @@ class EndOfThinking:
         return [rest is not None for rest in self.rests(shadows)]
 
     def rests(self, shadows: list[list[int]]) -> list[str | None]:
-        """What the latest token of each shadow writes beyond the text; `None` where it does not complete the text."""
+        """The rest that the latest token of each shadow writes. `None` if the token does not complete the text."""
         if self.is_token:
             return ["" if shadow[-1:] == self.ids else None for shadow in shadows]
         tails = [shadow[-self.tail :] for shadow in shadows]
@@ -65,8 +69,8 @@ class EndOfThinking:
 
     def closes(self, prompt: Sequence[int]) -> bool:
         """
-        Whether a prompt has closed its thought: its text ends with the text that ends thoughts, blanks aside. Such a prompt
-        is answered at once. An end that stands earlier, in a question or an example, closes nothing.
+        Whether a prompt has closed its thought: its text ends with the end of thinking, except for blanks. Such a prompt is
+        answered at once. An end of thinking that stands earlier, in a question or an example, does not count.
         """
         (text,) = self._decode([list(prompt[-self.tail - _BLANKS :])])
         _, found, after = text.rpartition(self.text)
@@ -78,9 +82,9 @@ class EndOfThinking:
 
 def overlap(rest: str, prefill: str) -> int:
     """
-    How many characters of `prefill` a rest has written already: what is forced after it begins there.
+    How many characters of `prefill` a rest has already written. The forced text starts after them.
 
-    `\\` has one of `\\boxed{`, a line end none, `\\boxed{5` all of them.
+    For the prefill `\\boxed{`, the rest `\\` has written one character, a line end none, and `\\boxed{5` all of them.
     """
     for start in range(len(rest) if prefill and prefill[0] in rest else 0):
         part = rest[start:]
@@ -92,15 +96,15 @@ def overlap(rest: str, prefill: str) -> int:
 @dataclass
 class StopRule:
     """
-    Every way a thought can end, but the end of the sequence.
+    Every way in which a thought can end, except the end of the sequence.
 
     Args:
         end (`EndOfThinking`): the thought ends itself.
         cap (`int`, *optional*): longest thought, in tokens.
         cold_entropy (`float`, *optional*), cold_length (`int`):
-            Cold Stop (Soft Thinking, arXiv 2505.15778): cut after `cold_length` steps in a row whose entropy over the
-            whole vocabulary, in nats at `temperature`, is below `cold_entropy`.
-        temperature (`float`): of the distribution Cold Stop looks at.
+            Cold Stop (Soft Thinking, arXiv 2505.15778): cut the thought after `cold_length` steps in a row whose entropy is
+            below `cold_entropy`. The entropy is over the whole vocabulary, in nats, at `temperature`.
+        temperature (`float`): temperature of the distribution for Cold Stop.
     """
 
     end: EndOfThinking
@@ -111,9 +115,9 @@ class StopRule:
 
     def cut(self, thoughts: torch.Tensor, logits, calm: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        Whether a cap is reached after `thoughts` (N,) thoughts, the latest drawn from `logits` with N rows.
+        Whether a thought is cut after `thoughts` (N,) thoughts, the latest drawn from `logits` with N rows.
 
-        `calm` (N,) counts the cold steps in a row before this one; returns the cut (N,) bool and `calm` brought up.
+        `calm` (N,) counts the cold steps in a row before this one. Returns the cut (N,) bool, and `calm` after this step.
         """
         cut = torch.zeros_like(calm, dtype=torch.bool) if self.cap is None else thoughts >= self.cap
         if self.cold_entropy is not None:
@@ -124,7 +128,7 @@ class StopRule:
 
 
 def encode(tokenizer, text: str, field: str) -> list[int]:
-    """Ids that decode to `text` again; a `ValueError` naming the config field if there are none."""
+    """Ids that decode to `text` again. If there are none, a `ValueError` names the config field."""
     if not text:
         raise ValueError(f"`{field}` is empty, so nothing can match it. Set it to a token or a text.")
     token = tokenizer.convert_tokens_to_ids(text)

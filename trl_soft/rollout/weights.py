@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model whose weights are in another precision, for the length of a rollout."""
+"""A copy of a model's weights in another precision, during a rollout."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -14,16 +14,16 @@ def weights_in(
     model: nn.Module, dtype: torch.dtype, forward: Callable | None = None, keep: Sequence[nn.Parameter] = ()
 ) -> Iterator[None]:
     """
-    Inside the block every module of `model` has a copy in `dtype` in the place of each parameter that is wider, and of each
-    such buffer that is saved with the model.
+    Inside the block, `model` uses a copy in `dtype` of each wider parameter, and of each wider buffer that is saved with the
+    model.
 
-    The parameters themselves, which an optimiser and DDP hold, are not touched, and are back when the block ends, as they
-    are after an error. A parameter of several modules (tied tables) has one copy. What transformers keeps in float32 in a
-    model that is loaded in `dtype` stays as it is, and so do buffers that are not saved, rotary frequencies among them.
+    The parameters themselves, which an optimiser and DDP hold, do not change. They are back when the block ends, also after an
+    error. A parameter of several modules (tied tables) has one copy. Some tensors stay as they are: those that transformers
+    keeps in float32 in a model loaded in `dtype`, and buffers that are not saved, such as rotary frequencies.
 
     Args:
         keep: parameters that stay as they are.
-        forward (*optional*): what `model.forward` is inside the block, to leave out what was wrapped around it (autocast).
+        forward (*optional*): `model.forward` inside the block, without a wrapper such as autocast.
     """
     copies: dict[int, torch.Tensor] = {}
     kept = {id(parameter) for parameter in keep}
@@ -52,7 +52,7 @@ def _saved(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
 
 
 def widest(model: nn.Module) -> torch.dtype:
-    """Of the floating-point types of a model's parameters, the one with most bits."""
+    """The floating-point type with the most bits among a model's parameters."""
     return max((p.dtype for p in model.parameters() if p.is_floating_point()), key=lambda dtype: dtype.itemsize)
 
 
@@ -61,7 +61,7 @@ def _is_wider(parameter: torch.Tensor, dtype: torch.dtype) -> bool:
 
 
 def _stays_wide(model: nn.Module, name: str, dtype: torch.dtype) -> bool:
-    """As transformers' `_get_dtype_plan` has it: one list for both half types, one for float16 alone."""
+    """As in transformers' `_get_dtype_plan`: one list for both half types, and one only for float16."""
     patterns = set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
     if dtype == torch.float16:
         patterns |= set(getattr(model, "_keep_in_fp32_modules", None) or ())
