@@ -42,7 +42,7 @@ from torch.utils._pytree import tree_leaves
 
 from trl_soft import kernels
 from trl_soft.vocabulary.head_logits import HeadLogits
-from trl_soft.vocabulary.tiled_softmax import TILE
+from trl_soft.vocabulary.tiles import TILE
 
 
 K, TRL_TILE = 10, 32_768

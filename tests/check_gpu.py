@@ -42,7 +42,7 @@ from trl_soft.runs.replay import tolerance
 from trl_soft.thoughts import THOUGHTS
 from trl_soft.training.attention_gradients import sound_gradients
 from trl_soft.vocabulary.head_logits import DenseLogits, HeadLogits, transformed
-from trl_soft.vocabulary.tiled_softmax import LOWEST, TILE
+from trl_soft.vocabulary.tiles import LOWEST, TILE
 
 
 CPU = torch.device("cpu")

@@ -23,22 +23,17 @@ CIRCLES = {
     "trl_soft.rollout.vllm.models",
     "trl_soft.rollout.vllm.model_state",
 }
-LONG_MODULES = {
-    "trl_soft.plan.memory",
-    "trl_soft.plan.recipe",
-    "trl_soft.vocabulary.tiled_softmax",
-}
+LONG_MODULES: set[str] = set()
+# The two of `kernels` are Triton kernels: each is one pass over registers, which functions would have to hand on one by one.
 LONG_FUNCTIONS = {
     "trl_soft.kernels.decisions:decide_rows",
     "trl_soft.kernels.softmax_tiles:_fold",
-    "trl_soft.plan.recipe:run_of",
-    "trl_soft.plan.recipe:savings",
     "trl_soft.rollout.book:decide",
     "trl_soft.rollout.generate:soft_generate",
     "trl_soft.rollout.padded_engine:_batch",
 }
 SAME_MODULES: set[str] = set()
-SAME_CLASSES = {"Row", "_Token"}
+SAME_CLASSES: set[str] = set()
 # `inspect` is the name of a command.
 SHADOWS = {"code", "inspect"}
 

@@ -14,14 +14,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from trl import ModelConfig
 
 from tests import tiny
-from trl_soft.plan import recipe
+from trl_soft.plan import World, estimate, recipe
 from trl_soft.plan.memory import (
     Estimate,
-    Run,
-    Shape,
     activations,
     answer_tile,
-    cache,
     estimate_bytes,
     gradients,
     layer_activations,
@@ -29,9 +26,13 @@ from trl_soft.plan.memory import (
     optimiser,
     per_token,
     record,
+    rollout,
     update,
     weights,
 )
+from trl_soft.plan.run import Run, action_bytes, run_of
+from trl_soft.plan.shape import Shape, read_config, shape_of
+from trl_soft.plan.world import read_world
 
 
 ROOT = Path(__file__).parent.parent
@@ -41,7 +42,7 @@ LLAMA, QWEN = (
 # V = 10, H = 4, F = 8, 2 layers, two query heads over one key head of size 2.
 TINY = Shape(10, 4, 8, 2, 2, 1, 2, False, parameters=500)
 # One row of 2 + 3 tokens.
-ROW = Run(rows=1, micro_batch=1, prompt=2, completion=3, thinking=2, masked=False, candidates=5, cuda=False)
+ROW = Run(rows=1, micro_batch=1, prompt=2, completion=3, thinking=2, candidates=5, cuda=False)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,7 @@ def memory():
 
 
 def llama(**settings) -> tuple[Shape, Run]:
-    shape = recipe.shape_of(recipe.read_config(None, str(LLAMA)))
+    shape = shape_of(read_config(None, str(LLAMA)))
     run = Run(rows=8, micro_batch=1, prompt=256, completion=160, thinking=128, compute=2, checkpointing=True)
     return shape, replace(run, **settings)
 
@@ -64,10 +65,10 @@ def llama(**settings) -> tuple[Shape, Run]:
 
 
 def test_llama_8b_by_its_published_sizes():
-    shape, run = llama(backend="zero3", gpus=8, accumulates=True)
+    shape, run = llama(world=World("zero3", 8), weight=2, accumulates=True)
     assert shape.parameters == 8_030_261_248
     assert per_token(shape, run) == 131_072
-    assert weights(shape, replace(run, weight=2, backend="single", gpus=1)) / 1e9 == pytest.approx(16.06, abs=0.01)
+    assert weights(shape, replace(run, world=World())) / 1e9 == pytest.approx(16.06, abs=0.01)
     # bf16 weights and gradients, float32 master and moments: 2 + 2 + 4 + 8 bytes over eight devices.
     states = [part(shape, run) for part in (weights, gradients, master, optimiser)]
     assert sum(states) == 16 * shape.parameters / 8
@@ -75,38 +76,40 @@ def test_llama_8b_by_its_published_sizes():
 
 
 @pytest.mark.parametrize(
-    "backend, weight, held",
+    "backend, dtype, bytes_of_each",
     [  # bytes a parameter on each of four devices: weights, gradients, master, moments
-        ("single", 4, (4, 4, 0, 8)),
-        ("single", 2, (2, 2, 0, 4)),
-        ("ddp", 4, (4, 4, 0, 8)),
-        ("zero0", 4, (2, 2, 0, 4)),
-        ("zero1", 4, (2, 2, 1, 2)),
-        ("zero2", 4, (2, 0.5, 1, 2)),
-        ("zero3", 4, (0.5, 0.5, 1, 2)),
-        ("fsdp2", 2, (1, 1, 0, 2)),
+        ("single", "float32", (4, 4, 0, 8)),
+        ("single", "bfloat16", (2, 2, 0, 4)),
+        ("ddp", "float32", (4, 4, 0, 8)),
+        ("zero0", "float32", (2, 2, 0, 4)),
+        ("zero1", "float32", (2, 2, 1, 2)),
+        ("zero2", "float32", (2, 0.5, 1, 2)),
+        ("zero3", "float32", (0.5, 0.5, 1, 2)),
+        ("fsdp2", "bfloat16", (1, 1, 0, 2)),
     ],
 )
-def test_states_of_each_backend(backend, weight, held):
-    run = replace(ROW, backend=backend, gpus=4 if backend != "single" else 1, weight=weight, compute=2)
-    found = tuple(part(TINY, run) / TINY.parameters for part in (weights, gradients, master, optimiser))
-    assert found == held
+def test_states_of_each_backend(tmp_path, backend, dtype, bytes_of_each):
+    world = World(backend, 1 if backend == "single" else 4, half=True)
+    run = run_of(tiny.config(tmp_path), TINY, AutoConfig.for_model("llama"), ModelConfig(dtype=dtype), world, 2, None)
+    states = tuple(part(TINY, run) / TINY.parameters for part in (weights, gradients, master, optimiser))
+    assert states == bytes_of_each
 
 
 def test_offloading_moves_states_to_the_host():
-    run = replace(ROW, backend="zero3", gpus=4, compute=2, offload_optimizer=True, offload_parameters=True)
+    run = replace(ROW, world=World("zero3", 4, offload_optimizer=True, offload_parameters=True), weight=2, compute=2)
     assert [part(TINY, run) for part in (weights, gradients, master, optimiser)] == [0, 0, 0, 0]
     # Master, moments and gradients, and the weights: 4 + 8 + 2 + 2 over four devices.
     assert estimate_bytes(TINY, run).host == 16 * 500 / 4
 
 
 def test_a_layers_activations_by_hand():
+    flash = replace(ROW, attention="flash")
     # 2 norms of 4 (H + H) = 64, their outputs 32, q and out 32, k and v 16, a float a head 8, four of the MLP's width 128.
-    assert layer_activations(TINY, ROW) == 5 * (64 + 32 + 32 + 16 + 8 + 128)
+    assert layer_activations(TINY, flash) == 5 * (64 + 32 + 32 + 16 + 8 + 128)
     # A mask repeats keys and values for every query head, 16 more, and is itself 5 x 5 numbers.
-    assert layer_activations(TINY, replace(ROW, masked=True)) == 5 * (280 + 16) + 100
-    # bf16: the norms keep a float32 copy of what they were given, 2 (16 + 8), and all else is half.
-    assert layer_activations(TINY, replace(ROW, weight=2, compute=2)) == 5 * (48 + 16 + 16 + 8 + 8 + 64)
+    assert layer_activations(TINY, ROW) == 5 * (280 + 16) + 100
+    # bf16: the norms keep a float32 copy of their inputs, 2 (16 + 8), and all else is half.
+    assert layer_activations(TINY, replace(flash, weight=2, compute=2)) == 5 * (48 + 16 + 16 + 8 + 8 + 64)
 
 
 def test_checkpointing_keeps_the_input_of_each_layer():
@@ -148,17 +151,21 @@ def test_the_logits_never_grow_with_length_times_vocabulary():
 )
 def test_the_record_of_a_rollout(tmp_path, thought, size):
     settings = tiny.config(tmp_path, **thought)
-    assert recipe.action_bytes(settings, 4096, torch.bfloat16) == size
-    # Two masks and a log-probability beside it.
-    assert record(replace(ROW, rows=64, completion=100, action=size)) == 64 * 100 * (size + 6)
+    assert action_bytes(settings, 4096, torch.bfloat16) == size
+    # Two masks and three log-probabilities beside it; ids and masks of the text, two int64 a token.
+    assert record(replace(ROW, rows=64, completion=100, action=size)) == 64 * (16 * 102 + 100 * (size + 14))
 
 
 def test_the_cache_is_what_the_slots_need_or_half_of_what_is_free():
     run = replace(ROW, rows=8, slots=4)
     needed = 4 * 5 * (2 * 2 * 1 * 2 * 4)  # slots, tokens, two of 2 layers x 1 head x 2 x float32
-    assert cache(TINY, run, None) == cache(TINY, run, 1e9) == needed
-    assert cache(TINY, run, 400.0) == 200
-    assert cache(TINY, replace(run, cache=150.0), 1e9) == 150
+
+    def keys(run: Run, free: float | None = None) -> float:
+        return rollout(TINY, run, free)["keys and values"]
+
+    assert keys(run) == keys(run, 1e9) == needed
+    assert keys(run, 400.0) == 200
+    assert keys(replace(run, cache=150.0), 1e9) == 150
 
 
 # Against the model
@@ -167,8 +174,7 @@ def test_the_cache_is_what_the_slots_need_or_half_of_what_is_free():
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("adapter", [False, True])
-@pytest.mark.parametrize("padded", [False, True])
-def test_a_layers_activations_are_what_autograd_saves(kind, dtype, adapter, padded):
+def test_a_layers_activations_are_what_autograd_saves(kind, dtype, adapter):
     config = AutoConfig.for_model(
         kind, vocab_size=64, hidden_size=64, intermediate_size=160, num_hidden_layers=2, num_attention_heads=8,
         num_key_value_heads=2, head_dim=8,
@@ -176,12 +182,12 @@ def test_a_layers_activations_are_what_autograd_saves(kind, dtype, adapter, padd
     lora = (
         LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "v_proj", "down_proj"]) if adapter else None
     )
-    shape = recipe.shape_of(config, lora)
+    shape = shape_of(config, lora)
     net = AutoModelForCausalLM.from_config(config, dtype=dtype)
     if lora:
         net = get_peft_model(net, lora)
     mask = torch.ones(3, 20, dtype=torch.long)
-    mask[0, 0] = 1 - padded
+    mask[0, 0] = 0
     seen: dict[int, int] = {}
     own = {p.untyped_storage().data_ptr() for p in net.parameters()}
 
@@ -203,9 +209,11 @@ def test_a_layers_activations_are_what_autograd_saves(kind, dtype, adapter, padd
         return sum(seen.values())
 
     c = dtype.itemsize
-    run = replace(ROW, micro_batch=3, prompt=10, completion=10, weight=c, compute=c, masked=padded)
-    # Sums of squares and the like, a float a token, are what is not counted.
-    assert layer_activations(shape, run) == pytest.approx(saved(2) - saved(1), rel=0.03)
+    run = replace(ROW, micro_batch=3, prompt=10, completion=10, weight=c, compute=c)
+    # Sums of squares and the like, a float a token, are not counted. In float32 without dropout the adapters of q_proj and
+    # v_proj share their input, which is counted for each.
+    tolerance = 0.08 if adapter and dtype == torch.float32 else 0.03
+    assert layer_activations(shape, run) == pytest.approx(saved(2) - saved(1), rel=tolerance)
 
 
 # Shorter than the benchmark's, with more rows for it where activations are to weigh.
@@ -257,6 +265,11 @@ ZERO3 = {
     "deepspeed_config": {"zero_stage": 3, "offload_optimizer_device": "none", "offload_param_device": "none"},
 }
 
+OFFLOAD = ZERO3 | {
+    "deepspeed_config": {"zero_stage": 3, "offload_optimizer_device": "cpu", "offload_param_device": "cpu"}
+}
+RECIPE_BATCH = {key: RECIPE[key] for key in ("per_device_train_batch_size", "gradient_accumulation_steps")}
+
 
 def write(path: Path, values: dict) -> str:
     path.write_text(json.dumps(values))  # JSON is YAML
@@ -275,20 +288,20 @@ def asked(tmp_path, capsys):
         out = capsys.readouterr().out
         if text:
             return status, out
-        found = json.loads(out)
-        assert status == (0 if found["fits"] else 1)
-        return found
+        planned = json.loads(out)
+        assert status == (0 if planned["fits"] else 1)
+        return planned
 
     return ask
 
 
 def test_a_recipe_is_counted_over_all_processes(asked):
-    found = asked()
-    assert (found["backend"], found["gpus"], found["rows"]) == ("zero3", 8, 64)
-    assert found["parameters"] == 7_615_616_512
-    assert found["largest"] == "rollout" and found["fits"]
+    planned = asked()
+    assert (planned["backend"], planned["gpus"], planned["rows"]) == ("zero3", 8, 64)
+    assert planned["parameters"] == 7_615_616_512
+    assert planned["largest"] == "rollout" and planned["fits"]
     states = sum(
-        found["phases_gb"]["optimizer"][k] for k in ("weights", "master weights", "optimiser states", "gradients")
+        planned["phases_gb"]["optimizer"][k] for k in ("weights", "master weights", "optimiser states", "gradients")
     )
     assert states == pytest.approx(16 * 7.6156 / 8, rel=1e-3)
     # The same by another spelling, and by flags that beat the file and the accelerate config.
@@ -296,20 +309,31 @@ def test_a_recipe_is_counted_over_all_processes(asked):
     assert asked("--num_gpus", "16", "--gradient_accumulation_steps", "16")["rows"] == 16
 
 
-def test_what_does_not_fit_names_three_settings_and_they_save_so_much(asked):
+def test_three_settings_are_turned_and_give_what_they_say(asked):
     settings = {"gradient_checkpointing": False, "max_completion_length": 4096, "rollout_cache_gb": 30}
-    before = asked("--gpu_gb", "48", **settings)
-    assert not before["fits"] and len(before["savings_gb"]) == 3
-    saved = list(before["savings_gb"].values())
-    assert saved == sorted(saved, reverse=True) and saved[-1] > 0
-    assert "above the device's memory" in before["advice"][0]
-    for text, value in before["savings_gb"].items():
-        assert any(text in line and f"{value:.1f} GB" in line for line in before["advice"])
-    # What it says of a setting is what it says once that is set.
-    assert "max_completion_length: 2048" in before["savings_gb"]
-    after = asked("--gpu_gb", "48", **settings | {"max_completion_length": 2048})
-    expected = before["savings_gb"]["max_completion_length: 2048"]
-    assert before["peak_gb"] - after["peak_gb"] == pytest.approx(expected, abs=1e-6)
+    two = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 32}
+    before = asked("--gpu_gb", "48", **settings, **two)
+    assert not before["fits"]
+    turned = {
+        "per_device_train_batch_size: 1, gradient_accumulation_steps: 64": (ZERO3, {**settings, **RECIPE_BATCH}),
+        "max_completion_length: 2048": (ZERO3, {**settings, **two, "max_completion_length": 2048}),
+        "recipes/accelerate/zero3_offload.yaml": (OFFLOAD, {**settings, **two}),
+    }
+    assert list(before["knobs"]) == list(turned)
+    for text, (world, changes) in turned.items():
+        after = asked("--gpu_gb", "48", world=world, **changes)
+        assert before["knobs"][text] == {key: after[key] for key in ("largest", "peak_gb", "fits")}
+        assert after["peak_gb"] < before["peak_gb"]
+
+
+def test_knobs_that_are_at_their_end_are_left_out(asked):
+    ddp = {"distributed_type": "MULTI_GPU", "num_processes": 8, "mixed_precision": "bf16"}
+    planned = asked("--max_thinking_length", "5000", world=ddp, rollout_dtype="bfloat16", dtype="float32")
+    after = asked("--max_thinking_length", "5000")
+    shorter = "max_completion_length: 4096, max_thinking_length: 4095"
+    assert list(planned["knobs"]) == [shorter, "recipes/accelerate/zero3.yaml"]
+    assert planned["knobs"]["recipes/accelerate/zero3.yaml"]["peak_gb"] == after["peak_gb"]
+    assert list(asked(world=OFFLOAD)["knobs"]) == ["max_completion_length: 4096"]
 
 
 def test_a_rollout_on_a_copy_holds_it_and_narrow_keys():
@@ -329,16 +353,17 @@ def test_a_recipe_with_a_copy_scores_once_more(asked):
     """DDP in bf16 with float32 masters, one update a rollout: nothing is scored but what the correction asks for."""
     settings = {"beta": 0.0, "steps_per_generation": 64}
     world = {"distributed_type": "MULTI_GPU", "num_processes": 8}
-    found = asked("--dtype", "float32", world=world, **settings)
+    planned = asked("--dtype", "float32", world=world, **settings)
     off = asked("--dtype", "float32", "--rollout_dtype", "training", world=world, **settings)
-    assert found["phases_gb"]["scoring"]["logits"] > off["phases_gb"]["scoring"]["logits"] == 0
-    assert found["phases_gb"]["rollout"]["gathered and cast weights"] == pytest.approx(2 * 7.6156, rel=1e-4)
+    assert planned["phases_gb"]["scoring"]["logits"] > off["phases_gb"]["scoring"]["logits"] == 0
+    assert planned["phases_gb"]["rollout"]["gathered and cast weights"] == pytest.approx(2 * 7.6156, rel=1e-4)
 
 
 def test_a_completion_that_no_cache_holds(asked):
-    found = asked(rollout_cache_gb=0.1)
-    assert not found["fits"] and found["longest_slots"] < 1
-    assert "rollout would be refused" in found["advice"][0]
+    planned = asked(rollout_cache_gb=0.1)
+    assert not planned["fits"] and planned["longest_slots"] < 1
+    status, text = asked(text=True, rollout_cache_gb=0.1)
+    assert status == 1 and "rollout would be refused" in text and "It fits" not in text
 
 
 def test_the_table(asked):
@@ -351,6 +376,9 @@ def test_the_table(asked):
         parts = sum(float(row[phase].replace("-", "0")) for row in columns)
         assert parts == pytest.approx(peak, abs=0.05)  # a hundredth of rounding for each part
     assert status == 0 and text.rstrip().endswith("It fits.")
+    status, text = asked("--gpu_gb", "30", text=True)
+    assert status == 1 and "above the device's memory" in text and "It fits" not in text
+    assert "With `recipes/accelerate/zero3_offload.yaml` the peak is " in text
 
 
 def test_rloo_recipes_and_lora(asked):
@@ -367,9 +395,9 @@ def test_rloo_recipes_and_lora(asked):
 def test_it_can_be_imported(tmp_path):
     config = AutoConfig.for_model("llama", hidden_size=64, intermediate_size=128, num_hidden_layers=2, vocab_size=100)
     config.num_attention_heads = config.num_key_value_heads = 4
-    found = recipe.estimate(tiny.config(tmp_path), config, ModelConfig(), recipe.World("ddp", 2), 16, gpu_gb=1)
-    assert isinstance(found, Estimate) and found.fits
-    assert found.phases["update"]["buckets"] == found.phases["rollout"]["weights"]
+    needed = estimate(tiny.config(tmp_path), config, ModelConfig(), World("ddp", 2), 16, gpu_gb=1)
+    assert isinstance(needed, Estimate) and needed.fits
+    assert needed.phases["update"]["buckets"] == needed.phases["rollout"]["weights"]
 
 
 @pytest.mark.parametrize(
@@ -413,17 +441,17 @@ def test_a_model_that_cannot_be_had_or_is_unknown(asked, tmp_path):
     ],
 )
 def test_worlds(tmp_path, world, expected):
-    found = recipe.read_world(write(tmp_path / "world.yaml", world), None)
-    assert (found.backend, found.gpus) == expected
-    assert recipe.read_world(str(tmp_path / "world.yaml"), 2).gpus == 2
+    read = read_world(write(tmp_path / "world.yaml", world), None)
+    assert (read.backend, read.gpus) == expected
+    assert read_world(str(tmp_path / "world.yaml"), 2).gpus == 2
 
 
 def test_worlds_that_are_refused_or_offload(tmp_path):
     with pytest.raises(ValueError, match="FSDP1"):
-        recipe.read_world(write(tmp_path / "fsdp.yaml", {"distributed_type": "FSDP", "fsdp_config": {}}), None)
+        read_world(write(tmp_path / "fsdp.yaml", {"distributed_type": "FSDP", "fsdp_config": {}}), None)
     with pytest.raises(ValueError, match="TPU"):
-        recipe.read_world(write(tmp_path / "tpu.yaml", {"distributed_type": "TPU"}), None)
+        read_world(write(tmp_path / "tpu.yaml", {"distributed_type": "TPU"}), None)
     stage = {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}}}
     options = {"deepspeed_config_file": write(tmp_path / "ds.json", stage)}
-    found = recipe.read_world(write(tmp_path / "world.yaml", ZERO3 | {"deepspeed_config": options}), None)
-    assert (found.backend, found.offload_optimizer, found.offload_parameters) == ("zero3", True, False)
+    read = read_world(write(tmp_path / "world.yaml", ZERO3 | {"deepspeed_config": options}), None)
+    assert (read.backend, read.offload_optimizer, read.offload_parameters) == ("zero3", True, False)

@@ -13,7 +13,7 @@ from trl_soft.thoughts import Dirichlet, Gaussian, Gumbel, Hard, Mixture, Multip
 from trl_soft.thoughts.candidates import candidates, renormalised
 from trl_soft.thoughts.gaussian import PLACEMENTS, LogitsGaussian, ProbabilitiesGaussian
 from trl_soft.vocabulary.head_logits import DenseLogits, HeadLogits
-from trl_soft.vocabulary.tiled_softmax import TILE
+from trl_soft.vocabulary.tiles import TILE
 
 
 V, N = 300, 24

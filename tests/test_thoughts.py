@@ -26,7 +26,7 @@ from trl_soft.thoughts.gaussian import HiddenGaussian, LogitsGaussian, Probabili
 from trl_soft.vocabulary.categorical import inverse_cdf
 from trl_soft.vocabulary.embedding_table import Lookup
 from trl_soft.vocabulary.head_logits import DenseLogits, HeadLogits
-from trl_soft.vocabulary.tiled_softmax import TILE
+from trl_soft.vocabulary.tiles import TILE
 
 
 EXACT = {

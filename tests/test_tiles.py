@@ -18,7 +18,7 @@ from trl_soft.vocabulary import tiled_softmax
 from trl_soft.vocabulary.head_logits import DenseLogits, HeadLogits
 from trl_soft.vocabulary.row_sums import dot_rows
 from trl_soft.vocabulary.sharding import gathered
-from trl_soft.vocabulary.tiled_softmax import TILE, tile_columns
+from trl_soft.vocabulary.tiles import TILE, tile_columns
 
 
 # The benchmark on an H200: positions, vocabulary, hidden size.

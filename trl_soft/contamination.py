@@ -32,7 +32,7 @@ _TOKEN = re.compile(
 
 
 @dataclass(frozen=True)
-class _Token:
+class _LatexToken:
     """A letter, word, number, command or sign. `apart`: blanks come before it."""
 
     text: str
@@ -85,17 +85,17 @@ def fingerprint(question: str) -> str:
     return "".join(kept)
 
 
-def _is_empty(tokens: list[_Token]) -> bool:
+def _is_empty(tokens: list[_LatexToken]) -> bool:
     """Whether a superscript or subscript is empty: some problems of AIME end each formula with `^{}_{}`."""
     return [token.text for token in tokens] == ["{", "}"]
 
 
-def _is_comma(token: _Token | None) -> bool:
+def _is_comma(token: _LatexToken | None) -> bool:
     return token is not None and token.text == ","
 
 
-def _tokens(text: str) -> list[_Token]:
-    tokens: list[_Token] = []
+def _tokens(text: str) -> list[_LatexToken]:
+    tokens: list[_LatexToken] = []
     apart = False
     for match in _TOKEN.finditer(text):
         kind, found = match.lastgroup or "", match.group(match.lastgroup or 0)
@@ -105,14 +105,14 @@ def _tokens(text: str) -> list[_Token]:
             kind = kind if kind in ("command", "word", "number") else "sign"
             found = _NAMES.get(found, found) if kind == "command" else _SIGNS.get(found, found)
             if kind == "number" and len(found) > 1 and tokens and tokens[-1].text in ("frac", "binom"):
-                tokens.append(_Token(found[0], kind, apart))  # LaTeX reads \frac12 as \frac{1}{2}
+                tokens.append(_LatexToken(found[0], kind, apart))  # LaTeX reads \frac12 as \frac{1}{2}
                 found = found[1:]
-            tokens.append(_Token(found, kind, apart))
+            tokens.append(_LatexToken(found, kind, apart))
             apart = False
     return tokens
 
 
-def _is_kept(sign: _Token, before: _Token | None, after: _Token | None) -> bool:
+def _is_kept(sign: _LatexToken, before: _LatexToken | None, after: _LatexToken | None) -> bool:
     """Whether a sign that also occurs in prose belongs to a formula here."""
     of_formula = before is not None and before.is_formula
     joined = after is not None and not after.apart
@@ -145,7 +145,7 @@ def _is_kept(sign: _Token, before: _Token | None, after: _Token | None) -> bool:
             return unicodedata.category(other) == "Sm"
 
 
-def _is_minus(sign: _Token, before: _Token | None, after: _Token | None) -> bool:
+def _is_minus(sign: _LatexToken, before: _LatexToken | None, after: _LatexToken | None) -> bool:
     """Whether the sign is not a hyphen or a dash between words."""
     if after is None or (after.text == "-" and not after.apart):
         return False

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A tile of logits in one launch, forward and backward.
 
-`trl_soft.vocabulary.tiled_softmax` has the formulas and the plain functions. The tile is read once in the forward and once in
+`trl_soft.vocabulary.tiles` has the plain functions. The tile is read once in the forward and once in
 the backward. With a mixture it is read twice in the forward: `exp(x)` is relative to the largest logit, which has to be known
 first. Tests compare sums over the vocabulary within a tolerance, not bit by bit, so multiplications and additions may fuse.
 """
@@ -18,7 +18,7 @@ from . import launch
 
 _BLOCK = 2048  # columns at once: 8 KiB of float32
 _EMPTY = tl.constexpr(-2e15)  # below every logit
-_LOWEST = tl.constexpr(-1e15)  # `trl_soft.vocabulary.tiled_softmax.LOWEST`
+_LOWEST = tl.constexpr(-1e15)  # `trl_soft.vocabulary.tiles.LOWEST`
 _LN2 = tl.constexpr(math.log(2))
 
 
@@ -248,7 +248,7 @@ def _size(*tensors) -> int:
 
 def fold(z, bias, start: int, sums, ids, table, form, parts) -> None:
     """
-    `trl_soft.vocabulary.tiled_softmax.fold`, into `sums` themselves.
+    `trl_soft.vocabulary.tiles.fold`, into `sums` themselves.
 
     Args:
         parts (tuple of tensors (N, n)): the outputs for exp(x), for a mixture: one of float32, which may be z, or two of
@@ -268,7 +268,7 @@ def fold(z, bias, start: int, sums, ids, table, form, parts) -> None:
 
 def gradient(z, bias, g_rows, start: int, row, ids, form, d_z, weights) -> None:
     """
-    `trl_soft.vocabulary.tiled_softmax.gradient`, into `d_z` (N, n), which may be z, and `weights` (N, n, *optional*), both
+    `trl_soft.vocabulary.tiles.gradient`, into `d_z` (N, n), which may be z, and `weights` (N, n, *optional*), both
     rounded to their dtype. `row.candidate` is the result of `of_equal`.
     """
     n, size = z.shape

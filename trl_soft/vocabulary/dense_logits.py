@@ -8,7 +8,7 @@ import torch
 
 from .. import kernels
 from .categorical import inverse_cdf
-from .tiled_softmax import LOWEST
+from .tiles import LOWEST
 
 
 def tempered(z: torch.Tensor, temperature: float) -> torch.Tensor:

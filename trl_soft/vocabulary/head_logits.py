@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from .dense_logits import DenseLogits, Logits, entropy_of, tempered
 from .row_sums import dot_rows
 from .sharding import gathered, whole
-from .tiled_softmax import Form, OverVocabulary, transform, without_autocast
+from .tiled_softmax import OverVocabulary, without_autocast
+from .tiles import Form, transform
 
 
 __all__ = [
