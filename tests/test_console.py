@@ -111,6 +111,30 @@ def test_null_takes_a_key_of_the_recipe_back(tmp_path):
     assert settings == ThinkingSettings(thought="gumbel")
 
 
+def test_another_thought_leaves_behind_what_shaped_the_recipes(tmp_path, caplog):
+    recipe = tmp_path / "recipe.yaml"
+    text = "thought: gumbel\ngumbel_density: concrete\nthinking_top_k: 7\nmax_thinking_length: 9\n"
+    recipe.write_text(text)
+    words = ["--config", str(recipe), "--thought", "dirichlet", "--thinking_top_p", "0.5"]
+    (settings,) = SoftParser((ThinkingSettings,)).parse_args_and_config(words)
+    assert settings == ThinkingSettings(thought="dirichlet", thinking_top_p=0.5, max_thinking_length=9)
+    assert (
+        "`--thought dirichlet` takes the place of `thought: gumbel`, so the recipe's gumbel_density, thinking_top_k"
+        in caplog.text
+    )
+    caplog.clear()
+    recipe.write_text(text + "eval_thought: gumbel\n")
+    (settings,) = SoftParser((ThinkingSettings,)).parse_args_and_config(["--config", str(recipe), "--thought=hard"])
+    assert (
+        settings.gumbel_density == "concrete" and settings.thinking_top_k is None
+    )  # the evaluation reads the density
+    (settings,) = SoftParser((ThinkingSettings,)).parse_args_and_config(["--config", str(recipe), "--thought=gumbel"])
+    assert settings.thinking_top_k == 7
+    recipe.write_text("thought: hard\ngumbel_density: concrete\n")
+    with pytest.raises(ValueError, match="which does not read it"):
+        SoftParser((ThinkingSettings,)).parse_args_and_config(["--config", str(recipe)])
+
+
 def test_the_algorithm_is_told_by_the_keys(tmp_path):
     assert algorithm_of(["--config", str(ROOT / "recipes/quickstart/gumbel.yaml")]) == "grpo"
     assert algorithm_of(["--config", str(ROOT / "recipes/soft_tokens/llama3b_gsm8k_soft.yaml")]) == "rloo"

@@ -2,6 +2,7 @@
 """`SoftParser`: YAML files and flags in which every key is known and stands once."""
 
 import difflib
+import logging
 import os
 import sys
 from typing import Any
@@ -10,7 +11,13 @@ import yaml
 from trl import TrlParser
 
 from ..command_line import MISTAKE
+from ..thoughts import THOUGHTS
+from ..thoughts.option import TRUNCATION
+from ..thoughts.registry import options
 from ..training.config import SoftGRPOConfig, SoftRLOOConfig
+
+
+logger = logging.getLogger(__name__)
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -55,6 +62,36 @@ def algorithm_of(flags: list[str]) -> str:
     return "rloo" if keys & only else "grpo"
 
 
+def _left_behind(config: dict[str, Any], args: list[str]) -> list[str]:
+    """
+    Keys of the YAML file that shape its thought, where the command line asks for another kind: that one has its own defaults.
+    What `eval_thought` alone reads stays.
+    """
+    kind = _value(args, "--thought")
+    if kind not in THOUGHTS or config.get("thought") in (None, kind):
+        return []
+    evaluated = _value(args, "--eval_thought") or config.get("eval_thought")
+    stays = set(THOUGHTS[evaluated].options) if evaluated in THOUGHTS else set()
+    names = [name for name in config if name in TRUNCATION or name in set(options()) - stays]
+    if names:
+        logger.warning(
+            f"`--thought {kind}` takes the place of `thought: {config['thought']}`, so the recipe's {', '.join(names)} are left "
+            f"out. A {kind} thought has its own defaults; set them on the command line."
+        )
+    return names
+
+
+def _value(args: list[str], flag: str) -> str | None:
+    """The last value of a flag among these words."""
+    value = None
+    for word, following in zip(args, [*args[1:], ""], strict=True):
+        if word == flag:
+            value = following
+        elif word.startswith(f"{flag}="):
+            value = word.partition("=")[2]
+    return value
+
+
 def _without_nulls(args: list[str]) -> tuple[list[str], list[str]]:
     """The names of flags whose value is `null`, and the other words."""
     names, others, skip = [], [], False
@@ -75,7 +112,8 @@ class SoftParser(TrlParser):
     """
     [`~trl.TrlParser`] that takes no unknown key, from YAML or command line, and names the nearest known one.
 
-    `--key null` on the command line takes a key of the YAML file back: the field has its default.
+    `--key null` on the command line takes a key of the YAML file back: the field has its default. `--thought KIND` takes back
+    what shaped another kind of thought.
     """
 
     def __init__(self, dataclass_types=None, **kwargs):
@@ -87,7 +125,7 @@ class SoftParser(TrlParser):
         args = list(sys.argv[1:] if args is None else args)
         self._unset, args = _without_nulls(args)
         self._refuse_unknown([key for key in self._unset if key not in self._known()], "The command line has the flag")
-        read_config(args)
+        self._unset += _left_behind(read_config(args), args)
         return super().parse_args_and_config(args, *positional, **kwargs)
 
     def set_defaults_with_config(self, **config) -> list[str]:
