@@ -443,13 +443,13 @@ def test_what_a_server_says_commands_no_terminal():
 @pytest.mark.parametrize(
     "body, word",
     [
-        ("<html>gateway</html>", "no JSON"),
-        ("[" * 100_000, "no JSON"),
+        ("<html>gateway</html>", "not JSON"),
+        ("[" * 100_000, "not JSON"),
         ("[1]", "a list, and not with an object"),
-        ("{}", "something else than was asked for"),
-        ('{"choices": [{}]}', "something else than was asked for"),
+        ("{}", "something else than the request asked for"),
+        ('{"choices": [{}]}', "something else than the request asked for"),
         ('{"choices": []}', "0 completions of 1"),
-        ('{"choices": 3}', "something else than was asked for"),
+        ('{"choices": 3}', "something else than the request asked for"),
     ],
 )
 def test_an_answer_that_is_none_is_a_lost_server(body, word):

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Soft thinking in stock vLLM, as a plugin: `docs/vllm.md`.
 
-    request -> spec       flat keys of a request, checked where it arrives          request.py, frontend.py
-    slot -> embeddings    what a step feeds: a token's row, or a thought's mixture  state.py, table.py
-    logits -> token       what a step draws, by the other engines' own arithmetic   sampler.py, pool.py
-    slot -> record        what was drawn, in bulk, by request                       records.py, worker.py
+    request -> spec       flat keys of a request, checked where it arrives              request.py, frontend.py
+    slot -> embeddings    the input of a step: a token's row, or a thought's mixture    model_state.py, served_table.py
+    logits -> token       the draw of a step, by the arithmetic of the other engines    sampler.py, pool.py
+    slot -> record        the drawn thoughts, in bulk, by request                       records.py, worker.py
 
-Nothing of vLLM is imported until vLLM loads `plugin`.
+vLLM is imported only when vLLM loads `plugin`.
 """

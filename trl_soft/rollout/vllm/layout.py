@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a thought's action lies in a few bytes a token, so that one block of memory serves every kind of thought."""
+"""The layout of a thought's action in a few bytes for each token, so that one block of memory serves every kind of thought."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ _ALIGN = 8  # bytes: the widest number of an action
 
 @dataclass(frozen=True)
 class Field:
-    """One tensor of an action: `shape` is what follows (N,); `offset` in bytes."""
+    """One tensor of an action. `shape` is the shape after (N,). `offset` is in bytes."""
 
     name: str
     dtype: str
@@ -35,7 +35,7 @@ class Field:
 
 @dataclass(frozen=True)
 class Layout:
-    """The tensors of an action, by name; `width` in bytes."""
+    """The tensors of an action, by name. `width` is in bytes."""
 
     fields: tuple[Field, ...]
     width: int

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vLLM's own model classes, each with the one method that makes Model Runner V2 use our state."""
+"""vLLM's model classes, each with the method that makes Model Runner V2 use our state."""
 
 import importlib
 
 
-# Architecture -> module of vllm.model_executor.models. What is not here is refused by name.
+# Architecture -> module of vllm.model_executor.models. Other architectures are refused by name.
 ARCHITECTURES = {
     "LlamaForCausalLM": "llama",
     "MistralForCausalLM": "mistral",
@@ -17,7 +17,7 @@ ARCHITECTURES = {
 
 
 class SoftMixin:
-    """What the state needs of a model: itself named, and the hidden states that logits are made of."""
+    """What the state needs from a model: its name there, and the hidden states behind the logits."""
 
     @staticmethod
     def get_model_state_cls():
@@ -26,7 +26,7 @@ class SoftMixin:
         return SoftModelState
 
     def compute_logits(self, hidden_states):
-        # For thoughts made of them; the sampler is called next.
+        # For thoughts that are made of hidden states. The sampler is called next.
         self.soft_hidden = hidden_states
         return super().compute_logits(hidden_states)  # type: ignore[misc]
 
@@ -36,7 +36,7 @@ class SoftMixin:
 
 
 def __getattr__(name: str):
-    # vLLM asks for "SoftQwen3ForCausalLM" only where it serves a Qwen3, and only then is its module imported.
+    # vLLM asks for "SoftQwen3ForCausalLM" only if it serves a Qwen3. Only then is the module imported.
     architecture = name.removeprefix("Soft")
     if not name.startswith("Soft") or architecture not in ARCHITECTURES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

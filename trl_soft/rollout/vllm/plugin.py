@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What vLLM calls in each of its processes: `vllm.general_plugins`."""
+"""The entry point that vLLM calls in each of its processes: `vllm.general_plugins`."""
 
 
 def register() -> None:
     """
-    Let the architectures we know think softly, and requests say so. A second call does nothing.
+    Let the supported architectures think softly, and let requests ask for it. A second call does nothing.
 
     Raises:
-        ContractError: if this vLLM has moved a hook; the sentence names it.
+        ContractError: if this vLLM has moved a hook. The sentence names it.
     """
     from vllm import ModelRegistry
 

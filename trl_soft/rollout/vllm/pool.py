@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The memory of the requests a server has in flight: one row a slot, each under a plan of its own.
+"""The memory of a server's requests in flight: one row for each slot, and a plan for each row.
 
-The same columns and the same step as the other engines have (`trl_soft.rollout.steps`); what differs is that rows come in
-any order and of several plans, that each has its own seed, and that a slot can be taken away and given back elsewhere.
+Columns and step are those of the other engines (`trl_soft.rollout.steps`). There are three differences: rows come in any order
+and of several plans, each row has its own seed, and a completion can leave its slot and continue in another.
 """
 
 import math
@@ -24,10 +24,10 @@ from ..steps import Rows, Steps
 from .layout import Layout
 
 
-# A server that schedules ahead of its results may take back as many steps, less one.
+# A server that schedules ahead of its results may take back one step less than this.
 UNDO = 4
-# Plans kept for requests to come, and characters of their rules, of which the rest of a plan is a small multiple: texts that
-# end thoughts share their tables.
+# Plans that are kept for later requests, and the characters of their rules. The rest of a plan is a small multiple of these,
+# because texts that end thoughts share their tables.
 _PLANS, _PLAN_TEXT = 256, 2**22
 _ALIGN = 8  # bytes: the widest number of a row
 _STEPWISE = ("masks", "values", "ids")
@@ -35,7 +35,7 @@ _STEPWISE = ("masks", "values", "ids")
 
 @dataclass
 class Group:
-    """What plans of a kind share: their step, the layout of their actions, and where in the pool those lie, by name."""
+    """What plans of one kind share: their step, the layout of their actions, and the actions' places in the pool, by name."""
 
     steps: Steps
     layout: Layout
@@ -52,7 +52,7 @@ class Group:
 
 @dataclass
 class Ruled:
-    """A plan, ready for use: its row in the rules, and what it shares. `fed` names what its thoughts are fed by."""
+    """A plan that is ready for use: its row in the rules, and its group. Plans with equal `fed` feed thoughts alike."""
 
     plan: Plan
     rule: int
@@ -63,7 +63,7 @@ class Ruled:
 
 @dataclass(frozen=True)
 class Row:
-    """One of the rows of a slot: `shape` is that of one step, or of all there is where it is not `stepwise`."""
+    """One row of a slot. `shape` is the shape of one step, or of the whole row if it is not `stepwise`."""
 
     name: str
     dtype: torch.dtype
@@ -74,22 +74,22 @@ class Row:
         return (drawn, *self.shape) if self.stepwise else self.shape
 
     def size(self, drawn: int) -> int:
-        """Bytes, up to the next boundary."""
+        """Bytes, rounded up to the next boundary."""
         return -(-math.prod(self.extent(drawn)) * self.dtype.itemsize // _ALIGN) * _ALIGN
 
 
 @dataclass(slots=True)
 class Parked:
     """
-    What was taken out of a slot: `drawn` steps at most, its rows in one piece of memory, and what its actions are.
+    A completion that has left its slot: at most `drawn` steps, its rows in one piece of memory, and the kind of its actions.
 
-    It holds no plan: plans are made again of a request's rules, so that records that wait keep nothing but themselves.
+    It holds no plan, so that waiting records keep nothing else in memory. A plan can be made again from a request's rules.
     """
 
     drawn: int
     thought: str
     layout: Layout
-    schema: tuple[Row, ...]  # one for all records of a layout
+    schema: tuple[Row, ...]  # shared by all records of a layout
     memory: torch.Tensor  # bytes
 
     @property
@@ -111,17 +111,17 @@ class Parked:
 class Pool:
     """
     Args:
-        count (`int`): R, slots. length (`int`): C, most tokens of a completion. width (`int`): W, bytes of an action.
+        count (`int`): R, number of slots. length (`int`): C, most tokens of a completion. width (`int`): W, bytes of an action.
         vocab_size (`int`): V. device.
 
     Attributes:
-        number (`numpy.ndarray` of shape `(R,)`): which plan each slot is under, 0 is none. The host's.
-        drawn (`numpy.ndarray` of shape `(R,)`): steps each slot was drawn for, those after its end among them. The host's.
+        number (`numpy.ndarray` of shape `(R,)`): the plan of each slot, 0 for none. On the host.
+        drawn (`numpy.ndarray` of shape `(R,)`): steps drawn for each slot, also after its end. On the host.
     """
 
     def __init__(self, count: int, length: int, width: int, vocab_size: int, device):
         self.length, self.width, self.vocab_size, self.device = length, width, vocab_size, torch.device(device)
-        self.every_row = self.device.type != "cpu"  # so that no count is read off the device
+        self.every_row = self.device.type != "cpu"  # so that no count is read from the device
         shapes = block_shapes(count, length)
         self.blocks = {name: torch.zeros(shape, dtype=kind, device=device) for name, (shape, kind) in shapes.items()}
         self.arena = torch.zeros(count, length, width, dtype=torch.uint8, device=device)
@@ -129,7 +129,7 @@ class Pool:
             name: self.blocks[name].new_zeros(count, UNDO, self.blocks[name].size(-1)) for name in ("numbers", "flags")
         }
         self.columns = SimpleNamespace(**by_name(self.blocks))
-        self.seen: torch.Tensor | None = None  # (R, V), from the first request on that asks for a repetition penalty
+        self.seen: torch.Tensor | None = None  # (R, V), from the first request with a repetition penalty on
         self.number, self.drawn = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64)
         self.rules = Rules(device)
         self.ruled: dict[int, Ruled] = {}
@@ -150,10 +150,10 @@ class Pool:
         return self._numbers.get(name)
 
     def add(self, name: str, plan: Plan, layout: Layout) -> int:
-        """The number of a plan from now on."""
+        """Add a plan. Returns its number."""
         if layout.width > self.width:
             raise ValueError(
-                f"An action of this thought takes {layout.width} bytes a token, and the record was made for "
+                f"An action of this thought takes {layout.width} bytes a token, but the record was made for "
                 f"{self.width}. Raise `record_bytes`."
             )
         self._forget(name)
@@ -168,7 +168,7 @@ class Pool:
         return self._made
 
     def _forget(self, coming: str) -> None:
-        """The oldest plans that no slot is under, until one more has room; a request that comes back brings its rules."""
+        """Drop the oldest unused plans until one more has room. A request that comes back brings its rules."""
         used = set(self.number.tolist())
         for name, number in list(self._numbers.items()):
             if len(self._numbers) < _PLANS and self._named + len(coming) <= _PLAN_TEXT:
@@ -193,8 +193,10 @@ class Pool:
         closed: Sequence[bool] | None = None,
     ):
         """
-        Begin completions: `keys` are (seed, generation, sample), `lengths` the prompts', `limits` the completions', `closed`
-        whether the prompt has closed its thought.
+        Begin completions.
+
+        `keys` are (seed, generation, sample), `lengths` the lengths of the prompts, `limits` the caps of the completions, and
+        `closed` whether each prompt has closed its thought.
         """
         index = self.on_device(slots)
         closed = [False] * len(slots) if closed is None else closed
@@ -210,7 +212,7 @@ class Pool:
         self.number[list(slots)], self.drawn[list(slots)] = list(numbers), 0
 
     def see(self, slot: int, tokens: Sequence[int]) -> None:
-        """The text so far of a slot with a repetition penalty; nothing for others."""
+        """Note the tokens of a slot so far, if it has a repetition penalty."""
         if self.ruled[int(self.number[slot])].plan.repetition_penalty == 1.0:
             return
         if self.seen is None:
@@ -219,7 +221,7 @@ class Pool:
         self.seen[slot, self.on_device(tokens)] = True
 
     def park(self, slot: int, to: torch.device | str | None = None) -> Parked:
-        """All that is known of a slot's completion, in memory of its own, copied to a device when the stream gets there."""
+        """The state of a slot's completion in its own memory. The copy to the device `to` runs in the stream."""
         drawn = min(int(self.drawn[slot]), self.length)
         group = self.ruled[int(self.number[slot])].group
         rows = {name: self.blocks[name][slot, :drawn] for name in _STEPWISE}
@@ -236,7 +238,7 @@ class Pool:
         return parked
 
     def _schema(self, layout: Layout) -> tuple[Row, ...]:
-        """The rows that `park` takes of a slot whose actions lie so."""
+        """The rows that `park` takes from a slot with this layout."""
         if layout not in self._schemas:
             blocks = {name: (self.blocks[name], True) for name in _STEPWISE}
             blocks["arena"] = (self.arena[:, :, : layout.width], True)
@@ -249,13 +251,13 @@ class Pool:
         return self._schemas[layout]
 
     def clear(self, slot: int) -> None:
-        """Nothing of ours is in the slot any more."""
+        """Mark a slot as empty."""
         self.number[slot] = self.drawn[slot] = 0
 
     def restore(self, slot: int, number: int, parked: Parked, drawn: int) -> None:
         """
-        Go on under a plan with what `park` took out, after its first `drawn` tokens: the steps after those are drawn again, and with
-        keyed noise draw the same.
+        Continue a parked completion under a plan, after its first `drawn` tokens. Later steps are drawn again, with the same
+        result, because noise is keyed.
         """
         if not parked.drawn - UNDO < drawn <= parked.drawn:
             raise RuntimeError(
@@ -272,18 +274,19 @@ class Pool:
             block[slot] = rows[f"undo_{name}"]
             taken_back = drawn < parked.drawn
             self.blocks[name][slot] = rows[f"undo_{name}"][drawn % UNDO] if taken_back else rows[name]
-        self.columns.rule[slot] = self.ruled[number].rule  # a plan that was made again may have another
+        self.columns.rule[slot] = self.ruled[number].rule  # a plan that was made again may have another row
         self.number[slot], self.drawn[slot] = number, drawn
 
     # Steps
 
     def step(self, number: int, slots: np.ndarray, index: torch.Tensor, logits: DenseLogits) -> torch.Tensor:
         """
-        Draw the next token or thought of some slots: `number` is the plan of one of them, and those of the others are of its kind;
-        `index` is `slots` on the device, `logits` has N rows.
+        Draw the next token or thought of some slots, whose plans are all of one kind.
+
+        `number` is the plan of one of them. `index` is `slots` on the device. `logits` has N rows.
 
         Returns:
-            (N,) int64: the tokens to write down, of a completion that is over its end of sequence.
+            (N,) int64: the tokens to write down. For a finished completion this is its end of sequence.
         """
         group = self.ruled[number].group
         self.drawn[slots] += 1
@@ -295,10 +298,10 @@ class Pool:
         self, number: int, index: torch.Tensor, position: torch.Tensor, lookup
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        What stands at some positions (N,) of the texts in slots `index` (N,), whose plans are fed as that of `number` is.
+        The mixtures at positions (N,) of the texts in slots `index` (N,). All their plans feed thoughts as plan `number` does.
 
         Returns:
-            mask (N,) bool: where it is a thought; mixed (N, H): what is fed there, arbitrary elsewhere.
+            mask (N,) bool: True at a thought; mixed (N, H): its mixture, arbitrary elsewhere.
         """
         group = self.ruled[number].group
         column, mask = book.thoughts_at(self.blocks, index, position)
@@ -306,11 +309,11 @@ class Pool:
 
     def candidates(self, number: int, index: torch.Tensor, logits: DenseLogits, tokens: torch.Tensor, count: int):
         """
-        What the step that was just made of rows of one kind was made of, for `logprobs`: ids and logarithms (N, 1 + count), the token itself first.
+        The candidates of the latest step of rows of one kind, for `logprobs`: ids and logarithms (N, 1 + count). The written
+        token comes first.
 
-        Of a thought these are its candidates and their weights; of an answer the likeliest tokens; of a forced token, or
-        a thought without candidates, the token alone, with its log-probability as drawn. What is missing repeats the
-        token.
+        A thought has its candidates and their weights. An answer has its most likely tokens. A forced token, and a thought
+        without candidates, has only the token, with its log-probability as drawn. Missing entries repeat the token.
         """
         group = self.ruled[number].group
         thought, answer = group.thought, group.steps.answer
@@ -341,14 +344,14 @@ class Pool:
         return torch.cat((tokens.unsqueeze(-1), ids), -1), torch.cat((own, log_p), -1)
 
     def on_device(self, values) -> torch.Tensor:
-        """Numbers of the host's, int64."""
+        """Numbers of the host as an int64 tensor on the device."""
         made = torch.as_tensor(values, dtype=torch.long)
         made = made.pin_memory() if self.device.type == "cuda" else made
         return made.to(self.device, non_blocking=True)
 
 
 class _Fields(Mapping):
-    """An action's tensors at some places, read when they are asked for; zeros outside a mask, where other bytes may lie."""
+    """An action's tensors at some places, read on demand. Zeros outside a mask, where the bytes may belong to others."""
 
     def __init__(self, action: dict[str, torch.Tensor], index: torch.Tensor, t: torch.Tensor, mask: torch.Tensor):
         self.action, self.place = action, (index, t, mask)

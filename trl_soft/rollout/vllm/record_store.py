@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Records that wait to be asked for: bounded by bytes, the oldest leaving first, each in constant time."""
+"""Records that wait for a client: bounded by bytes. The oldest are dropped first, each in constant time."""
 
 from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any
 
 
-# What a record takes beside its bytes and its name: objects of Python and of torch, entries of dicts (measured: 1.1 kB).
+# Memory of a record beside its bytes and its name: objects of Python and torch, entries of dicts (measured: 1.1 kB).
 _BESIDE = 1280
 
 
 class Kept:
     """
     Args:
-        room (`int`): most bytes of all records together. One that is larger by itself is not kept.
+        room (`int`): most bytes of all records together. A record that is larger alone is not kept.
 
     Attributes:
         held (`int`): bytes of all records.
@@ -35,7 +35,7 @@ class Kept:
         return record.bytes() + len(key[0].encode("utf-8", "surrogatepass")) + _BESIDE
 
     def put(self, key: tuple[str, int], record) -> None:
-        """Keep the record of completion `key[1]` of the request `key[0]`, in the place of one of the same key."""
+        """Keep the record of completion `key[1]` of request `key[0]`. It replaces a record with the same key."""
         self.pop(key)
         self._of[key] = record
         self._children.setdefault(key[0], set()).add(key[1])
@@ -44,7 +44,7 @@ class Kept:
             self.pop(next(iter(self._of)))
 
     def pop(self, key: tuple[str, int]):
-        """The record, which is no longer kept, or `None`."""
+        """Remove and return a record, or `None`."""
         record = self._of.pop(key, None)
         if record is not None:
             self.held -= self._size(key, record)
@@ -55,6 +55,6 @@ class Kept:
         return record
 
     def take(self, names: Iterable[str]) -> dict[tuple[str, int], Any]:
-        """All records of some requests, which are no longer kept."""
+        """Remove and return all records of some requests."""
         keys = [(name, child) for name in names for child in sorted(self._children.get(name, ()))]
         return {key: self.pop(key) for key in keys}

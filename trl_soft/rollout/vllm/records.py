@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Records on their way out of a server: the arrays of many completions one after the other, and back into a `Rollout`.
+"""Records in transport: many completions as one bulk of arrays, and a bulk as a `Rollout` again.
 
-A bulk is a dict of plain values, so that any transport takes it:
+A bulk is a dict of plain values, so that any transport can carry it:
 
-    requests, children     whose record each is: id of the request, number of its completion; B entries
-    lengths                tokens of each
+    requests, children     request id and number of the completion of each record; B entries
+    lengths                tokens of each record
+    finished               False for a completion that was aborted or that a `stop` of the request ended
     thinking_lengths, surpluses, cut
                            as in `Rollout`
-    thought                its name
-    layout                 where an action's tensors lie in its bytes
-    arrays                 name -> bytes: ids (T,) int32, masks (T, 3) bool, values (T, 2) float32, actions (T, W) bytes,
-                           T the sum of lengths, in a bytearray; base64 text where the transport is JSON
+    thought                name of the thought
+    layout                 places of an action's tensors in its bytes
+    arrays                 name -> bytes: ids (T,) int32, masks (T, 3) bool, values (T, 2) float32, actions (T, W) bytes.
+                           T is the sum of lengths. A bytearray, or base64 text if the transport is JSON
 """
 
 import base64
@@ -28,7 +29,7 @@ from .pool import Parked
 
 
 def bulks(records: Sequence[tuple[str, int, Parked]], as_text: bool = False) -> list[dict]:
-    """Records, with the request and the number of the completion they are of: a bulk for each kind of thought."""
+    """A bulk for each kind of thought. Each record comes with its request and the number of its completion."""
     kinds: dict[tuple[str, Layout], list[tuple[str, int, Parked]]] = {}
     for record in records:
         kinds.setdefault((record[2].thought, record[2].layout), []).append(record)
@@ -44,7 +45,7 @@ def _bulk(thought: str, layout: Layout, records: list[tuple[str, int, Parked]], 
     def joined(name: str, dtype: torch.dtype):
         parts = [row[name][:length] for row, length in zip(rows, lengths, strict=True)]
         shape = sum(lengths), *parts[0].shape[1:]
-        # Each number is copied once, to where it leaves from.
+        # Each number is copied once, into the buffer that is sent.
         data = bytearray(max(dtype.itemsize * math.prod(shape), 1))
         if sum(lengths):
             torch.cat([part.to(dtype) for part in parts], out=torch.frombuffer(data, dtype=dtype).view(shape))
@@ -57,7 +58,7 @@ def _bulk(thought: str, layout: Layout, records: list[tuple[str, int, Parked]], 
         "thinking_lengths": number["thinking_length"].tolist(),
         "surpluses": number["surplus"].tolist(),
         "cut": (flag["cut"] | (flag["thinking"] & ~flag["done"])).tolist(),
-        # False: aborted, ended by a stop string of the request's, or waiting to be gone on with.
+        # False: aborted, ended by a stop string of the request, or not yet continued.
         "finished": (~flag["active"]).tolist(),
         "thought": thought,
         "layout": layout.to_json(),
@@ -72,11 +73,11 @@ def _bulk(thought: str, layout: Layout, records: list[tuple[str, int, Parked]], 
 
 def rollout_of(bulk: dict, plan: Plan, order: Sequence[tuple[str, int]]) -> Rollout:
     """
-    What an engine would have returned.
+    The `Rollout` that an engine would have returned.
 
     Args:
-        bulk: see above.
-        plan (`Plan`): of all of its completions; for the thought and the padding.
+        bulk: see the top of this file.
+        plan (`Plan`): the plan of all its completions. It gives the thought and the padding.
         order: request and number of the completion of each of the B rows.
 
     Raises:
@@ -88,8 +89,8 @@ def rollout_of(bulk: dict, plan: Plan, order: Sequence[tuple[str, int]]) -> Roll
     missing = [key for key in order if key not in place]
     if missing:
         raise ValueError(
-            f"{len(missing)} of {len(order)} records did not come back, that of request {missing[0][0]!r}, completion "
-            f"{missing[0][1]} among them. They were taken before, or the server was restarted."
+            f"{len(missing)} of {len(order)} records did not come back, for example that of request {missing[0][0]!r}, completion "
+            f"{missing[0][1]}. They were fetched before, or the server was restarted."
         )
     if bulk["thought"] != plan.thought.name:
         raise ValueError(f"The records are of {bulk['thought']} thoughts, and the plan's are {plan.thought.name}.")
@@ -107,7 +108,7 @@ def rollout_of(bulk: dict, plan: Plan, order: Sequence[tuple[str, int]]) -> Roll
     values = arrays["values"].view(torch.float32).view(total, 2)
     _, thinking, forced = spread(masks).unbind(-1)
     log_probs, entropies = spread(values).unbind(-1)
-    # In a block of their own: views of tensors whose rows are not as wide cannot be reinterpreted.
+    # In a separate block: a view with narrower rows cannot be reinterpreted.
     action = layout.views(spread(arrays["actions"].view(total, -1)))
     record = SoftTokens(plan.thought, thinking, action, log_probs, forced)
     ids = spread(arrays["ids"].view(torch.int32).long(), plan.pad_token_id)
@@ -118,6 +119,6 @@ def rollout_of(bulk: dict, plan: Plan, order: Sequence[tuple[str, int]]) -> Roll
 
 
 def _array(data: bytearray | bytes | str) -> torch.Tensor:
-    """Bytes as a tensor of its own, aligned for any type."""
+    """Bytes as a new tensor, aligned for any type."""
     raw = base64.b64decode(data) if isinstance(data, str) else data
     return torch.from_numpy(np.frombuffer(raw, dtype=np.uint8).copy())

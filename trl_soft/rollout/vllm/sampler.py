@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vLLM's sampler for hard requests, and the steps of the other engines for soft ones, row by row of one batch."""
+"""vLLM's sampler for hard requests, and the steps of the other engines for soft requests, in one batch."""
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from .served_table import ServedLogits
 class SoftSampler:
     """
     Args:
-        base: the sampler that vLLM made. What is not here is its own.
+        base: the sampler that vLLM made. It handles everything that this class does not define.
         state (`SoftModelState`).
     """
 
@@ -41,7 +41,7 @@ class SoftSampler:
         return output
 
     def _draw(self, logits, member, asked: int | None):
-        """What rows of a kind drew, and what that was made of, if anybody asks."""
+        """The draws of rows of one kind, and their candidates if a request asks for them."""
         state = self.state
         thought = state.pool.ruled[member.number].plan.thought
         hidden = state.model.soft_hidden[member.rows] if thought.needs_hidden else None
@@ -52,14 +52,14 @@ class SoftSampler:
         return tokens, state.pool.candidates(member.number, member.index, view, tokens, asked)
 
     def _logprobs_asked(self, slots: np.ndarray) -> int | None:
-        """How many log-probabilities the base sampler will return for some slots; `None` where nobody asks for any."""
+        """How many log-probabilities the base sampler will return for some slots. `None` if no request asks for any."""
         most = self.base.sampling_states.max_num_logprobs(slots)
         if most != NO_LOGPROBS:
             return most
         return 0 if self.base.logprob_token_ids_state.max_num_token_ids(slots) > 0 else None
 
     def _output(self, batch, drawn):
-        """What the base sampler returns, for a batch in which it has nothing to do: rows and their tokens, of each member."""
+        """The output of the base sampler for a batch without hard requests: rows and their tokens, of each member."""
         num_sampled, num_rejected = get_num_sampled_and_rejected(
             batch.seq_lens.new_ones(batch.num_reqs),
             batch.seq_lens,
@@ -83,7 +83,7 @@ class SoftSampler:
 
     @staticmethod
     def _put(tensors: LogprobsTensors, rows, ids: torch.Tensor, log_p: torch.Tensor) -> None:
-        """Over what the base sampler wrote for some rows: as many columns, the token's own first."""
+        """Overwrite the base sampler's values for some rows, with the same number of columns. The token comes first."""
         width = ids.size(-1)
         tensors.logprob_token_ids[rows, :width] = ids.to(tensors.logprob_token_ids.dtype)
         tensors.logprobs[rows, :width] = log_p.to(tensors.logprobs.dtype)

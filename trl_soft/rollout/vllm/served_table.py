@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The embedding table of a served model, of which each rank of a tensor-parallel group may hold a part.
+"""The embedding table of a served model. Each rank of a tensor-parallel group may hold a part of it.
 
-A rank mixes what it holds and the group adds up the (N, H) results. To look K rows up through the module would add up
-N x K x H.
+A rank mixes the rows that it holds, and the group adds up the (N, H) results. Looking up K rows through the module would add
+up N x K x H numbers.
 """
 
 from collections.abc import Callable
@@ -15,17 +15,17 @@ from ...vocabulary.head_logits import DenseLogits, entropy_of
 from ...vocabulary.row_sums import mix_rows
 
 
-# Float32 copies of the table that are held at once, in numbers.
+# Most numbers in a float32 copy of a part of the table.
 _TILE_ELEMENTS = 2**24
 
 
 class Table(Lookup):
     """
     Args:
-        weight: called for the part of the table held here, (V', H) and perhaps more rows; weights may be loaded anew.
-        start (`int`), end (`int`): the tokens it is of.
-        scale (`float`): what the model multiplies its rows by.
-        add: adds a tensor up over the group; `None` where there is none.
+        weight: a function that returns the part of the table held here, (V', H) or more rows. Weights may be loaded again.
+        start (`int`), end (`int`): the tokens of this part.
+        scale (`float`): the factor of the model on its rows.
+        add: a function that adds up a tensor over the group. `None` without a group.
     """
 
     def __init__(self, weight: Callable[[], torch.Tensor], start: int, end: int, scale: float = 1.0, add=None):
@@ -45,7 +45,7 @@ class Table(Lookup):
         return scaled(self._summed(mix_rows(weights, ids, self.weight())), self.scale)
 
     def mix_all(self, p: torch.Tensor) -> torch.Tensor:
-        """`sum_v p_v e_v` in float32, (N, V) -> (N, H); of numbers p (parts, N, V) in the table's dtype, see `summed`."""
+        """`sum_v p_v e_v` in float32, (N, V) -> (N, H). For p (parts, N, V) in the table's dtype, see `summed`."""
         weight, count = self.weight(), self.end - self.start
         if p.dim() == 3:
             return scaled(self._summed(summed(p[:, :, self.start : self.end], weight[:count])), self.scale)
@@ -57,7 +57,7 @@ class Table(Lookup):
         return scaled(self._summed(mixed), self.scale)
 
     def rms(self) -> float:
-        """Per-element RMS of what the model embeds, over the whole table."""
+        """Per-element RMS of the embeddings, over the whole table."""
         weight = self.weight()[: self.end - self.start].float()
         sums = torch.stack([weight.square().sum(), torch.tensor(float(weight.numel()), device=weight.device)])
         total, count = self._summed(sums.double()).tolist()
@@ -65,7 +65,7 @@ class Table(Lookup):
 
 
 class ServedLogits(DenseLogits):
-    """Logits of a step, with the table and the head of a served model behind them."""
+    """Logits of a step, with the table and the head of a served model."""
 
     def __init__(self, logits, table: Table, dtype: torch.dtype, hidden=None, project=None):
         super().__init__(logits, dtype=dtype, hidden=hidden, project=project)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What another library's source says, read without importing it: the same answer for an installed version and a downloaded one."""
+"""Read the source of another library without importing it. Installed and downloaded versions give the same answers."""
 
 import ast
 import os
@@ -17,7 +17,7 @@ class Sources:
         self._trees: dict[str, tuple[ast.Module, bool] | None] = {}
 
     def parameters(self, path: str) -> list[str] | None:
-        """Parameters of a function or a method, `module:name` or `module:Class.name`; `None` if it is not there."""
+        """Parameters of a function or a method, `module:name` or `module:Class.name`. `None` if it does not exist."""
         function = self._function(path)
         if function is None:
             return None
@@ -26,7 +26,7 @@ class Sources:
         return [name for name in names if name != "self"]
 
     def members(self, path: str) -> list[str] | None:
-        """What a class has, its bases' included: fields, methods, properties, and what its methods set on `self`."""
+        """Members of a class and its bases: fields, methods, properties, and attributes that its methods set on `self`."""
         found = self._definition(*path.split(":"))
         if found is None or not isinstance(found[1], ast.ClassDef):
             return None
@@ -42,7 +42,7 @@ class Sources:
         return sorted(names)
 
     def names(self, module: str) -> list[str] | None:
-        """What a module defines or imports."""
+        """Names that a module defines or imports."""
         read = self._read(module)
         if read is None:
             return None
@@ -59,7 +59,7 @@ class Sources:
         return sorted(names)
 
     def calls(self, path: str) -> list[str] | None:
-        """What a module, a class or a function calls, as it is written: `self.model_state.add_request`."""
+        """Calls in a module, a class or a function, as they are written: `self.model_state.add_request`."""
         module, _, name = path.partition(":")
         node: ast.AST | None
         if not name:
@@ -83,7 +83,7 @@ class Sources:
         return self._trees[module]
 
     def _definition(self, module: str, name: str) -> tuple[str, ast.stmt] | None:
-        """Where a name is defined, through the imports that lead there: its module, and the class or function."""
+        """The definition of a name, found through its imports: its module, and the class or function."""
         read = self._read(module)
         if read is None:
             return None
@@ -103,7 +103,7 @@ class Sources:
         return None
 
     def _lineage(self, module: str, kind: ast.ClassDef) -> Iterator[tuple[str, ast.ClassDef]]:
-        """A class and those of its bases whose source is here."""
+        """A class and its bases, as far as their source is here."""
         yield module, kind
         for base in kind.bases:
             name = ast.unparse(base).split("[")[0]
@@ -129,7 +129,7 @@ class Sources:
 
 
 def _statements(tree: ast.AST) -> Iterator[ast.stmt]:
-    """Statements of a module, those under `if` and `try` among them, but none inside a class or a function."""
+    """Statements of a module, also under `if` and `try`, but not inside a class or a function."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.stmt):
             yield node

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """HTTP requests with a time limit for the whole request, however slowly a server sends, and a bound on the answer's bytes.
 
-The timeouts of `requests` hold for one read of the socket: a server that sends a byte now and then is waited for without
-end. Here a timer ends the connection when the request's time is over, so that whatever reads from it returns.
+The timeouts of `requests` apply to one read of the socket: a server that sends a byte now and then makes it wait for ever. Here
+a timer ends the connection when the time of the request is over. Any read from the connection then returns.
 """
 
 import socket
@@ -22,11 +22,11 @@ _of_thread = threading.local()
 
 
 class _TimeIsOver(Exception):
-    """No error of the network, which urllib3 would try again after."""
+    """The time is over. It is not a network error, because urllib3 would try again after one."""
 
 
 class _Limit:
-    """The connections of one request, ended when its time is over."""
+    """The connections of one request. They are ended when its time is over."""
 
     def __init__(self):
         self.over = False
@@ -34,7 +34,7 @@ class _Limit:
         self._sockets: list[socket.socket] = []
 
     def add(self, connection: socket.socket) -> None:
-        # A copy: it ends the same connection, and whoever closes or wraps the other one does not touch it.
+        # A copy of the socket ends the same connection. Closing or wrapping the original does not affect it.
         copy = connection.dup()
         with self._lock:
             self._sockets.append(copy)
@@ -62,7 +62,7 @@ def _end(connection: socket.socket) -> None:
 
 
 class _Watched:
-    """A connection that tells the limit of the thread's request about its socket."""
+    """A connection that gives its socket to the limit of the thread's request."""
 
     _copy: socket.socket | None = None
 
@@ -80,7 +80,7 @@ class _Watched:
 
     def request(self, *args, **kwargs):
         limit = getattr(_of_thread, "limit", None)
-        if limit is not None and self._copy is not None:  # of a request before this one
+        if limit is not None and self._copy is not None:  # a copy of an earlier request
             limit.add(self._copy)
         return super().request(*args, **kwargs)  # type: ignore[misc]
 
@@ -111,10 +111,10 @@ _POOLS = {"http": _Pool, "https": _SecurePool}
 
 
 def watch(session: requests.Session) -> None:
-    """Let `time_limit` hold for the requests of a session. Its adapters keep their retries and their sizes."""
+    """Make `time_limit` work for the requests of a session. Its adapters keep their retries and their sizes."""
     for adapter in set(session.adapters.values()):
         if not isinstance(adapter, requests.adapters.HTTPAdapter):
-            continue  # one that talks to no socket, as tests have them
+            continue  # an adapter without a socket, as in tests
         adapter.poolmanager.pool_classes_by_scheme = _POOLS
         make = adapter.proxy_manager_for
 
@@ -129,7 +129,7 @@ def watch(session: requests.Session) -> None:
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
     """
-    A limit on all that this thread asks and reads inside, over sessions that are watched.
+    A limit on the time of all requests that this thread makes inside the block, over sessions given to `watch`.
 
     Raises:
         requests.Timeout: if the time was over before the end.
@@ -141,7 +141,7 @@ def time_limit(seconds: float) -> Iterator[None]:
     timer.start()
     try:
         yield
-    except Exception as error:  # whatever a reader makes of a connection that was ended
+    except Exception as error:  # a reader can raise anything when its connection is ended
         if limit.over:
             raise requests.Timeout(f"its answer was still coming after {seconds:g} seconds") from error
         raise
@@ -149,7 +149,7 @@ def time_limit(seconds: float) -> Iterator[None]:
         timer.cancel()
         _of_thread.limit = before
         limit.forget()
-    if limit.over:  # an answer without a length looks whole where the connection was ended
+    if limit.over:  # an answer without a length looks whole when the connection is ended
         raise requests.Timeout(f"its answer was still coming after {seconds:g} seconds")
 
 
@@ -159,12 +159,12 @@ def fetch(method: str, url: str, seconds: float, most: int = ANSWER_BYTES, **opt
 
     Args:
         method, url (`str`).
-        seconds (`float`): for the whole request, from the connection to the answer's last byte.
-        most (`int`): bytes of the answer, after decompression.
-        options: of `requests`, for example `json=`.
+        seconds (`float`): time of the whole request, from the connection to the last byte of the answer.
+        most (`int`): largest size of the answer in bytes, after decompression.
+        options: options of `requests`, for example `json=`.
 
     Raises:
-        requests.RequestException: if the answer is not there in time, is longer, or breaks off.
+        requests.RequestException: if the answer is late, too long or incomplete.
     """
     with requests.Session() as session:
         watch(session)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TRL's `use_vllm` with soft thoughts: its `VLLMGeneration`, of which each call to vLLM is ours.
+"""TRL's `use_vllm` with soft thoughts: TRL's `VLLMGeneration`, with the calls to vLLM replaced.
 
-TRL gathers the prompts, syncs the weights, sends each process its share and corrects for the mismatch between the policy
-that drew and the one that scores. Between those, `LLM.generate` (colocate) or the client's `generate` (server) is ours for
-the length of a call: each prompt's request has its own key, and records come back with the tokens.
+TRL gathers the prompts, syncs the weights, sends each process its share, and corrects for the mismatch between the policy that
+drew and the policy that scores. During a call, this module replaces `LLM.generate` (colocate) or the client's `generate`
+(server): the request of each prompt has its own key, and records come back with the tokens.
 """
 
 import functools
@@ -31,18 +31,19 @@ EXTENSION = "trl_soft.rollout.vllm.worker.SoftWorker"
 @contextmanager
 def engine_arguments(args) -> Iterator[None]:
     """
-    While a trainer is built: the engine that TRL starts (colocate) has our worker, and records as long as completions.
-    TRL has no seam for engine arguments.
+    While a trainer is built, give the engine that TRL starts (colocate) our worker, and records as long as completions.
+
+    TRL has no other way to pass arguments to the engine.
     """
     if args.use_vllm and find_spec("vllm") is None:
         raise ImportError(
-            "`use_vllm` is set and vLLM is not installed. Install it, `pip install trl_soft[vllm]`, or set `use_vllm: false`: "
+            "`use_vllm` is set, but vLLM is not installed. Install it, `pip install trl_soft[vllm]`, or set `use_vllm: false`: "
             "rollouts then run on the training model itself."
         )
     if args.use_vllm and args.vllm_mode == "server" and args.process_index == 0:
         own = args.vllm_server_base_url or f"http://{args.vllm_server_host}:{args.vllm_server_port}"
         for url in args.vllm_server_base_urls or [own]:
-            wait_for(url, args.vllm_server_timeout)  # TRL's own look at it waits for a silent server without end
+            wait_for(url, args.vllm_server_timeout)  # TRL itself would wait for a silent server for ever
     if not args.use_vllm or args.vllm_mode != "colocate":
         yield
         return
@@ -50,7 +51,7 @@ def engine_arguments(args) -> Iterator[None]:
 
     from .plugin import register
 
-    register()  # where trl_soft is on the path and not installed, vLLM does not find it by itself
+    register()  # if trl_soft is on the path but not installed, vLLM does not find the plugin itself
     original = module.LLM
 
     @functools.wraps(original, updated=())
@@ -70,22 +71,22 @@ def engine_arguments(args) -> Iterator[None]:
 def _record_bytes(args, folder: str) -> dict:
     config = AutoConfig.from_pretrained(folder).get_text_config()
     kinds = [args.make_thought(Hard(), 1.0, evaluation) for evaluation in (False, True)]
-    # As wide as float32 embeddings: the engine may run in another precision than the config names.
+    # Enough for float32 embeddings, because the engine may run in another precision than the config names.
     sizes = config.vocab_size, config.hidden_size, torch.float32
     return {"record_bytes": max(layout_of(kind.bound(sizes[0]), *sizes).width for kind in kinds)}
 
 
 class SoftVLLM:
     """
-    A trainer's `vllm_generation`. All but `generate` is TRL's.
+    A trainer's `vllm_generation`. Everything except `generate` is TRL's.
 
     Args:
         inner (`trl.generation.vllm_generation.VLLMGeneration`).
-        ask: called with the number of prompts on this process for the `Ask` of a rollout over all processes.
-        keep: called with the `Rollout` of this process's completions.
-        urls: further servers, beside the one that TRL speaks to.
-        retries (`int`): how often a rollout whose server was lost is drawn again.
-        timeout (`float`): seconds a server has to answer one request, TRL's own among them.
+        ask: a function of the number of prompts on this process. It returns the `Ask` of a rollout over all processes.
+        keep: a function that gets the `Rollout` of this process's completions.
+        urls: further servers, besides the one that TRL uses.
+        retries (`int`): how often a rollout is drawn again after its server was lost.
+        timeout (`float`): seconds that a server has to answer one request. It applies to TRL's own requests too.
     """
 
     def __init__(
@@ -105,7 +106,7 @@ class SoftVLLM:
                 self.clients[-1].init_communicator(device=inner.accelerator.device)
 
     def _limit(self, client) -> None:
-        """TRL's client asks without a limit; its session's requests get ours, all tries of one together."""
+        """TRL's client has no time limit. Its requests get ours, for all tries of one request together."""
         watch(client.session)
         ask = functools.partial(client.session.request, timeout=self.timeout)
 
@@ -119,7 +120,7 @@ class SoftVLLM:
         return getattr(self.inner, name)
 
     def sync_weights(self) -> None:
-        """To every server, one after the other: each pass gathers the weights anew."""
+        """Send the weights to every server in turn. Each pass gathers the weights again."""
         if self.inner.mode == "colocate":
             self.inner.sync_weights()
             return
@@ -139,7 +140,7 @@ class SoftVLLM:
             self.inner.vllm_client = own
 
     def generate(self, prompts, images, num_generations: int, profiler=None):
-        """As TRL's, but that log-probabilities are those of thoughts and tokens as drawn, and the `Rollout` is kept."""
+        """As TRL's, but log-probabilities are those of thoughts and tokens as drawn, and the `Rollout` is kept."""
         ask = self.ask(len(prompts))
         if self.inner.mode == "colocate":
             prompt_ids, parts = self._colocate(ask, prompts, images, num_generations, profiler)
@@ -175,18 +176,18 @@ class SoftVLLM:
         finally:
             del llm.generate
         if self.inner.tensor_parallel_size > 1:
-            # Every rank of the group has drawn all of its prompts; TRL has taken this rank's, and so do we.
+            # Every rank of the group has drawn all prompts of the group. TRL takes those of this rank, and so do we.
             first = torch.distributed.get_rank(group=self.inner.tp_group) * len(prompts)
             parts = parts[first : first + len(prompts)]
         for text, part in zip(texts, parts, strict=True):
             if not same_text(text, part, ask.plan):
-                raise RuntimeError("vLLM's text and our record of it differ, so the records are of other requests.")
+                raise RuntimeError("vLLM's text and its record differ, so the records belong to other requests.")
         return prompt_ids, parts
 
     def _serve(self, ask: Ask, prompts, images, num_generations, profiler):
         for attempt in range(self.retries + 1):
             prompt_ids, _, _, found = self._try(ask, prompts, images, num_generations, profiler)
-            # What went wrong on the main process comes to all of them in the records' place.
+            # An error of the main process goes to all processes instead of the records.
             wrong = next((part for part in found if isinstance(part, (ServerLost, ValueError))), None)
             if wrong is None:
                 return prompt_ids, found
@@ -194,17 +195,17 @@ class SoftVLLM:
                 raise wrong
             if attempt == self.retries:
                 raise ServerLost(
-                    f"A rollout was drawn {attempt + 1} times and its server was lost each time; nothing was trained on it. "
-                    f"Look at the server's log; the last thing seen was: {printable(str(wrong))}"
+                    f"A rollout was drawn {attempt + 1} times, and its server was lost each time. Nothing was trained on it. "
+                    f"Read the server's log. The last error was: {printable(str(wrong))}"
                 ) from wrong
             logger.warning(
-                f"The rollout's server was lost ({printable(str(wrong))}). It is drawn again, whole, once the server is back."
+                f"The rollout's server was lost ({printable(str(wrong))}). The whole rollout is drawn again when the server is back."
             )
             self._wait()
             self.sync_weights()
 
     def _wait(self) -> None:
-        """Until every server is up; with the weights it was started with, and no group to send others by."""
+        """Wait until every server is up. A new server has its first weights, and no group to send it others."""
         problem: list = [None]
         for client in self.clients:
             try:
@@ -229,7 +230,7 @@ class SoftVLLM:
             try:
                 parts: list = complete(urls, client.model, prompts, n, ask, self.timeout)
             except Exception as error:
-                # Raised here it would leave the other processes waiting for their share.
+                # An error raised here would leave the other processes waiting for their share.
                 kind = ValueError if isinstance(error, ValueError) else ServerLost
                 parts = [kind(printable(f"{type(error).__name__}: {error}"))] * (len(prompts) * n)
             nothing: list[list[int]] = [[]] * len(parts)

@@ -1,24 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a client can ask of a worker: `--worker-extension-cls trl_soft.rollout.vllm.worker.SoftWorker`."""
+"""The worker extension for clients: `--worker-extension-cls trl_soft.rollout.vllm.worker.SoftWorker`."""
 
 from .records import bulks
 
 
 class SoftWorker:
-    """Methods that vLLM adds to its worker; reach them through `collective_rpc`."""
+    """Methods that vLLM adds to its worker. Call them through `collective_rpc`."""
 
     def pop_soft_records(self, requests: list[str], as_text: bool = False) -> list[dict] | None:
         """
-        The records of finished requests that were made with `soft_record`, which are forgotten with that.
+        Remove and return the records of finished requests that were made with `soft_record`.
 
         Args:
-            requests: the names they were given, or vLLM's ids.
+            requests: the names of the requests, or vLLM's ids.
             as_text: encode arrays as base64, for transports that carry JSON.
 
         Returns:
-            Bulks, as `trl_soft.rollout.vllm.records` describes them; a request that is not known is not in them. `None`
-            from all workers of a tensor-parallel group but the first, which hold the same, unless each has a client of
-            its own (`external_launcher`).
+            Bulks, as `trl_soft.rollout.vllm.records` describes them. They leave out unknown requests. In a tensor-parallel
+            group all workers hold the same records, and only the first returns them; the others return `None`. With
+            `external_launcher` each worker has its own client and returns its records.
         """
         state = self.model_runner.model_state  # type: ignore[attr-defined]
         if getattr(state, "off", "") is not None:
