@@ -256,7 +256,9 @@ def test_a_server_that_does_not_come_back(server, folder, pushed, monkeypatch, t
         raise ServerLost("cut off")
 
     monkeypatch.setattr(client, "post", gone)
-    with pytest.raises(ServerLost, match="drawn 2 times, and its server was lost each time. Nothing was trained on it"):
+    with pytest.raises(
+        ServerLost, match=r"drawn 2 times, and its server was lost each time\. Nothing was trained on it"
+    ):
         trainer.train()
 
     def refuses(self, *rest):
