@@ -228,7 +228,9 @@ def test_records_that_are_not_there():
     pool.admit([0], [number], [(3, 0, 0)], [2], [STEPS])
     draw(pool, number, {0: 0}, 0)
     (bulk,) = bulks([("a", 0, pool.park(0))])
-    with pytest.raises(ValueError, match="1 of 2 records did not come back, for example that of request 'a', completion 1"):
+    with pytest.raises(
+        ValueError, match="1 of 2 records did not come back, for example that of request 'a', completion 1"
+    ):
         rollout_of(bulk, made, [("a", 0), ("a", 1)])
     with pytest.raises(ValueError, match="records are of gumbel thoughts, and the plan's are dirichlet"):
         rollout_of(bulk, plan({"thought": "dirichlet"}), [("a", 0)])
