@@ -17,19 +17,21 @@ class WrongEntry(ValueError):
     An entry with a wrong value.
 
     Args:
-        found (`str`): the value, as the predicate of a sentence; see `stands`.
+        predicate (`str`): the value, as the predicate of a sentence; see `stands`.
         demand (`str`): what the value has to be, as a clause.
         path (`tuple`): keys and indices that lead to the entry.
     """
 
-    def __init__(self, found: str, demand: str, path: tuple = ()):
-        self.found, self.demand, self.path = found, demand, path
+    def __init__(self, predicate: str, demand: str, path: tuple = ()):
+        self.predicate, self.demand, self.path = predicate, demand, path
         where = ", ".join(f"`{_short(str(part))}`" for part in path)
-        super().__init__(f"the entry {where} {found}, but {demand}" if path else f"the whole {found}, but {demand}")
+        super().__init__(
+            f"the entry {where} {predicate}, but {demand}" if path else f"the whole {predicate}, but {demand}"
+        )
 
     def below(self, key: Any) -> "WrongEntry":
         """The same entry, seen from the object or the list that holds its parent under `key`."""
-        return WrongEntry(self.found, self.demand, (key, *self.path))
+        return WrongEntry(self.predicate, self.demand, (key, *self.path))
 
 
 def stands(value: Any) -> str:

@@ -51,12 +51,12 @@ class Store:
         file = self.folder / "manifest.json"
         if file.exists():
             before = read_object(file, "nothing says what its samples are of")
-            asked = json.loads(json.dumps(manifest))
-            different = [key for key in settled if before.get(key) != asked.get(key)]
+            current = json.loads(json.dumps(manifest))
+            different = [key for key in settled if before.get(key) != current.get(key)]
             if different:
                 key = different[0]
                 raise ValueError(
-                    f"{self.folder} holds a run whose `{key}` is {before.get(key)!r}, and now it is {asked.get(key)!r}: the samples "
+                    f"{self.folder} holds a run whose `{key}` is {before.get(key)!r}, and now it is {current.get(key)!r}: the samples "
                     "of two runs would be mixed. Set the same value, or another output folder."
                 )
             resumed = before.get("resumed")

@@ -14,6 +14,7 @@ import argparse
 import copy
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -70,48 +71,50 @@ def knobs(training, world: World) -> dict[str, tuple[Any, World]]:
     Returns:
         For each, as a recipe would have it, the training config and the world that come of it.
     """
-    turned: dict[str, tuple[Any, World]] = {}
+    alternatives: dict[str, tuple[Any, World]] = {}
     batch, steps = training.per_device_train_batch_size, training.gradient_accumulation_steps
     if batch > 1:
         smaller = batch // 2 if batch % 2 == 0 else 1
         times = batch // smaller
-        changed = {"per_device_train_batch_size": smaller, "gradient_accumulation_steps": steps * times}
-        generated = {"steps_per_generation": training.steps_per_generation * times}
-        turned[_as_yaml(changed)] = _changed(training, changed | generated), world
+        changes = {"per_device_train_batch_size": smaller, "gradient_accumulation_steps": steps * times}
+        rollout = {"steps_per_generation": training.steps_per_generation * times}
+        alternatives[_as_yaml(changes)] = _with(training, changes | rollout), world
     shorter = training.max_completion_length // 2
     if shorter > 1:
-        changed = {"max_completion_length": shorter}
+        changes = {"max_completion_length": shorter}
         if (training.max_thinking_length or 0) >= shorter:
-            changed["max_thinking_length"] = shorter - 1
-        turned[_as_yaml(changed)] = _changed(training, changed), world
+            changes["max_thinking_length"] = shorter - 1
+        alternatives[_as_yaml(changes)] = _with(training, changes), world
     # Under ZeRO no copy is made for rollouts.
-    uncopied = _changed(training, {"rollout_dtype": "auto"})
+    no_copy = _with(training, {"rollout_dtype": "auto"})
+    zero3 = World("zero3", world.gpus, half=True)
     if world.gpus > 1 and not world.sharded:
-        turned["recipes/accelerate/zero3.yaml"] = uncopied, World("zero3", world.gpus, half=True)
+        alternatives["recipes/accelerate/zero3.yaml"] = no_copy, zero3
     elif not world.offload_parameters:
-        turned["recipes/accelerate/zero3_offload.yaml"] = uncopied, World("zero3", world.gpus, True, True, half=True)
-    return turned
+        offload = replace(zero3, offload_optimizer=True, offload_parameters=True)
+        alternatives["recipes/accelerate/zero3_offload.yaml"] = no_copy, offload
+    return alternatives
 
 
-def _changed(training, changes: dict[str, Any]):
+def _with(training, changes: dict[str, Any]):
     """A copy of a config with other values. What the config derived from the values it had stays."""
-    changed = copy.copy(training)
-    vars(changed).update(changes)
-    return changed
+    other = copy.copy(training)
+    vars(other).update(changes)
+    return other
 
 
 def _as_yaml(changes: dict[str, int]) -> str:
     return ", ".join(f"{name}: {value}" for name, value in changes.items())
 
 
-def table(needed: Estimate) -> str:
+def table(memory: Estimate) -> str:
     """Parts down, phases across, in GB."""
-    names = dict.fromkeys(name for parts in needed.phases.values() for name in parts)
-    rows = {name: [parts.get(name, 0.0) for parts in needed.phases.values()] for name in names}
+    names = dict.fromkeys(name for parts in memory.phases.values() for name in parts)
+    rows = {name: [parts.get(name, 0.0) for parts in memory.phases.values()] for name in names}
     rows = {name: values for name, values in rows.items() if any(values)}
-    rows["peak of the phase"] = list(needed.peaks.values())
+    rows["peak of the phase"] = list(memory.peaks.values())
     width = max(map(len, rows))
-    lines = [" " * width + "".join(f"{phase:>11}" for phase in needed.phases) + "   GB"]
+    lines = [" " * width + "".join(f"{phase:>11}" for phase in memory.phases) + "   GB"]
     lines += [
         f"{name:{width}}" + "".join(f"{value / GB:11.2f}" if value else f"{'-':>11}" for value in values)
         for name, values in rows.items()
@@ -120,21 +123,21 @@ def table(needed: Estimate) -> str:
     return "\n".join(lines)
 
 
-def report(needed: Estimate, turned: dict[str, Estimate], shape: Shape, run: Run) -> dict:
+def report(memory: Estimate, alternatives: dict[str, Estimate], shape: Shape, run: Run) -> dict:
     """All of it as JSON values, sizes in GB."""
     return {
-        "phases_gb": {phase: {k: v / GB for k, v in parts.items()} for phase, parts in needed.phases.items()},
-        "peaks_gb": {phase: value / GB for phase, value in needed.peaks.items()},
-        "largest": needed.largest,
-        "peak_gb": needed.peak / GB,
-        "reserve_gb": needed.reserve / GB,
-        "gpu_gb": None if needed.memory is None else needed.memory / GB,
-        "host_gb": needed.host / GB,
-        "longest_slots": needed.longest_slots,
-        "fits": needed.fits,
+        "phases_gb": {phase: {k: v / GB for k, v in parts.items()} for phase, parts in memory.phases.items()},
+        "peaks_gb": {phase: value / GB for phase, value in memory.peaks.items()},
+        "largest": memory.largest,
+        "peak_gb": memory.peak / GB,
+        "reserve_gb": memory.reserve / GB,
+        "gpu_gb": None if memory.memory is None else memory.memory / GB,
+        "host_gb": memory.host / GB,
+        "longest_slots": memory.longest_slots,
+        "fits": memory.fits,
         "knobs": {
             text: {"largest": other.largest, "peak_gb": other.peak / GB, "fits": other.fits}
-            for text, other in turned.items()
+            for text, other in alternatives.items()
         },
         "parameters": shape.parameters,
         "trained": shape.trained,
@@ -144,39 +147,39 @@ def report(needed: Estimate, turned: dict[str, Estimate], shape: Shape, run: Run
     }
 
 
-def sentences(needed: Estimate, turned: dict[str, Estimate], shape: Shape, run: Run) -> Iterable[str]:
+def sentences(memory: Estimate, alternatives: dict[str, Estimate], shape: Shape, run: Run) -> Iterable[str]:
     """What stands around the table and below it."""
-    memory = needed.memory or 0.0
+    device = memory.memory or 0.0
     yield f"{shape.parameters / GB:.2f}e9 parameters, {shape.trained / GB:.3g}e9 trained, {run.world.backend} on {run.world.gpus} GPUs"
     yield (
         f"{run.rows} completions of {run.prompt} + {run.completion} tokens a GPU, {run.micro_batch} at once in the update\n"
     )
-    yield table(needed)
+    yield table(memory)
     yield (
-        f"\nLargest: {needed.largest}, {needed.peak / GB:.1f} GB, and {needed.reserve / GB:.1f} GB in reserve, "
-        f"of {memory / GB:g} GB."
+        f"\nLargest: {memory.largest}, {memory.peak / GB:.1f} GB, and {memory.reserve / GB:.1f} GB in reserve, "
+        f"of {device / GB:g} GB."
     )
-    if needed.host:
-        yield f"In the host's memory, for each GPU: {needed.host / GB:.1f} GB."
-    if 1 <= needed.longest_slots < run.slots:
+    if memory.host:
+        yield f"In the host's memory, for each GPU: {memory.host / GB:.1f} GB."
+    if 1 <= memory.longest_slots < run.slots:
         yield (
-            f"The cache holds {needed.longest_slots:.1f} of {run.slots} completions of full length at once; the rest wait "
+            f"The cache holds {memory.longest_slots:.1f} of {run.slots} completions of full length at once; the rest wait "
             "their turn."
         )
-    for text, other in turned.items():
+    for text, other in alternatives.items():
         yield (
             f"With `{text}` the peak is {other.peak / GB:.1f} GB, in {other.largest}, and it "
             f"{'fits' if other.fits else 'does not fit'}."
         )
-    if needed.longest_slots < 1:
+    if memory.longest_slots < 1:
         yield (
             f"A rollout would be refused: the longest prompt and completion take {run.length * per_token(shape, run) / GB:.2f} "
-            f"GB of keys and values, and the cache may have {needed.phases['rollout']['keys and values'] / GB:.2f} GB."
+            f"GB of keys and values, and the cache may have {memory.phases['rollout']['keys and values'] / GB:.2f} GB."
         )
-    over = (needed.peak + needed.reserve - memory) / GB
+    over = (memory.peak + memory.reserve - device) / GB
     if over > 0:
-        yield f"It does not fit: {needed.largest} and the reserve are {over:.1f} GB above the device's memory."
-    if needed.fits:
+        yield f"It does not fit: {memory.largest} and the reserve are {over:.1f} GB above the device's memory."
+    if memory.fits:
         yield "It fits."
 
 
@@ -252,10 +255,10 @@ def main(argv: list[str] | None = None) -> int:
         run = run_of(training, shape, config, model, world, prompt, own.gpu_gb, cuda)
         return run, estimate_bytes(shape, run, reserve)
 
-    run, needed = plan(training, world)
-    turned = {text: plan(*settings)[1] for text, settings in knobs(training, world).items()}
+    run, memory = plan(training, world)
+    alternatives = {text: plan(*settings)[1] for text, settings in knobs(training, world).items()}
     if own.json:
-        print(json.dumps(report(needed, turned, shape, run)))
+        print(json.dumps(report(memory, alternatives, shape, run)))
     else:
-        print(*sentences(needed, turned, shape, run), sep="\n")
-    return 0 if needed.fits else 1
+        print(*sentences(memory, alternatives, shape, run), sep="\n")
+    return 0 if memory.fits else 1

@@ -71,8 +71,8 @@ def unfenced_program(text: str, name: str | None) -> str:
         return text  # no program, or a body that continues the prompt
     for start in [0, *_likely(lines, starts, name)]:
         program = "\n".join(lines[start:])
-        found, taken = longest_program("", program)
-        if taken and (name is None or defines(found, name)):
+        readable, lines_read = longest_program("", program)
+        if lines_read and (name is None or defines(readable, name)):
             return program
     return text
 
@@ -251,40 +251,40 @@ def _names_used(nodes: Iterable[ast.stmt]) -> set[str]:
     }
 
 
-def _supplied(main: str, others: Sequence[str], wanted: Collection[str], given: Collection[str]) -> list[str]:
+def _supplied(main: str, others: Sequence[str], uses: Collection[str], defined: Collection[str]) -> list[str]:
     """The statements of other blocks that define what `main` uses and does not define, in their order."""
-    have = {name for node in statements(main) for name in _names_bound(node)} | {*given, *dir(builtins)}
-    open_names = set(wanted) - have
+    known = {name for node in statements(main) for name in _names_bound(node)} | {*defined, *dir(builtins)}
+    open_names = set(uses) - known
     sources = [longest_program("", block)[0] for block in others]
     lines = [source.split("\n") for source in sources]
-    offered = [
+    definitions = [
         (place, node)
         for place, source in enumerate(sources)
         for node in statements(source)
         if isinstance(node, _SUPPLIES)
     ]
-    together: dict[tuple[int, int, int], list[ast.stmt]] = {}  # statements on the same lines
-    for place, node in offered:
-        together.setdefault((place, *_lines_of(node)), []).append(node)
-    stars = [order for order, (_, node) in enumerate(offered) if "*" in _names_bound(node)]
+    by_lines: dict[tuple[int, int, int], list[ast.stmt]] = {}  # statements on the same lines
+    for place, node in definitions:
+        by_lines.setdefault((place, *_lines_of(node)), []).append(node)
+    stars = [order for order, (_, node) in enumerate(definitions) if "*" in _names_bound(node)]
     # The last definition of a name counts.
-    last = {name: order for order, (_, node) in enumerate(offered) for name in _names_bound(node)}
-    found: dict[tuple[int, int, int], str] = {}  # by place, first and last line; statements on one line come together
+    last = {name: order for order, (_, node) in enumerate(definitions) for name in _names_bound(node)}
+    texts: dict[tuple[int, int, int], str] = {}  # by place, first and last line; statements on one line come together
     while open_names:
         name = open_names.pop()
-        have.add(name)
+        known.add(name)
         order = last.get(name, -1)
-        taken = [order] if order >= 0 else []
+        orders = [order] if order >= 0 else []
         while stars and stars[-1] > order:  # a later star import may replace the definition
-            taken.append(stars.pop())
-        for place, node in (offered[number] for number in taken):
+            orders.append(stars.pop())
+        for place, node in (definitions[number] for number in orders):
             bound, span = _names_bound(node), (place, *_lines_of(node))
-            have |= bound
+            known |= bound
             open_names -= bound
-            if span not in found:
-                found[span] = "\n".join(lines[place][span[1] - 1 : span[2]])
-                open_names |= _names_used(together[span]) - have
-    return [found[span] for span in sorted(found)]
+            if span not in texts:
+                texts[span] = "\n".join(lines[place][span[1] - 1 : span[2]])
+                open_names |= _names_used(by_lines[span]) - known
+    return [texts[span] for span in sorted(texts)]
 
 
 def _lines_of(node: ast.stmt) -> tuple[int, int]:

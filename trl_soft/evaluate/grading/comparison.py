@@ -67,15 +67,15 @@ def key(reading: Reading, gold: Reading) -> str:
     named = len(names) > 1 or bool(known and names - known)
     keys = []
     for element in reading.elements:
-        found = _element_key(element, share, named, equations)
+        element_key = _element_key(element, share, named, equations)
         if expected is not None:
             if expected.base and element.number is not None:
-                found += f"_{expected.base}"
+                element_key += f"_{expected.base}"
             if expected.power and element.power and element.power != expected.power:
-                found += f" unit^{element.power}"
+                element_key += f" unit^{element.power}"
             if expected.rounded and element.rounded and element.rounded != expected.rounded:
-                found += f" about {element.rounded}"
-        keys.append(found)
+                element_key += f" about {element.rounded}"
+        keys.append(element_key)
     if not reading.brackets and len(keys) == 1:
         return keys[0]
     if reading.ordered:

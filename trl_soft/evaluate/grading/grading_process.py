@@ -3,7 +3,8 @@
 The process that compares mathematical answers. It can be killed, because sympy may never return from one huge power.
 
 math-verify limits its time by SIGALRM. SIGALRM works only in a main thread, and it replaces an alarm that the program has
-set. A separate process has its own main thread.
+set. A separate process has its own main thread. The process is ours, not a pool's: `pebble` starts workers by `multiprocessing`,
+where a fork copies a trainer's threads and CUDA, and a spawn imports the user's script again.
 """
 
 import atexit

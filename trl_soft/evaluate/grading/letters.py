@@ -53,14 +53,14 @@ def grade_letter(text: str, gold: Any) -> Verdict:
     Args:
         gold (`str`): the letter.
     """
-    wanted = gold_text(gold)
-    if wanted is None or len(wanted) != 1 or wanted not in _LETTERS:
+    expected = gold_text(gold)
+    if expected is None or len(expected) != 1 or expected not in _LETTERS:
         raise ValueError(f"The gold answer is {gold!r}, but the letters of options are {_LETTERS}. Correct the row.")
     try:
         letter = _letter(after_thinking(text).rstrip())
     except Exception as error:
         return unreadable(text, error)
-    return Verdict(letter is not None and letter == wanted, letter, letter)
+    return Verdict(letter is not None and letter == expected, letter, letter)
 
 
 def _letter(text: str) -> str | None:

@@ -109,9 +109,9 @@ def _to_the_letter(answer: str | None, gold: MathGold) -> Verdict:
     return Verdict(answer == gold.answer.strip(), answer, answer, f"longer than {LONGEST_ANSWER} characters")
 
 
-def _rational(answer: str, found: Reading, target: Reading, gold: MathGold) -> Verdict | None:
+def _rational(answer: str, reading: Reading, target: Reading, gold: MathGold) -> Verdict | None:
     """The verdict on two rational numbers without name, per cent or tolerance. `None` for all other answers."""
-    left, right = target.single, found.single
+    left, right = target.single, reading.single
     if left is None or right is None or left.number is None or right.number is None or gold.tolerance is not None:
         return None
     if left.name or left.rounded or left.power or left.per_cent or right.per_cent or left.equation or right.equation:
@@ -141,7 +141,7 @@ def judge(answer: str, gold: Mapping) -> dict:
     from .comparison import equal, key
 
     expected = MathGold(**gold)
-    target, found = (_read(a, expected.unit, expected.several) for a in (expected.answer, answer))
-    own, golden = key(found, target), key(target, target)
-    correct = own == golden or equal(target, found, expected.tolerance)
+    target, reading = (_read(a, expected.unit, expected.several) for a in (expected.answer, answer))
+    own, golden = key(reading, target), key(target, target)
+    correct = own == golden or equal(target, reading, expected.tolerance)
     return {"correct": correct, "vote": golden if correct else own}

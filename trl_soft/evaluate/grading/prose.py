@@ -19,22 +19,22 @@ def final_expression(text: str) -> str | None:
 
     It is the first one after the last word "answer". If there is none, it is the last one of the text.
     """
-    found = _formulas(text)
+    expressions = _formulas(text)
     outside = list(text)
-    for start, end, _ in found:
+    for start, end, _ in expressions:
         outside[start:end] = " " * (end - start)
-    found += [(*match.span(), match.group()) for match in _NUMBER.finditer("".join(outside))]
-    found.sort()
+    expressions += [(*match.span(), match.group()) for match in _NUMBER.finditer("".join(outside))]
+    expressions.sort()
     word = lowered(text).rfind("answer")
-    behind = [item for item in found if word >= 0 and word <= item[0] <= word + _BEHIND_ANSWER]
+    behind = [item for item in expressions if word >= 0 and word <= item[0] <= word + _BEHIND_ANSWER]
     if behind:
         return behind[0][2]
-    return found[-1][2] if found else None
+    return expressions[-1][2] if expressions else None
 
 
 def _formulas(text: str) -> list[tuple[int, int, str]]:
     """Start, end and content of the formulas. A formula that never closes does not count."""
-    found = []
+    formulas = []
     opened: tuple[str, int, int] | None = None
     for match in _MARKS.finditer(text):
         mark = match.group()
@@ -43,6 +43,6 @@ def _formulas(text: str) -> list[tuple[int, int, str]]:
         elif opened is not None and mark == opened[0]:
             content = text[opened[2] : match.start()].strip()
             if content:
-                found.append((opened[1], match.end(), content))
+                formulas.append((opened[1], match.end(), content))
             opened = None
-    return found
+    return formulas

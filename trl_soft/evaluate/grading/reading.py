@@ -148,15 +148,15 @@ def _enclosing(text: str) -> str:
 def _parted(text: str, *relations: str) -> tuple[str, str, str]:
     """The text before the first of `relations` outside brackets, the relation, and the text after the last."""
     depth, first, last, end, position = 0, -1, -1, 0, 0
-    found = ""
+    relation = ""
     for token in _TOKEN.findall(text):
         depth += (token in _OPEN or token == "{") - (token in _CLOSE or token == "}")
         if depth == 0 and token in relations:
             if first < 0:
-                first, found = position, token
+                first, relation = position, token
             last, end = position, position + len(token)
         position += len(token)
-    return ("", "", text) if last < 0 else (text[:first].strip(), found, text[end:].strip())
+    return ("", "", text) if last < 0 else (text[:first].strip(), relation, text[end:].strip())
 
 
 def _element(text: str, unit: str | None) -> Element:

@@ -62,10 +62,10 @@ def mbpp_tests(tests: tuple[str, ...], setup: str, reference: str) -> RowTests:
 def _arranged(tests: str, setup: str, reference: str, tested: tuple[str, ...]) -> RowTests:
     used = _names_used(tests) | _names_used(setup)
     own = _names_bound(tests) | _names_bound(setup) | set(tested)
-    given = _names_bound(reference)
-    modules = (used & sys.stdlib_module_names) - own - given
+    of_reference = _names_bound(reference)
+    modules = (used & sys.stdlib_module_names) - own - of_reference
     imports = "".join(f"import {name}\n" for name in sorted(modules))
-    return RowTests(tests, imports + setup, reference if used & (given - own) else "", tested)
+    return RowTests(tests, imports + setup, reference if used & (of_reference - own) else "", tested)
 
 
 def _under_test(tests: tuple[str, ...], setup: str, reference: str) -> tuple[str, ...]:
@@ -80,8 +80,10 @@ def _under_test(tests: tuple[str, ...], setup: str, reference: str) -> tuple[str
     in_all = {name for name in functions if all(name in names for names in by_test)}
     main = in_all.pop() if len(in_all) == 1 else None
     around = {name for test in tests for name in _around(_tree(test), functions, classes, main, compared=False)}
-    found = (functions & named) | (classes & (named | _names_used(setup)))
-    return tuple(sorted(found - around, key=lambda name: (name in classes, -sum(name in n for n in by_test), name)))
+    under_test = (functions & named) | (classes & (named | _names_used(setup)))
+    return tuple(
+        sorted(under_test - around, key=lambda name: (name in classes, -sum(name in n for n in by_test), name))
+    )
 
 
 def _is_called(name: str, tests: Iterable[str]) -> bool:

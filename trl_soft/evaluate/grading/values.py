@@ -269,10 +269,10 @@ def _evaluate(expression: Any, point: int) -> Value:
     if isinstance(expression, sympy.NumberSymbol):
         return {"Pi": +mpmath.pi, "Exp1": +mpmath.e, "GoldenRatio": +mpmath.phi}[type(expression).__name__]
     if isinstance(expression, (sympy.Sum, sympy.Product, sympy.Integral, sympy.Limit, sympy.Derivative)):
-        done = expression.doit()
-        if done == expression or done.has(type(expression)):
+        result = expression.doit()
+        if result == expression or result.has(type(expression)):
             raise NoValue
-        return _evaluate(done, point)
+        return _evaluate(result, point)
     if not isinstance(expression, sympy.Expr) or not expression.args:
         raise NoValue
     values = [_evaluate(argument, point) for argument in expression.args]

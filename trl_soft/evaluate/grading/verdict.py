@@ -75,7 +75,7 @@ def lowered(text: str) -> str:
 def grade_exact(text: str, gold: Any) -> Verdict:
     """Right if the text after the last `</think>` equals the gold answer letter by letter, without blanks at the ends."""
     answer = after_thinking(text).strip()
-    wanted = gold_text(gold)
-    if wanted is None:
+    expected = gold_text(gold)
+    if expected is None:
         raise ValueError(f"The gold answer is {gold!r}, so no answer can be right. Leave the row out or correct it.")
-    return Verdict(answer == wanted, answer or None, answer or None)
+    return Verdict(answer == expected, answer or None, answer or None)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A table as Markdown, as LaTeX with booktabs, and as CSV.
 
-pandas writes no rules under groups of columns and escapes less, so these writers are ours.
+`Styler.to_latex` of pandas writes no rules under groups of columns and escapes neither `<`, `>` nor `|`, its Markdown needs
+`tabulate`, and its CSV stops no spreadsheet from computing a cell. So these writers are ours.
 """
 
 import re

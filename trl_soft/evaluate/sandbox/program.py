@@ -42,12 +42,12 @@ def _serve(names, say, hear, make_data, make_value):
         if kind == "item":
             return target[rest[0]]
         if kind == "items":
-            found = []
+            steps = []
             for item in target:
-                found.append(item)
-                if len(found) > _MOST_STEPS:
+                steps.append(item)
+                if len(steps) > _MOST_STEPS:
                     raise ValueError(f"an iterator has more than {_MOST_STEPS} items")
-            return found
+            return steps
         plain: dict = {"length": len, "truth": bool, "text": str}
         return plain[kind](target)
 

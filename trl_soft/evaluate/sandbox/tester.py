@@ -78,11 +78,11 @@ class Handle:
 
 def _names_in(code):
     """Every global name that compiled tests use."""
-    found = set(code.co_names)
+    names = set(code.co_names)
     for constant in code.co_consts:
         if hasattr(constant, "co_names"):
-            found |= _names_in(constant)
-    return found
+            names |= _names_in(constant)
+    return names
 
 
 def _run_tests(job):
