@@ -87,6 +87,7 @@ check-gpu:
 	PYTHONPATH=. $(PYTHON) -m tests.check_gpu
 
 plan: $(READY)
+	@test -n "$(CONFIG)" || { echo "CONFIG is unset: make plan CONFIG=recipes/soft_grpo/qwen7b_soft.yaml" >&2; exit 2; }
 	$(BIN)/python -m trl_soft.plan --config $(CONFIG) $(PLAN)
 
 test-kill: $(READY)

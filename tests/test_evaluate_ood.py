@@ -3,9 +3,11 @@
 
 import gzip
 import json
+from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests import tiny
 from trl_soft.evaluate.ood import TASKS, configurations, leaves_of, out_of_domain
@@ -109,3 +111,13 @@ def test_what_is_not_there_is_said(data):
         configurations("winogrande", str(data))
     with pytest.raises(FileNotFoundError, match="leave out `data_dir`"):
         out_of_domain(None, None, ["arc_challenge"], str(data))
+
+
+def test_a_tokenizer_that_reads_no_question_is_named(data):
+    rows = [{"ind": 0, "activity_label": "", "ctx": "why", "label": 0, "endings": ["a", "b", "c", "d"]}]
+    with gzip.open(data / "hellaswag_val.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    reasoner = Path(__file__).parent.parent / "examples/quickstart/reasoner"
+    net, tokenizer = AutoModelForCausalLM.from_pretrained(reasoner), AutoTokenizer.from_pretrained(reasoner)
+    with pytest.raises(ValueError, match="no token of a question"):
+        out_of_domain(net, tokenizer, ["hellaswag"], str(data))

@@ -19,8 +19,9 @@ def is_sentence(error: BaseException) -> bool:
     place = error.__traceback__
     while place is not None and place.tb_next is not None:
         place = place.tb_next
-    name = "" if place is None else place.tb_frame.f_globals.get("__name__", "")
-    return isinstance(error, _SENTENCES) and name.partition(".")[0] == __package__
+    # A module that runs as a command is named `__main__`, and still knows its package.
+    package = "" if place is None else place.tb_frame.f_globals.get("__package__") or ""
+    return isinstance(error, _SENTENCES) and package.partition(".")[0] == __package__
 
 
 @contextmanager

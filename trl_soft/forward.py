@@ -27,8 +27,8 @@ def check_soft(model) -> None:
     embedding, name = model.get_input_embeddings(), type(model).__name__
     if not isinstance(embedding, nn.Embedding):
         raise ValueError(
-            f"The input embedding of {name} is a {type(embedding).__name__}, not a torch.nn.Embedding, so a mixture of "
-            "its rows is not what the module would return. Take adapters off the input embeddings (remove them from "
+            f"The input embedding of {name} is of {type(embedding).__module__}.{type(embedding).__qualname__} and not of "
+            "torch.nn.Embedding, so a mixture of its rows is not what the module would return. Take adapters off the input embeddings (remove them from "
             "`target_modules` and `modules_to_save`), or use a model with a plain embedding table."
         )
     if embedding.weight.is_meta:

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from ..command_line import model_at, one_sentence
 from .intervals import interval
 
 
@@ -175,9 +176,17 @@ def out_of_domain(
             "Out-of-domain evaluation needs lm-evaluation-harness, which is not installed: `pip install trl_soft[eval]`."
         ) from error
     harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
-    output = simple_evaluate(
-        model=harness, tasks=configs, limit=limit, log_samples=True, bootstrap_iters=0, random_seed=0
-    )
+    try:
+        output = simple_evaluate(
+            model=harness, tasks=configs, limit=limit, log_samples=True, bootstrap_iters=0, random_seed=0
+        )
+    except AssertionError as error:
+        if str(error):
+            raise
+        raise ValueError(
+            "lm-evaluation-harness stopped without a reason. It does so where the tokenizer makes no token of a question: these "
+            "tasks need a model that reads English."
+        ) from error
     if output is None:  # only the first process gets the results of the harness
         return {}
     results: dict[str, dict[str, Any]] = {}
@@ -236,8 +245,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--limit", type=int)
     parser.add_argument("--batch_size", type=int, default=8)
     options = parser.parse_args(argv)
-    model = AutoModelForCausalLM.from_pretrained(options.model).eval()
-    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    with model_at(options.model):
+        model = AutoModelForCausalLM.from_pretrained(options.model).eval()
+        tokenizer = AutoTokenizer.from_pretrained(options.model)
     results = out_of_domain(model, tokenizer, options.tasks, options.data_dir, options.limit, options.batch_size)
     options.output_dir.mkdir(parents=True, exist_ok=True)
     path = options.output_dir / "ood.json"
@@ -250,4 +260,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence():
+        main()
