@@ -284,7 +284,7 @@ BREAKAGES = [
     Breakage(
         "settings: a thought may have any number of candidates",
         "ranges.py",
-        '"thinking_top_k": Range(1, _COUNT, whole=True)',
+        '"thinking_top_k": COUNT',
         '"thinking_top_k": Range(-1, _COUNT, whole=True)',
         "test_ranges",
     ),
