@@ -4,12 +4,13 @@
     python -m tests.breakages                  every breakage, each in a copy of the package
     python -m tests.breakages -k ratio         those whose name holds "ratio"
 
-A breakage is seen if one of its test files fails. It is not seen if they pass. The run ends with a table, and with exit
-status 1 if a breakage is not seen. `tests/test_breakages.py`, which `make test` runs, holds that each old text stands
+A breakage is seen if a test in one of its test files fails, and that test passes in a copy that is not broken. The run ends
+with a table, and with exit status 1 if a breakage is not seen. `tests/test_breakages.py`, which `make test` runs, holds that each old text stands
 exactly once in its file.
 """
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
@@ -35,7 +36,7 @@ class Breakage:
         name (`str`): what goes wrong.
         file (`str`): below the package.
         old, new (`str`): the text that is replaced, which stands once in the file, and the text in its place.
-        tests (`str`): the test files that must see it, names below `tests/` with blanks between them.
+        tests (`str`): what must see it, with blanks between: files below `tests/`, or tests in them (`test_x::test_y`).
     """
 
     name: str
@@ -46,7 +47,9 @@ class Breakage:
 
     @property
     def paths(self) -> list[str]:
-        return [f"tests/{name}.py" for name in self.tests.split()]
+        """As pytest takes them."""
+        parts = (name.partition("::") for name in self.tests.split())
+        return [f"tests/{file}.py{colons}{test}" for file, colons, test in parts]
 
 
 BREAKAGES = [
@@ -56,28 +59,28 @@ BREAKAGES = [
         "thoughts/gumbel.py",
         "(-r - torch.exp(-r) - math.log(self.noise_scale)) * kept",
         "(-r - torch.exp(-r)) * kept",
-        "test_thoughts",
+        "test_thoughts::test_gumbel_is_the_sum_of_torch_gumbel_densities",
     ),
     Breakage(
         "gaussian: the density has twice its exponent",
         "thoughts/gaussian.py",
         "/ (-2 * self.sigma**2)",
         "/ -(self.sigma**2)",
-        "test_thoughts",
+        "test_thoughts::test_gaussian_is_the_normal_density_up_to_its_constant",
     ),
     Breakage(
         "dirichlet: the density has alpha - 1 where it has alpha",
         "thoughts/dirichlet.py",
         "alpha * log_y - torch.lgamma(alpha)",
         "(alpha - 1) * log_y - torch.lgamma(alpha)",
-        "test_thoughts",
+        "test_thoughts::test_dirichlet_is_torch_dirichlet",
     ),
     Breakage(
         "multiplex: a closing step is scored with the draws it discarded",
         "thoughts/multiplex.py",
         'torch.where(first | ~action["closed"].unsqueeze(-1), log_p, 0.0)',
         "log_p",
-        "test_thoughts",
+        "test_locks::test_lock_multiplex_ends_with_its_first_draw_and_scores_that_alone",
     ),
     Breakage(
         "candidates: top-p drops the token that reaches it",
@@ -106,21 +109,21 @@ BREAKAGES = [
         "vocabulary/embedding_table.py",
         "return scaled(mixed, embedding_scale(self.embedding))",
         "return mixed",
-        "test_families",
+        "test_families::test_drawn_is_rescored_and_trains",
     ),
     Breakage(
         "rows: the gradient of a table row ignores its weight",
         "vocabulary/row_sums.py",
         "rows.index_add_(0, i, c.unsqueeze(-1) * vectors)",
         "rows.index_add_(0, i, vectors)",
-        "test_scoring",
+        "test_tiles::test_gradients_of_rows_are_those_of_torch",
     ),
     Breakage(
         "kernels: the mean of a support counts what is not kept",
         "kernels/support.py",
         "mean = tl.sum(x, 0) / tl.sum(kept.to(tl.float32), 0)",
         "mean = tl.sum(x, 0) / K",
-        "test_kernels",
+        "test_kernels::test_support test_kernels::test_rollouts_of_both_engines",
     ),
     # Rollouts
     Breakage(
@@ -128,56 +131,56 @@ BREAKAGES = [
         "rollout/steps.py",
         "torch.where(z < 0, z * penalty, z / penalty)",
         "z / penalty",
-        "test_engine",
+        "test_engine::test_a_repetition_penalty",
     ),
     Breakage(
         "book: Cold Stop counts cold steps that are not in a row",
         "rollout/book.py",
         "torch.where(low, calm + 1, 0)",
         "calm + low",
-        "test_engine",
+        "test_engine::test_every_way_to_stop test_rollout::test_cold_stop",
     ),
     Breakage(
         "book: a completion is one token longer than its limit",
         "rollout/book.py",
         '(t < rows["limit"])',
         '(t <= rows["limit"])',
-        "test_engine",
+        "test_engine::test_a_length_of_its_own_for_each",
     ),
     Breakage(
         "slots: what is sent back is read again without its thoughts",
         "rollout/slot_engine.py",
         'soft = {"soft_tokens": record.columns(tokens)}',
         "pass",
-        "test_engine",
+        "test_engine::test_a_cache_too_small_sends_the_youngest_back",
     ),
     Breakage(
         "stop: an end of thinking anywhere in the prompt closes its thought",
         "rollout/stop.py",
         "return bool(found) and not after.strip()",
         "return bool(found)",
-        "test_ends",
+        "test_ends::test_what_a_template_has_closed_is_answered",
     ),
     Breakage(
         "matcher: half a match is forgotten within a token",
         "rollout/matcher.py",
         "classes.split(same, within[:, j], np.full(len(same), j + n))",
         "classes.split(same, within[:, j], np.full(len(same), n))",
-        "test_ends",
+        "test_vllm_parts::test_a_text_as_a_table test_vllm_parts::test_a_table_over_every_piece",
     ),
     Breakage(
         "vLLM: a request may ask for a grammar",
         "rollout/vllm/request.py",
         'if getattr(params, "structured_outputs", None) is not None:',
         "if False:",
-        "test_vllm_parts test_vllm_limits",
+        "test_vllm_parts::test_requests_that_are_refused",
     ),
     Breakage(
         "vLLM: a thought that was still open does not count as cut",
         "rollout/vllm/records.py",
         '(flag["cut"] | (flag["thinking"] & ~flag["done"])).tolist()',
         'flag["cut"].tolist()',
-        "test_vllm_parts",
+        "test_vllm_parts::test_a_pool_draws_what_slots_draw",
     ),
     # Record and forward
     Breakage(
@@ -185,71 +188,71 @@ BREAKAGES = [
         "record.py",
         "(input_ids.size(1) - self.shape[1], 0)).unsqueeze(-1)",
         "(0, input_ids.size(1) - self.shape[1])).unsqueeze(-1)",
-        "test_rollout",
+        "test_rollout::test_the_loop_equals_one_forward",
     ),
     Breakage(
-        "forward: positions outside the labels are scored as thoughts",
+        "forward: the entropy of thoughts is left out",
         "forward.py",
-        "thoughts = valid & F.pad(record.thinking_mask, (offset, 0))",
-        "thoughts = F.pad(record.thinking_mask, (offset, 0))",
-        "test_scoring test_trainer",
+        "output.entropy = merged(output.entropy, entropy)",
+        "output.entropy = merged(output.entropy, torch.zeros_like(entropy))",
+        "test_trainer::test_entropy_is_filled_at_thoughts",
     ),
     # Training
     Breakage(
-        "ratio: a thought far below the old policy is not bounded",
+        "ratio: that of a stale thought is infinite",
         "training/ratio_bound.py",
-        "far = (log_ratio.abs() > LOG_RATIO_BOUND) & where",
-        "far = (log_ratio > LOG_RATIO_BOUND) & where",
-        "test_ratio",
+        "LOG_RATIO_BOUND = 10.0",
+        "LOG_RATIO_BOUND = 1e4",
+        "test_algorithms::test_stale_gaussian_thoughts_stay_finite",
     ),
     Breakage(
         "loss: a forced token has a log-probability",
         "training/soft_tokens_mixin.py",
         "logps = logps.masked_fill(forced if logps.dim() == 2 else forced.unsqueeze(-1), 0.0)",
         "pass",
-        "test_answer_phase test_algorithms test_trainer",
+        "test_trainer::test_forced_text_is_neither_scored_nor_counted test_algorithms::test_forced_tokens_have_no_part_in_rloo",
     ),
     Breakage(
         "ratios: each draw of a closing step has a ratio of its own",
         "training/per_draw_ratios.py",
         "drawn[record.thinking_mask] = record.thought.draw_mask(record.flat_action(record.thinking_mask))",
         "drawn[record.thinking_mask] = True",
-        "test_algorithms",
+        "test_algorithms::test_each_draw_has_a_ratio_of_its_own",
     ),
     Breakage(
         "metrics: the KL estimate is not k3",
         "training/metrics.py",
         "(delta.exp() - delta - 1).sum()",
         "delta.sum()",
-        "test_trainer",
+        "test_metrics",
     ),
     Breakage(
         "numbering: all evaluation sets draw the same noise",
         "runs/rollout_numbers.py",
         "self.seed | word << 32, 0",
         "self.seed, 0",
-        "test_numbering",
+        "test_numbering::test_evaluation_sets_draw_apart",
     ),
     Breakage(
         "checkpoint: a file that changed counts as whole",
         "runs/checkpoint.py",
         'if contents and _digest(path)["sha256"] != digest["sha256"]:',
         "if False:",
-        "test_checkpoint",
+        "test_checkpoint::test_every_torn_file_is_named",
     ),
     Breakage(
         "checkpoint: the best one is deleted as the oldest",
         "runs/checkpoint.py",
         "if os.path.realpath(folder) not in protected]",
         "if folder]",
-        "test_checkpoint",
+        "test_checkpoint::test_the_oldest_goes_first_whatever_its_step",
     ),
     Breakage(
         "nonfinite: an update with a NaN in its gradient is made",
         "runs/nonfinite.py",
         "model.zero_grad(set_to_none=True)",
         "pass",
-        "test_nonfinite",
+        "test_nonfinite::test_skip",
     ),
     # Several processes
     Breakage(
@@ -274,19 +277,33 @@ BREAKAGES = [
         "test_interruptions",
     ),
     Breakage(
-        "FSDP2: the weights stay whole after a rollout",
-        "rollout/gather.py",
-        "            module.reshard()",
-        "            pass",
+        "ZeRO-3: a table is read in parts",
+        "vocabulary/sharding.py",
+        "if not shards or not is_deepspeed_zero3_enabled():",
+        "if True:",
+        "test_processes",
+    ),
+    Breakage(
+        "FSDP2: the gradient of a table is a sum over ranks",
+        "vocabulary/sharding.py",
+        "return g / ctx.ranks, None",
+        "return g, None",
         "test_processes",
     ),
     # Settings and data
     Breakage(
-        "settings: a thought may have any number of candidates",
+        "settings: a truncation that the thought ignores is taken",
+        "settings.py",
+        "if name not in trained.truncations and getattr(self, name) is not None:",
+        "if False:",
+        "test_refusals::test_configs_that_cannot_be_soft",
+    ),
+    Breakage(
+        "settings: a number may be below its range",
         "ranges.py",
-        '"thinking_top_k": COUNT',
-        '"thinking_top_k": Range(-1, _COUNT, whole=True)',
-        "test_ranges",
+        "if not (found.low <= value <= found.high or",
+        "if not (value <= found.high or",
+        "test_ranges::test_beyond_its_bounds_a_number_is_refused",
     ),
     Breakage(
         "data: an answer begins behind the first mark",
@@ -308,28 +325,28 @@ BREAKAGES = [
         "evaluate/grading/comparison.py",
         "number_key(value / 100 if share and element.per_cent else value)",
         "number_key(value)",
-        "test_grading_mathematics",
+        "test_grading_mathematics::test_equal_answers_share_a_vote test_grading_mathematics::test_right_answers",
     ),
     Breakage(
         "sandbox: a program may call the whole kernel",
         "evaluate/sandbox/inside.py",
         "    kernel.filter_calls()\n",
         "",
-        "test_evaluate_sandbox",
+        "test_evaluate_sandbox::test_a_hostile_program_fails_alone",
     ),
     Breakage(
         "scores: pass@k counts subsets of another size",
         "evaluate/scores.py",
         "(math.comb(n, k) - math.comb(n - c, k)) / math.comb(n, k)",
         "(math.comb(n, k) - math.comb(n - c, k - 1)) / math.comb(n, k)",
-        "test_evaluate_scores",
+        "test_evaluate_scores::test_pass_at_k_is_the_enumeration",
     ),
     Breakage(
         "intervals: both tails together are one of them",
         "evaluate/intervals.py",
         "tail = (1 - level) / 2",
         "tail = 1 - level",
-        "test_evaluate_intervals",
+        "test_evaluate_intervals::test_the_interval_covers_the_truth",
     ),
     Breakage(
         "run: a chunk without all of its samples counts",
@@ -343,7 +360,7 @@ BREAKAGES = [
         "evaluate/report/run_results.py",
         "statistics.stdev(values)",
         "statistics.pstdev(values)",
-        "test_evaluate_report",
+        "test_evaluate_report::test_seeds_give_mean_and_sample_standard_deviation",
     ),
     # Planning
     Breakage(
@@ -351,7 +368,7 @@ BREAKAGES = [
         "plan/memory.py",
         "((0 if run.hard else run.action) + 2 + 3 * FLOAT) * run.completion",
         "(2 + 3 * FLOAT) * run.completion",
-        "test_plan",
+        "test_plan::test_the_record_of_a_rollout",
     ),
 ]
 
@@ -364,8 +381,14 @@ def problem_of(breakage: Breakage, package: Path = PACKAGE) -> str | None:
     count = path.read_text(encoding="utf-8").count(breakage.old)
     if count != 1:
         return f"{breakage.name!r} is to replace a text that stands {count} times in {breakage.file}. Take one that stands once."
-    missing = [name for name in breakage.paths if not (ROOT / name).is_file()]
+    missing = [name for name in breakage.paths if not _exists(name)]
     return f"{breakage.name!r} is to be seen by {missing[0]}, which does not exist." if missing else None
+
+
+def _exists(test: str) -> bool:
+    file, _, function = test.partition("::")
+    path = ROOT / file
+    return path.is_file() and (not function or f"def {function}(" in path.read_text(encoding="utf-8"))
 
 
 def copy_of_the_sources(folder: Path) -> None:
@@ -375,26 +398,33 @@ def copy_of_the_sources(folder: Path) -> None:
             (folder / name).symlink_to(ROOT / name)
 
 
-def first_failure(output: str) -> str:
-    """The test that failed, as pytest names it."""
-    lines = [line for line in output.splitlines() if line.startswith(("FAILED ", "ERROR "))]
-    return lines[0].split(" - ")[0].split(" ", 1)[1].removeprefix("tests/") if lines else ""
+def pytest_in(folder: Path, arguments: list[str]) -> tuple[int, list[str]]:
+    """The exit status of pytest in a copy of the sources, and the tests that failed."""
+    command = [sys.executable, "-m", "pytest", "-q", "-o", f"cache_dir={folder / 'cache'}", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    if done.returncode not in (0, *FAILED):
+        raise RuntimeError(f"pytest ended with status {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    failed = folder / "cache/v/cache/lastfailed"
+    return done.returncode, list(json.loads(failed.read_text())) if failed.is_file() else []
 
 
-def run(breakage: Breakage) -> tuple[bool, str, float]:
-    """Whether the tests see a breakage, the first test that does, and the seconds it took."""
-    began = time.monotonic()
+def first_failure(breakage: Breakage) -> str | None:
+    """The first test that sees a breakage; `None` if none of its tests does."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         copy_of_the_sources(folder)
         path = folder / "trl_soft" / breakage.file
         path.write_text(path.read_text(encoding="utf-8").replace(breakage.old, breakage.new), encoding="utf-8")
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *breakage.paths]
-        environment = {**os.environ, "PYTHONPATH": name, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    if done.returncode not in (0, *FAILED):
-        raise RuntimeError(f"pytest ended with status {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-    return done.returncode in FAILED, first_failure(done.stdout), time.monotonic() - began
+        status, failed = pytest_in(folder, ["-x", *breakage.paths])
+    return failed[0] if status in FAILED else None
+
+
+def fail_anyway(tests: set[str]) -> list[str]:
+    """Which of some tests fail in a copy that nobody broke. They have seen nothing."""
+    with tempfile.TemporaryDirectory() as name:
+        copy_of_the_sources(Path(name))
+        return pytest_in(Path(name), sorted(tests))[1]
 
 
 def main() -> int:
@@ -405,17 +435,24 @@ def main() -> int:
     if problems:
         print("\n".join(problems), file=sys.stderr)
         return 2
-    rows = []
+    found: dict[Breakage, str | None] = {}
     for breakage in chosen:
-        seen, test, seconds = run(breakage)
-        rows.append((breakage, seen, test))
-        print(f"{'seen' if seen else 'NOT SEEN':8} {seconds:5.0f} s  {breakage.name}", flush=True)
+        began = time.monotonic()
+        found[breakage] = first_failure(breakage)
+        print(
+            f"{'seen' if found[breakage] else 'NOT SEEN':8} {time.monotonic() - began:5.0f} s  {breakage.name}",
+            flush=True,
+        )
+    anyway = fail_anyway({test for test in found.values() if test})
+    found = {breakage: None if test in anyway else test for breakage, test in found.items()}
     print("\n| file | what goes wrong | seen by |\n| --- | --- | --- |")
-    for breakage, seen, test in rows:
-        print(f"| {breakage.file} | {breakage.name} | {test if seen else 'nothing'} |")
-    unseen = sum(not seen for _, seen, _ in rows)
-    print(f"\n{len(rows) - unseen} of {len(rows)} breakages are seen.")
-    return int(unseen > 0)
+    for breakage, test in found.items():
+        print(f"| {breakage.file} | {breakage.name} | {test.removeprefix('tests/') if test else 'nothing'} |")
+    for test in anyway:
+        print(f"{test} fails in a copy that is not broken, so it shows nothing.")
+    seen = sum(test is not None for test in found.values())
+    print(f"\n{seen} of {len(found)} breakages are seen.")
+    return int(seen < len(found))
 
 
 if __name__ == "__main__":

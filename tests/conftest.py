@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every test runs offline, on one thread, and finds the global generators seeded; hypothesis searches the same examples."""
 
+import functools
 import gc
+import importlib.metadata
 import logging
 import os
 import random
@@ -20,6 +22,9 @@ from hypothesis import settings
 
 
 torch.set_num_threads(1)
+# accelerate asks for the versions of packages whenever a trainer is made, and each time a file is parsed again.
+importlib.metadata.metadata = functools.cache(importlib.metadata.metadata)
+importlib.metadata.version = functools.cache(importlib.metadata.version)
 # Helpers whose assertions are to say what they compared.
 pytest.register_assert_rewrite("tests.distributed.compare")
 

@@ -165,11 +165,13 @@ def test_plans_of_a_thought_are_drawn_in_one_call(how):
         (member,) = Members(pool).of(slots, np.ones(count, dtype=bool)).drawn
         for t in range(STEPS):
             pool.step(member.number, member.slots, member.index, served(list(range(count)), t))
-        alone = [of_slots(made, [slot]) for slot, made in enumerate(plans)]
-    for slot, made in enumerate(plans):
-        assert_same(read(pool, [slot], made), alone[slot])
-    lengths = {int(rollout.thinking_length) for rollout in alone}
-    assert len(lengths) > 2
+        # The interpreter takes its time; what a kernel makes of any row is held above.
+        chosen = (2, 4, 6) if how == "kernels" else range(count)
+        alone = {slot: of_slots(plans[slot], [slot]) for slot in chosen}
+    for slot, rollout in alone.items():
+        assert_same(read(pool, [slot], plans[slot]), rollout)
+    lengths = {int(rollout.thinking_length) for rollout in alone.values()}
+    assert len(lengths) > (1 if how == "kernels" else 2)
 
 
 def test_who_is_drawn_together():

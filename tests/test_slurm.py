@@ -97,7 +97,7 @@ def test_it_is_a_script():
 
 
 def test_every_machine_gets_its_rank_and_the_first_ones_address(cluster, tmp_path):
-    assert cluster("finishes").wait(60) == 0
+    assert cluster("finishes").wait(300) == 0
     for rank in (0, 1):
         launch = arguments(tmp_path, rank)
         flags = dict(zip(launch[1::2], launch[2::2], strict=False))
@@ -117,9 +117,9 @@ def test_near_the_limit_the_trainers_save_and_the_job_goes_on(cluster, tmp_path)
     while len(ready) < 2:
         ready += (tmp_path / "ready").read_text()
     os.kill(int((tmp_path / "step").read_text().split()[0]), signal.SIGUSR1)
-    assert job.wait(60) == 0
+    assert job.wait(300) == 0
     assert (tmp_path / "requeued").read_text() == "requeue 41234\n"
-    assert cluster("finishes").wait(60) == 0
+    assert cluster("finishes").wait(300) == 0
     launch = arguments(tmp_path, 1)
     assert launch[launch.index("--resume_from_checkpoint") + 1] == "true"
     assert (tmp_path / "requeued").read_text() == "requeue 41234\n"
@@ -132,7 +132,7 @@ def test_a_save_that_fails_is_not_queued_again(cluster, tmp_path):
     while len(ready) < 2:
         ready += (tmp_path / "ready").read_text()
     os.kill(int((tmp_path / "step").read_text().split()[0]), signal.SIGUSR1)
-    assert job.wait(60) != 0
+    assert job.wait(300) != 0
     assert not (tmp_path / "requeued").exists()
 
 
@@ -140,14 +140,14 @@ def test_another_script_and_the_recipes_own_folder(cluster, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"output_dir: {tmp_path}/own/seed{{seed}}\nseed: 0\n")
     settings = {"OUTPUT_DIR": "", "SCRIPT": "examples/rloo_soft.py"}
-    assert cluster("finishes", recipe=str(recipe), **settings).wait(60) == 0
+    assert cluster("finishes", recipe=str(recipe), **settings).wait(300) == 0
     launch = arguments(tmp_path, 0)
     assert "examples/rloo_soft.py" in launch and "examples/grpo_soft.py" not in launch
     assert launch[launch.index("--output_dir") + 1] == f"{tmp_path}/own/seed1"
 
 
 def test_a_failure_is_a_failure(cluster, tmp_path):
-    assert cluster("fails").wait(60) == 1
+    assert cluster("fails").wait(300) == 1
     assert not (tmp_path / "requeued").exists()
 
 

@@ -16,7 +16,7 @@ from trl_soft import KeyedNoise, kernels
 from trl_soft.thoughts import Gaussian
 from trl_soft.vocabulary import tiled_softmax
 from trl_soft.vocabulary.head_logits import DenseLogits, HeadLogits
-from trl_soft.vocabulary.row_sums import dot_rows
+from trl_soft.vocabulary.row_sums import dot_rows, mix_rows
 from trl_soft.vocabulary.sharding import gathered
 from trl_soft.vocabulary.tiles import TILE, tile_columns
 
@@ -283,6 +283,25 @@ def test_products_of_rows_by_a_kernel_are_those_of_the_plain_function(dtype):
             results.append([z, *torch.autograd.grad((z * c).sum(), (hidden, head.weight))])
     # 1,100 products of about 1 are summed in another order.
     torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_of_rows_are_those_of_torch(dtype):
+    """Of rows mixed and of rows multiplied, with ids that repeat, against a lookup in float64."""
+    draw = torch.Generator().manual_seed(0)
+    hidden, table = (torch.randn(n, 6, generator=draw).to(dtype).requires_grad_() for n in (5, 20))
+    ids, weights = many_ids(5, 20)[:, :7], torch.rand(5, 7, generator=draw)
+    c, g = torch.randn(5, 7, generator=draw), torch.randn(5, 6, generator=draw)
+    h, rows = hidden.detach().double().requires_grad_(), table.detach().double().requires_grad_()
+    z, mixed = dot_rows(hidden, ids, table, gathered), mix_rows(weights, ids, table, 3)
+    ours = [*torch.autograd.grad((z * c).sum(), (hidden, table)), *torch.autograd.grad((mixed * g).sum(), table)]
+    z = torch.einsum("nkh,nh->nk", rows[ids], h)
+    mixed = torch.einsum("nk,nkh->nh", weights.double(), torch.nn.functional.embedding(ids, rows, 3))
+    theirs = [*torch.autograd.grad((z * c).sum(), (h, rows)), *torch.autograd.grad((mixed * g).sum(), rows)]
+    # Sums are in float32, and a gradient in bfloat16 is rounded to it once.
+    tolerance = {"rtol": 2**-8, "atol": 1e-6} if dtype == torch.bfloat16 else {"rtol": 1e-5, "atol": 1e-6}
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a.double(), b, **tolerance)
 
 
 def test_kernels_compile_for_devices_that_are_not_here():

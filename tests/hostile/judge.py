@@ -9,7 +9,8 @@ from trl_soft.evaluate.sandbox import run_program
 
 def fault(attack: Attack) -> str:
     """Run an attack; what went wrong, or nothing where the sandbox held it."""
-    result = run_program(attack.source, tests=attack.tests, tested=["f"], **attack.limits)
+    limits = {"timeout": 60} | attack.limits  # most end by themselves, on a busy machine later
+    result = run_program(attack.source, tests=attack.tests, tested=["f"], **limits)
     if result.passed:
         return "passed"
     if "did" in result.stdout.split():
