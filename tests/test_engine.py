@@ -82,7 +82,8 @@ def test_slots_are_the_simple_loop(settings):
         assert_same(run(net, made, **ARRANGEMENTS[arrangement]), theirs, settings["thought"] == "gaussian")
 
 
-@pytest.mark.parametrize("arrangement", [name for name in ARRANGEMENTS if name != "one slot"])  # the longest, and a refill
+# One slot takes the longest, and is refilled as five are.
+@pytest.mark.parametrize("arrangement", [name for name in ARRANGEMENTS if name != "one slot"])
 @pytest.mark.parametrize(
     "settings",
     [
@@ -306,7 +307,7 @@ def test_frequencies_that_depend_on_the_company_are_refused(rope):
     if rope == "longrope":
         parameters |= {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "original_max_position_embeddings": 20}
     net = tiny.model(rope_parameters=parameters)
-    with pytest.raises(ValueError, match=f"rope_type: {rope}.*company"):
+    with pytest.raises(ValueError, match=f"rope_type: {rope}.*others in its batch"):
         run(net, plan(net, {}))
 
 
