@@ -66,9 +66,12 @@ def kind(name: str, **options: Option) -> type[Thought]:
 @pytest.mark.parametrize(
     "mine, sentence",
     [
-        (kind("gumbel"), "a kind of thought named 'gumbel' already"),
+        (kind("gumbel"), "already a kind of thought named 'gumbel'"),
         (kind("mine", mine_width=Option(int, 1, "")), "Import the file of your thought before the configs"),
-        (kind("mine", soft_width=Option(int, 1, "")), "differs from the option of that name which other kinds read"),
+        (
+            kind("mine", soft_width=Option(int, 1, "")),
+            "differs from the option of the same name that other kinds read",
+        ),
         (kind("mine", temperature=Option(float, 1.0, "")), "`temperature` .* is taken"),
         (kind("mine", thinking_top_k=Option(int, 1, "")), "`thinking_top_k` .* is taken"),
     ],

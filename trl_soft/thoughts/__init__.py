@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a thinking step feeds back: one file a kind, all under one protocol."""
+"""The kinds of thought: what a thinking step feeds back. Each kind is one file; all follow one protocol."""
 
 from .option import Option as Option
 from .protocol import Action as Action

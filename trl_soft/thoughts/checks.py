@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What must hold for the density of any kind of thought, as checks that need no model: for a kind of your own, in its tests.
+"""Checks of the density of any kind of thought, without a model. Use them in the tests of your own kind.
 
-finite differences    the gradient of log q in the logits is the one of its own values
-score of mean zero    E[ d log q / dz ] = 0 over draws from q itself: what is scored is what is drawn, on the same support
+finite differences    the gradient of log q in the logits fits the values of log q
+score of mean zero    E[ d log q / dz ] = 0 over draws from q: the score is the density of the draw, on the same support
 """
 
 import math
@@ -16,8 +16,8 @@ from .protocol import Thought
 
 VOCAB, HIDDEN = 12, 6
 _DRAWS = 40_000
-_ERRORS = 5  # standard errors that a mean may be off, each of VOCAB coordinates: by chance once in 100,000 checks
-_LEAST_ERROR = 1e-7  # of a coordinate that no draw moves
+_ERRORS = 5  # standard errors that the mean of each of VOCAB coordinates may be off: by chance once in 100,000 checks
+_LEAST_ERROR = 1e-7  # standard error of a coordinate that no draw moves
 
 
 class Float64Logits(DenseLogits):
@@ -29,13 +29,13 @@ class Float64Logits(DenseLogits):
 
 def check_density(thought: Thought) -> None:
     """
-    Hold a thought's `score` against its `sample`, where the thought goes on and, if it `closes_one_hot`, where it ends.
+    Compare a thought's `score` with its `sample`: for an ordinary step and, if it `closes_one_hot`, for the closing step.
 
-    For thoughts that are made of logits; one that `needs_hidden` is checked with a model. A second on a CPU.
+    It works for thoughts made of logits. A thought that `needs_hidden` needs a model. It takes a second on a CPU.
 
     Raises:
-        AssertionError: if the score does not have mean zero, in a sentence.
-        torch.autograd.gradcheck.GradcheckError: if the gradient is not the one of finite differences.
+        AssertionError: if the score does not have mean zero. The message is a sentence.
+        torch.autograd.gradcheck.GradcheckError: if the gradient differs from finite differences.
     """
     for closing in (False, True) if thought.closes_one_hot and thought.scores_closing else (False,):
         finite_differences(thought, closing)
@@ -43,7 +43,7 @@ def check_density(thought: Thought) -> None:
 
 
 def finite_differences(thought: Thought, closing: bool = False) -> None:
-    """The gradients of log-density and entropy in the logits, against central differences of step 1e-6 in float64."""
+    """Compare the gradients of log-density and entropy in the logits with central differences of step 1e-6, in float64."""
     z = some_logits(5).requires_grad_()
     action, token = thought.sample(DenseLogits(z.detach().float(), some_table().float()), some_noise(5))
     if closing:
@@ -55,8 +55,11 @@ def finite_differences(thought: Thought, closing: bool = False) -> None:
 
 
 def score_of_mean_zero(thought: Thought, closing: bool = False) -> None:
-    """The mean of d log q / dz over 40,000 draws, within five standard errors; `closing`: the likeliest token ends the thought."""
-    # Halved, so that every token occurs often enough for its standard error to be estimated.
+    """Check that d log q / dz has mean zero over 40,000 draws, within five standard errors.
+
+    `closing`: the most likely token ends the thought.
+    """
+    # The logits are halved, so that every token occurs often enough to estimate its standard error.
     z = (some_logits(1) / 2).expand(_DRAWS, VOCAB).clone().requires_grad_()
     action, token = thought.sample(DenseLogits(z.detach(), some_table().float()), some_noise(_DRAWS))
     if closing:
@@ -65,7 +68,9 @@ def score_of_mean_zero(thought: Thought, closing: bool = False) -> None:
     assert z.grad is not None
     mean, error = z.grad.mean(0), z.grad.std(0) / math.sqrt(_DRAWS)
     if not z.grad.abs().max() > 0:
-        raise AssertionError("The log-density has no gradient in the logits, so nothing can be learnt from a draw.")
+        raise AssertionError(
+            "The log-density has no gradient in the logits, so training could learn nothing from a draw."
+        )
     off = mean.abs() / (_ERRORS * error + _LEAST_ERROR)
     if not (off <= 1).all():
         worst = int(off.argmax())

@@ -5,14 +5,14 @@
     y ~ Dirichlet(alpha * p),   next input = sum_i y_i e_i,   shadow token = argmax y
     log q = log G(alpha) + sum_i ( alpha p_i log y_i - log G(alpha p_i) )          G: the gamma function
 
-That is the Dirichlet density on the simplex, in the coordinates log y: the factor prod_i 1/y_i of the density of y holds
-no parameter and would cost float32 its digits. A support of one token has no density term.
+That is the Dirichlet density on the simplex, in the coordinates log y. The factor prod_i 1/y_i of the density of y is left
+out: it has no parameter and would cost float32 its digits. A support of one token has no density term.
 
 SofT-GRPO's released code scores the K gamma variates before normalisation by independent Gamma log-densities, clamped to
-[-5, 3] and averaged over p > 0.05, feeds x/sum(x) in the rollout and softmax(x/tau) in the update. That is not the
-density of what was fed, and none of it is done here.
+[-5, 3] and averaged over p > 0.05. It feeds x/sum(x) in the rollout and softmax(x/tau) in the update. This is not the
+density of the mixture that was fed, and it is not done here.
 
-The probability that a token has the largest weight has no closed form, so the step that ends the thinking stays a thought,
+The probability that a token has the largest weight has no closed form. So the step that ends the thinking stays a thought,
 fed and scored as drawn.
 """
 
@@ -34,7 +34,8 @@ class Dirichlet(Thought):
     """
     Args:
         temperature, top_k (K), top_p, min_p: see `candidates`.
-        concentration (`float`): alpha, above 0. Towards 0 the weights become one-hot draws from p, towards infinity p.
+        concentration (`float`): alpha, above 0. Towards 0 the weights become one-hot draws from p. Towards infinity they
+            become p.
 
     Action: `ids` (N, K), `log_weights` = log y (N, K), -inf off the support, `kept` (N, K) bool.
     """
@@ -72,7 +73,7 @@ class Dirichlet(Thought):
         return {"ids": ids, "log_weights": log_y, "kept": kept}, token
 
     def _alpha(self, log_p):
-        # A probability that underflowed has no gamma function; it is held at 1e-30, whose variates float32 can hold.
+        # An underflowed probability has no gamma function. It is held at 1e-30, and float32 can hold its variates.
         p = log_p.exp()
         return (p if self.concentration == 1.0 else self.concentration * p).clamp(min=1e-30)
 
@@ -83,7 +84,7 @@ class Dirichlet(Thought):
         log_y = torch.where(kept, action["log_weights"], 0.0)
         density = torch.where(kept, alpha * log_y - torch.lgamma(alpha), 0.0).sum(-1)
         if self.concentration == 1.0:
-            return density, entropy  # log G(1) = 0, and so is the density of one token
+            return density, entropy  # log G(1) = 0, and the log-density of one token is 0
         density = density + math.lgamma(self.concentration)
         # The first candidate is always kept.
         return torch.where(kept[:, 1:].any(-1), density, 0.0), entropy

@@ -1,23 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Soft Tokens, Hard Truths (arXiv 2509.19170): a mixture with Gaussian noise, on the embedding or, ablated, before it.
+"""Soft Tokens, Hard Truths (arXiv 2509.19170): a mixture with Gaussian noise on the embedding, or (ablations) before it.
 
     h  = sum_v softmax(z/T)_v e_v                                    (Eq. 5)
     h~ = h + sigma * N(0, I_H)                                       (Eq. 6)
     log pi = -||h~ - h||^2 / (2 sigma^2)                             (Eq. 10)
 
-`soft` in the paper is T = 0.5, `fuzzy` is T = 1e-4. `noise_placement` says what the noise is added to, and what is scored:
+`soft` in the paper is T = 0.5, `fuzzy` is T = 1e-4. `noise_placement` says what gets the noise and is scored:
 
     embedding      h, the mixture of the whole vocabulary            sigma = noise_scale * RMS of the table's elements
     hidden         the last hidden state; its mixture is fed back    the same sigma (the paper states none; ours)
     logits         z of the top-k candidates, y = softmax(z~/T)      sigma = noise_scale, in logits (none stated; ours: 1)
     probabilities  p of the kept candidates, y = x / sum(x)          sigma = noise_scale (SofT-GRPO's ablation: 0.05)
 
-The constant -(n/2) log(2 pi sigma^2) is left out: sigma holds no parameter, and it would cost the ratio its last digits.
-What is remembered is h~, which is fed again: h of the policy that drew it is a function of all thoughts before, so it
-could only be had by a second rollout. The noise itself is kept nowhere.
+The constant -(n/2) log(2 pi sigma^2) is left out: sigma has no parameter, and the constant would cost the ratio its last
+digits. The record keeps h~, which the update feeds again. It cannot keep only the noise: h of the policy that drew depends on
+all earlier thoughts, so only a second rollout could compute it.
 
-The shadow token is argmax z (embedding, hidden) or argmax y. The step whose shadow ends the thinking is a thought like
-any other, fed and scored with its noise, as in the paper.
+The shadow token is argmax z (embedding, hidden) or argmax y. The closing step is a thought like any other, fed and scored
+with its noise, as in the paper.
 """
 
 from typing import ClassVar
@@ -36,7 +36,7 @@ _PLACEMENT = Option(
     str,
     "embedding",
     "gaussian: noise on the embedding, hidden, logits or probabilities.",
-    "gaussian: what the noise is added to, `embedding`, `hidden`, `logits` or `probabilities`. On logits `None` means "
+    "gaussian: where the noise is added, to `embedding`, `hidden`, `logits` or `probabilities`. On logits `None` means "
     "`thinking_top_k` 50 and `noise_scale` 1.0 (ours), on probabilities temperature 1.0, top-k 5, top-p 0.95 and `noise_scale` "
     "0.05 (SofT-GRPO's ablation).",
     choices=("embedding", "hidden", "logits", "probabilities"),
@@ -44,10 +44,9 @@ _PLACEMENT = Option(
 _RMS = Option(
     float | None,
     None,
-    "gaussian: the RMS noise_scale is a share of; unset: of the table at the start.",
-    "gaussian, on embedding and hidden: the RMS that `noise_scale` is a share of. `None`: measured over the embedding table when "
-    "training starts, and written beside the weights, so that a resumed run and an evaluation keep the sigma that was trained "
-    "with.",
+    "gaussian: the RMS that noise_scale multiplies; unset: that of the table at the start.",
+    "gaussian, on embedding and hidden: the RMS that `noise_scale` multiplies. `None`: it is measured over the embedding table when "
+    "training starts, and saved with the weights, so that a resumed run and an evaluation use the same sigma as training.",
     range=POSITIVE,
 )
 
@@ -59,8 +58,8 @@ class Gaussian(Thought):
 
     Args:
         temperature (`float`): T.
-        sigma (`float`): standard deviation per coordinate, in the units of the embedding. 0 draws nothing (soft
-            greedy) and has no density.
+        sigma (`float`): standard deviation per coordinate, in the units of the embedding. 0 means no draw (soft greedy)
+            and no density.
 
     Action: `embedding` = h~ (N, H).
     """
@@ -74,7 +73,7 @@ class Gaussian(Thought):
     truncations: tuple[str, ...] = ("thinking_temperature",)
     untruncated = (
         "mixes the whole vocabulary (arXiv 2509.19170, Eq. 6), or with `noise_placement: logits` its `thinking_top_k` "
-        "candidates; `noise_placement: probabilities` truncates every way"
+        "candidates. With `noise_placement: probabilities` it reads every truncation"
     )
     # `soft` of 2509.19170.
     defaults: ClassVar = {"thinking_temperature": 0.5, "noise_scale": 0.33}
@@ -123,7 +122,7 @@ class Gaussian(Thought):
     def sample(self, logits, noise):
         mean, _ = logits.mixture(self.temperature)
         embedding = torch.add(mean, noise.normal(mean.size(-1)), alpha=self.sigma)
-        # What is scored is what was fed: rounded to the model's precision before it is remembered.
+        # The score is that of the fed embedding, so it is rounded to the model's precision before it is recorded.
         return {"embedding": embedding.to(logits.dtype)}, logits.argmax()
 
     def score(self, logits, action):
@@ -141,8 +140,8 @@ class Gaussian(Thought):
 
 class HiddenGaussian(Gaussian):
     """
-    Noise on the last hidden state. Action: `hidden` = h' (N, H), and `embedding` (N, H), the mixture that h' predicts,
-    which is fed again as it was fed.
+    Noise on the last hidden state. Action: `hidden` = h' (N, H), and `embedding` (N, H), the mixture that h' predicts. The
+    update feeds this embedding again.
     """
 
     needs_hidden = True
@@ -160,9 +159,10 @@ class HiddenGaussian(Gaussian):
 
 class LogitsGaussian(Gaussian):
     """
-    Noise on the logits of the `top_k` most likely candidates. Action: `ids` (N, K), `noisy` = z~ (N, K) less its mean,
-    and so is z when it is scored, since a shift of all logits is no prediction; `kept` (N, K) bool, False at suppressed
-    tokens, whose logits are -inf.
+    Noise on the logits of the `top_k` most likely candidates.
+
+    Action: `ids` (N, K); `noisy` (N, K), z~ less its mean; `kept` (N, K) bool, False at suppressed tokens, whose logits are
+    -inf. The score also uses z less its mean, because a shift of all logits does not change the prediction.
     """
 
     mixes_vocabulary = False
@@ -204,7 +204,7 @@ class LogitsGaussian(Gaussian):
 
 
 def _centred(z: torch.Tensor, kept: torch.Tensor, fused: bool) -> torch.Tensor:
-    """z less its mean over what is kept, zero elsewhere."""
+    """z less its mean over the kept candidates, zero elsewhere."""
     if fused:
         from ..kernels.support import centred
 
@@ -215,12 +215,13 @@ def _centred(z: torch.Tensor, kept: torch.Tensor, fused: bool) -> torch.Tensor:
 
 class ProbabilitiesGaussian(Gaussian):
     """
-    Noise on the probabilities of the kept candidates. Action: `ids` (N, K), `noisy` = x (N, K), zero off the support,
-    `kept` (N, K) bool. x can be negative, and so can a weight, as in the ablation; a sum of x close to zero is held at
-    0.1, so that what is fed stays bounded.
+    Noise on the probabilities of the kept candidates.
 
-    SofT-GRPO's released code perturbs all K slots. A slot that top-p cut holds an arbitrary id there, and gets a weight
-    of about +-sigma: 5 % of an unrelated token. Here only the kept candidates are perturbed.
+    Action: `ids` (N, K), `noisy` = x (N, K), zero off the support, `kept` (N, K) bool. x can be negative, and so can a weight,
+    as in the ablation. A sum of x close to zero is held at 0.1, so that the mixture stays bounded.
+
+    SofT-GRPO's released code perturbs all K places. A place that top-p cut holds an arbitrary id there, and gets a weight of
+    about +-sigma: 5 % of an unrelated token. Here only the kept candidates are perturbed.
     """
 
     mixes_vocabulary = False

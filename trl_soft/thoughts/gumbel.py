@@ -8,23 +8,23 @@
 The action is g'. Three ways to score it, `gumbel_density`:
 
     gumbel    log q = sum_i ( -r_i - exp(-r_i) ) - K log s,   r_i = (g'_i - log p_i)/s         (Eq. 12, exact)
-    concrete  exact density of y, in its K-1 log-odds, blind to a shift of g': with a_i = (log p_i - tau_g log y_i)/s
+    concrete  exact density of y in its K-1 log-odds; a shift of g' does not change it. With a_i = (log p_i - tau_g log y_i)/s
               log q = log (K-1)! + (K-1) log(tau_g/s) + sum_i ( a_i - logsumexp(a) )
               (the ExpConcrete density of Maddison et al., arXiv 1611.00712; torch's ExpRelaxedCategorical)
-    softgrpo  what the released code computes; **no density**: the mean over the entries with log p > -3 of
-              -r_i - exp(-r_i), r_i = clamp(g'_i - log(p_i + 1e-6), -1.5, 3);
-              its noise is clamped to [-1.5, 3] as well, in evaluation too
+    softgrpo  the score of the released code. It is **not a density**: the mean over the entries with log p > -3 of
+              -r_i - exp(-r_i), r_i = clamp(g'_i - log(p_i + 1e-6), -1.5, 3).
+              Its noise is clamped to [-1.5, 3] as well, in evaluation too
 
-All K slots of `softgrpo` enter the mixture, those that top-p cut at log 1e-6: weights below 1e-5 for tau_g up to 0.5. In
-the released code a cut slot holds an arbitrary id (its probability is set to 0 before `torch.topk`), and the score
-renormalises p over the K stored ids. Here a cut slot keeps the id it had, for the mixture alone, and p is renormalised
-over what top-p kept: the released score with probability 0 at the arbitrary ids. So a step with one survivor has no
-gradient, as there.
+In `softgrpo` all K candidates enter the mixture. Those that top-p cut have log 1e-6: weights below 1e-5 for tau_g up to 0.5.
+In the released code the place of a cut candidate holds an arbitrary id (its probability is set to 0 before `torch.topk`), and
+the score renormalises p over the K stored ids. Here a cut candidate keeps its id, only for the mixture, and p is renormalised
+over the candidates that top-p kept. This is the released score with probability 0 at the arbitrary ids. A step with one kept
+candidate has no gradient, as in the released code.
 
-When the shadow token ends the thinking, the step becomes that token's one-hot and g' is discarded. The event
-{argmax g' = i} has probability softmax(log p / s)_i (Gumbel-max; p_i at s = 1), so `gumbel` and `concrete` score the
-closing step by its logarithm, on the same support: together a proper mixed density. `softgrpo` scores it as an ordinary
-token, as released.
+When the shadow token ends the thinking, the step becomes the one-hot of that token and g' is discarded. The event
+{argmax g' = i} has probability softmax(log p / s)_i (Gumbel-max; p_i at s = 1). So `gumbel` and `concrete` score the closing
+step by its logarithm, on the same support. Together this is a proper mixed density. `softgrpo` scores the closing step as an
+ordinary token, as in the released code.
 """
 
 import math
@@ -53,12 +53,12 @@ class Gumbel(Thought):
     """
     Args:
         temperature, top_k (K), top_p, min_p: see `candidates`.
-        gumbel_temperature (`float`): tau_g; towards 0 the mixture becomes one-hot.
-        noise_scale (`float`): s. 0 draws nothing (soft greedy) and has no density.
+        gumbel_temperature (`float`): tau_g. Towards 0 the mixture becomes one-hot.
+        noise_scale (`float`): s. 0 means no draw (soft greedy) and no density.
         density (`str`): one of `gumbel`, `concrete`, `softgrpo`.
 
-    Action: `ids` (N, K), `perturbed` = g' (N, K) with -inf where a candidate is not part of the mixture, `kept` (N, K)
-    bool, the support that is scored, `closed` (N,) bool.
+    Action: `ids` (N, K), `perturbed` = g' (N, K) with -inf if a candidate is not part of the mixture, `kept` (N, K)
+    bool, the support of the score, `closed` (N,) bool.
     """
 
     name = "gumbel"
@@ -133,7 +133,7 @@ class Gumbel(Thought):
             return {"ids": ids, "perturbed": perturbed, "kept": kept, "closed": closed}, token
         eps, kept = noise.gumbel(ids), ~log_p.isneginf()
         if self.density == "softgrpo":
-            # All K slots enter: those that top-p cut stand at log 1e-6.
+            # All K candidates enter. Those that top-p cut have log 1e-6.
             eps, log_p = eps.clamp(*_CLAMP), torch.log(log_p.exp() + _EPSILON)
         perturbed = log_p + self.noise_scale * eps
         token = ids.gather(-1, perturbed.argmax(-1, keepdim=True)).squeeze(-1)
@@ -161,7 +161,7 @@ class Gumbel(Thought):
         if not self.has_density:
             return log_p.new_zeros(len(log_p))  # a point mass
         kept, closed, perturbed = action["kept"], action["closed"].unsqueeze(-1), action["perturbed"]
-        # Rows that closed have no g'; a finite stand-in keeps infinities out of the gradient of `where`.
+        # Closed rows have no g'. A finite number in its place keeps infinities out of the gradient of `where`.
         alive = kept & ~closed
         safe_log_p, safe_g = log_p.masked_fill(~kept, 0.0), perturbed.masked_fill(~alive, 0.0)
         density = {"gumbel": self._gumbel, "concrete": self._concrete, "softgrpo": self._softgrpo}[self.density]
@@ -189,7 +189,7 @@ class Gumbel(Thought):
     def _softgrpo(self, log_p, perturbed, kept):
         log_p = torch.log(log_p.exp() + _EPSILON)
         r = perturbed - log_p
-        # Clamped noise lies exactly on an edge, where rounding alone would decide whether a gradient passes: none does.
+        # Clamped noise lies exactly on an edge, where rounding would decide whether a gradient passes. Here none passes.
         low, high = r <= _CLAMP[0] + _EDGE, r >= _CLAMP[1] - _EDGE
         r = r.masked_fill(low, _CLAMP[0]).masked_fill(high, _CLAMP[1])
         mask = (log_p > _LOG_P_FLOOR) & kept

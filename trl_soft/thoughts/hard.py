@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hard tokens: the identity case, and what every answer is sampled with.
+"""Hard tokens: ordinary tokens as thoughts. Every answer is sampled in this way too.
 
     x ~ Categorical(softmax(z/T)),   log pi = log softmax(z/T)_x
 
-top-k, top-p and min-p shape the sampling and not the score, as everywhere in TRL.
+top-k, top-p and min-p shape the sampling but not the score, as everywhere in TRL.
 """
 
 from typing import ClassVar
@@ -36,7 +36,7 @@ class Hard(Thought):
 
     def __init__(self, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float | None = None):
         self.temperature, self.top_k, self.top_p, self.min_p = temperature, top_k or 0, top_p, min_p or 0.0
-        # Without top_k, in the order in which `generate` applies them.
+        # Without top_k, the warpers run in the order of `generate`.
         self.warpers = LogitsProcessorList()
         if temperature not in (0.0, 1.0):
             self.warpers.append(TemperatureLogitsWarper(float(temperature)))
@@ -47,7 +47,7 @@ class Hard(Thought):
 
     @classmethod
     def build(cls, values, answer, table_rms, greedy):
-        """What is unset is the answer's."""
+        """Unset values are those of the answer."""
         if greedy:
             return cls(0.0)
         of_answer = answer.temperature, answer.top_k, answer.top_p, answer.min_p
@@ -70,14 +70,14 @@ class Hard(Thought):
         return self.name, self.temperature, self.top_k, self.top_p, self.min_p
 
     def same_as(self, other: "Hard") -> bool:
-        """Whether both draw and score alike."""
+        """Whether both objects draw and score alike."""
         return self.key() == other.key()
 
     def sample(self, logits, noise):
         if self.temperature == 0.0:
             token = logits.argmax()
         elif self.top_k:
-            # Sorting K numbers does what the warpers of `generate` do by sorting V.
+            # This sorts K numbers. The warpers of `generate` sort V numbers for the same result.
             top_k = min(self.top_k, logits.logits.size(-1))
             ids, log_p = candidates(logits, self.temperature, top_k, self.top_p, self.min_p)
             index = pick(log_p.exp(), noise.uniform(1), ids)
@@ -89,12 +89,14 @@ class Hard(Thought):
             if kernels.fused(z.device):
                 kernels.passed_over(
                     "Hard tokens with top-p or min-p and without top-k",
-                    "Each step sorts the vocabulary: about 40 more operations, and tens of passes over the logits in place of one. Set "
+                    "Each step sorts the vocabulary: about 40 more operations, and tens of passes over the logits instead of one. Set "
                     "top-k as well (at most 128) to avoid it.",
                 )
-            no_ids = torch.empty(len(z), 0, dtype=torch.long, device=z.device)  # no warper here looks at them
+            no_ids = torch.empty(len(z), 0, dtype=torch.long, device=z.device)  # no warper here reads them
             if self.temperature != 1.0:
-                z = z - z.amax(-1, keepdim=True)  # before the division by T, which would round the differences away
+                z = z - z.amax(
+                    -1, keepdim=True
+                )  # before the division by T, which would lose the differences by rounding
             z = self.warpers(no_ids, z)  # type: ignore[arg-type]
             token = inverse_cdf(torch.softmax(z, dim=-1), noise.uniform(1)).squeeze(-1)
         return {"ids": token}, token

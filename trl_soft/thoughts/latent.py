@@ -3,9 +3,9 @@
 
     next input = h, the last hidden state as the LM head sees it;   shadow token = argmax z
 
-Deterministic, so it has no density: it serves evaluation, and as the costly contrast, since training it takes one
-forward and backward pass for every thought. A model that was not trained for it reads hidden states of a scale its
-embeddings never have; nothing here rescales them.
+A latent thought is deterministic, so it has no density and serves only evaluation. (Coconut trains it with one forward and
+backward pass for every thought.) A model that was not trained for it reads hidden states at a scale that its embeddings never
+have. They are not rescaled here.
 """
 
 from typing import ClassVar
@@ -18,7 +18,7 @@ from .registry import register
 
 @register
 class Latent(Thought):
-    """Action: `embedding` = h (N, H), `entropy` (N,) of the prediction it was taken from."""
+    """Action: `embedding` = h (N, H), `entropy` (N,) of the prediction from h."""
 
     name = "latent"
     has_density = False

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mixture of Inputs (arXiv 2505.14827): a token is sampled, and the posterior mean of the weights given it is fed back.
+"""Mixture of Inputs (arXiv 2505.14827): a token is sampled, and the posterior mean of the weights, given it, is fed back.
 
     p = softmax(z/T) on the kept candidates,   x ~ Categorical(p),   H = entropy(p) / log n in [0, 1]
     w_i = ( H p_i + (beta + 1 - H) 1{i = x} ) / (beta + 1),   next input = sum_i w_i e_i
 
-n is the number of candidates asked for (top_k). w is a function of p and x, so all that is drawn is x:
-log pi = log p_x, on the support it was drawn from. The weights as drawn are data, and are fed again as drawn. beta = -1 + H
-would be plain Soft Thinking; use `soft` for that.
+n is the number of candidates in the settings (top_k). w is a function of p and x, so only x is drawn: log pi = log p_x, on the
+support of the draw. The weights of the rollout are data, and the update feeds them again. beta = -1 + H would be plain Soft
+Thinking; use `soft` for that.
 """
 
 import math
@@ -28,7 +28,7 @@ class Mixture(Thought):
     """
     Args:
         temperature, top_k (n), top_p, min_p: see `candidates`.
-        beta (`float`): above 0; the larger, the closer to the sampled token's embedding.
+        beta (`float`): above 0. A larger beta brings the mixture closer to the sampled token's embedding.
 
     Action: `ids` (N, K), `weights` (N, K), `kept` (N, K) bool, `drawn` (N,) int64, the index of x in `ids`.
     """

@@ -5,12 +5,14 @@
     w_k = 1/K ("mean"), or proportional to p(v_k) ("probability"),   next input = sum_k w_k e_{v_k}
     log pi = sum_k log softmax(z/T)_{v_k}                                       (exact: a product of K categoricals)
 
-The shadow token is the first draw, which is also the one that can end the thinking; the step then becomes its one-hot
-and the other draws are discarded, so its score is log softmax(z/T)_{v_1}.
+The shadow token is the first draw. Only this draw can end the thinking. The step then becomes its one-hot, the other draws
+are discarded, and the score is log softmax(z/T)_{v_1}.
 
-A policy ratio can be taken for the whole step (`ratio="step"`: the product over the draws, one clipping range a thought)
-or for each draw (`ratio="draw"`: K ratios a thought, each clipped by itself and their losses summed, as the paper's code
-does it).
+There are two kinds of policy ratio:
+
+    ratio="step"    one for the whole step: the product over the draws, one clipping range for each thought
+    ratio="draw"    one for each draw: K ratios for each thought, each clipped on its own, their losses summed, as in the
+                    paper's code
 """
 
 from typing import ClassVar
@@ -60,10 +62,10 @@ class Multiplex(Thought):
         "multiplex_ratio": Option(
             str,
             "step",
-            "multiplex: one policy ratio a step, or one a draw.",
-            "`step`: one policy ratio a thought, the product over its draws. `draw`: one for each draw, clipped by itself, as "
-            "Multiplex Thinking's code does; each draw then counts as a token where a loss averages over a completion (`grpo`, "
-            "`sapo`, `bnpo`), and as part of one position elsewhere.",
+            "multiplex: one policy ratio for each step, or one for each draw.",
+            "`step`: one policy ratio for each thought, the product over its draws. `draw`: one for each draw, clipped on its own, as "
+            "in Multiplex Thinking's code. Each draw then counts as a token where a loss averages over a completion (`grpo`, "
+            "`sapo`, `bnpo`), and as a part of one position elsewhere.",
             choices=RATIOS,
         ),
     }
@@ -114,7 +116,7 @@ class Multiplex(Thought):
         return first | ~action["closed"].unsqueeze(-1)
 
     def _log_p(self, logits, action):
-        """log p of every draw (N, K), zero at those that a closing step discarded; and the entropy (N,)."""
+        """log p of every draw (N, K), zero at draws that a closing step discarded; and the entropy (N,)."""
         log_p, entropy = logits.log_prob(action["ids"], self.temperature)
         first = torch.arange(self.width, device=log_p.device) == 0
         return torch.where(first | ~action["closed"].unsqueeze(-1), log_p, 0.0), entropy

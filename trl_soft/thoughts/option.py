@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What settings say to a kind of thought: the fields that shape its distribution, and the options of its own."""
+"""The settings of a kind of thought: the fields that shape its distribution, and its own options."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +7,7 @@ from typing import Any
 from ..ranges import POSITIVE, Range
 
 
-# The fields that shape the distribution a thought is made from. Every kind reads some of them.
+# The fields that shape the distribution of a thought. Every kind reads some of them.
 TRUNCATION = ("thinking_temperature", "thinking_top_k", "thinking_top_p", "thinking_min_p")
 
 
@@ -19,17 +19,17 @@ def truncation(values) -> tuple[Any, Any, Any, Any]:
 @dataclass(frozen=True)
 class Option:
     """
-    A field of `ThinkingSettings` that only some kinds of thought read: a key of YAML, a flag, an entry of saved settings and,
+    A field of `ThinkingSettings` that only some kinds of thought read. It is a YAML key, a flag, an entry of saved settings and,
     with `soft_` before it, a key of a vLLM request.
 
     Args:
-        type: its type, as of a dataclass field. Flags are parsed by it.
-        default: its value where it is unset.
+        type: its type, as in a dataclass field. Flags are parsed by it.
+        default: its value if it is unset.
         help (`str`): one line, for `--help`.
-        doc (`str`): the same in full, for the docstring of `ThinkingSettings`.
-        range (`Range`, *optional*): of a number.
-        choices (`tuple` of `str`): of a text.
-        counts_tokens (`bool`): whether it may be no more than the tokens of the vocabulary.
+        doc (`str`): the full text, for the docstring of `ThinkingSettings`.
+        range (`Range`, *optional*): the range of a number.
+        choices (`tuple` of `str`): the values of a text.
+        counts_tokens (`bool`): whether it is at most the number of tokens in the vocabulary.
     """
 
     type: Any
@@ -46,6 +46,6 @@ NOISE_SCALE = Option(
     None,
     "gaussian: sigma over the RMS of the table (0.33). gumbel: factor on the noise.",
     "gaussian: sigma over the per-element RMS of the embedding table; on logits and probabilities sigma itself. gumbel: factor "
-    "on the noise. At 0 nothing is drawn: greedy evaluation, refused in training.",
+    "on the noise. 0 means no draw: greedy evaluation, refused in training.",
     range=Range(POSITIVE.low, POSITIVE.high, zero=True),
 )

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Soft Thinking (arXiv 2505.15778): the mixture itself is fed back, nothing is drawn.
+"""Soft Thinking (arXiv 2505.15778): the mixture itself is fed back, without a draw.
 
     p = softmax(z/T) on the kept candidates (top-k, then top-p and min-p)
     next input = sum_i p_i e_i over the n most likely of them, renormalised
 
-A deterministic thought has no density: it serves evaluation, and training refuses it.
+A deterministic thought has no density. It serves evaluation, and training refuses it.
 """
 
 from typing import ClassVar
@@ -24,9 +24,9 @@ class Soft(Thought):
     """
     Args:
         temperature, top_k (K), top_p, min_p: see `candidates`.
-        width (`int`): n, the number of tokens that are mixed; all K where that is less.
+        width (`int`): n, the number of tokens in the mixture; all K if K is less.
 
-    Action: `ids` (N, n), `log_weights` (N, n), -inf where a candidate is not part of the mixture.
+    Action: `ids` (N, n), `log_weights` (N, n), -inf if a candidate is not part of the mixture.
     """
 
     name = "soft"
@@ -36,12 +36,12 @@ class Soft(Thought):
         "soft_width": Option(
             int,
             10,
-            "soft: number of candidates mixed, the most likely of those that are kept.",
-            "n of soft: how many of the candidates are mixed, the most likely ones (Soft Thinking: 5 to 20).",
+            "soft: number of candidates in the mixture, the most likely of the kept ones.",
+            "n of soft: how many candidates the mixture has, the most likely ones (Soft Thinking: 5 to 20).",
             range=COUNT,
         ),
     }
-    # Soft Thinking's: top-30, top-p and min-p, and of what is left the 10 largest.
+    # Soft Thinking's defaults: top-30, top-p and min-p, then the 10 largest of the rest.
     defaults: ClassVar = {
         "thinking_temperature": 0.6,
         "thinking_top_k": 30,

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far the log-probability of a thought may be from the one it was drawn with: rounding alone (`trl_soft.runs.replay`)."""
+"""The largest difference that rounding makes between a thought's log-probability as drawn and as re-scored.
+
+`trl_soft.runs.replay` uses it.
+"""
 
 from dataclasses import dataclass
 
