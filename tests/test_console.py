@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 import trl_soft
 from tests import tiny
-from trl_soft import ThinkingSettings
+from trl_soft import SoftGRPOConfig, ThinkingSettings
 from trl_soft.command_line import TRACEBACK, is_sentence, one_sentence
 from trl_soft.scripts import chat, console, doctor, recipes
 from trl_soft.scripts.parser import SoftParser, algorithm_of
@@ -63,6 +63,7 @@ def test_it_runs_as_a_module():
         ("train --config GUMBEL --lerning_rate 1", "The nearest known name is `learning_rate`"),
         ("train --config GUMBEL --lerning_rate null", "The nearest known name is `learning_rate`"),
         ("train --config GUMBEL --thought soft --gumbel_density null", "no policy gradient"),
+        ("plan --gpu_bg 80", "The nearest known name is `gpu_gb`"),
         ("recipes show gumble", "The nearest is 'quickstart/gumbel'"),
         ("merge REASONER -o NEW", "no `adapter_config.json`"),
         ("chat NEW hello", "neither a folder with a model"),
@@ -133,6 +134,15 @@ def test_another_thought_leaves_behind_what_shaped_the_recipes(tmp_path, caplog)
     recipe.write_text("thought: hard\ngumbel_density: concrete\n")
     with pytest.raises(ValueError, match="which does not read it"):
         SoftParser((ThinkingSettings,)).parse_args_and_config(["--config", str(recipe)])
+
+
+@pytest.mark.parametrize("has_bf16", [False, True])
+def test_bf16_is_chosen_by_the_device_unless_it_is_set(tmp_path, monkeypatch, has_bf16):
+    monkeypatch.setattr("trl_soft.training.config.is_torch_bf16_gpu_available", lambda: has_bf16)
+    monkeypatch.setattr("transformers.training_args.is_torch_bf16_gpu_available", lambda: True)
+    assert SoftGRPOConfig(str(tmp_path)).bf16 is has_bf16
+    assert SoftGRPOConfig(str(tmp_path), use_cpu=True).bf16 is False
+    assert SoftGRPOConfig(str(tmp_path), use_cpu=True, bf16=True).bf16 is True
 
 
 def test_the_algorithm_is_told_by_the_keys(tmp_path):

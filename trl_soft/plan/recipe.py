@@ -18,11 +18,10 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-import yaml
 from trl import ModelConfig, get_peft_config
 
 from ..scripts.arguments import SoftScriptArguments, check_update
-from ..scripts.parser import SoftParser
+from ..scripts.parser import SoftParser, algorithm_of, read_recipe_file
 from ..training.config import SoftGRPOConfig, SoftRLOOConfig
 from .memory import Estimate, estimate_bytes, per_token
 from .run import GB, Run, run_of
@@ -185,10 +184,7 @@ def sentences(memory: Estimate, alternatives: dict[str, Estimate], shape: Shape,
 
 def settings_in(flags: list[str]) -> dict[str, Any]:
     """The settings of the recipe's file and of the flags, before they are checked. A flag beats the file."""
-    settings: dict[str, Any] = {}
-    if "--config" in flags[:-1]:
-        with open(flags[flags.index("--config") + 1], encoding="utf-8") as file:
-            settings |= yaml.safe_load(file) or {}
+    settings = dict(read_recipe_file(flags))
     for flag, following in zip(flags, [*flags[1:], "--"], strict=True):
         if flag.startswith("--"):
             name, equals, value = flag[2:].partition("=")
@@ -202,14 +198,17 @@ def read_recipe(flags: list[str], algorithm: str | None, gpus: int) -> tuple[Any
     CUDA. Where `algorithm` is unset it is rloo if there is a setting that `SoftRLOOConfig` alone reads.
     """
     settings = settings_in(flags)
-    only_rloo = set(SoftRLOOConfig.__dataclass_fields__) - set(SoftGRPOConfig.__dataclass_fields__)
-    kind = _CONFIGS[algorithm or ("rloo" if only_rloo & set(settings) else "grpo")]
+    kind = _CONFIGS[algorithm or algorithm_of(flags)]
     # Batches are counted over all processes, of which this one is not; and bf16 is refused where there is no GPU.
     planned = type(kind.__name__, (kind,), {"world_size": property(lambda self: gpus)})
     on_cpu = str(settings.get("use_cpu")).lower() == "true"
     if not torch.cuda.is_available() and not on_cpu:
         flags = [*flags, "--use_cpu", "true"]
-    arguments, training, model = SoftParser((SoftScriptArguments, planned, ModelConfig)).parse_args_and_config(flags)
+        if not {"bf16", "fp16"} & set(settings):
+            flags += ["--bf16", "true"]  # what the config chooses on a GPU
+    parser = SoftParser((SoftScriptArguments, planned, ModelConfig))
+    parser.others = {action.dest for action in _parser()._actions}
+    arguments, training, model = parser.parse_args_and_config(flags)
     check_update(arguments, training)
     return arguments, training, model, not on_cpu
 

@@ -33,7 +33,7 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def read_config(flags: list[str]) -> dict[str, Any]:
+def read_recipe_file(flags: list[str]) -> dict[str, Any]:
     """
     The YAML file that `--config` names among these words; empty without one.
 
@@ -57,7 +57,9 @@ def read_config(flags: list[str]) -> dict[str, Any]:
 
 def algorithm_of(flags: list[str]) -> str:
     """`rloo` where the recipe or a flag is what `SoftRLOOConfig` alone reads, else `grpo`."""
-    keys = {flag.partition("=")[0].lstrip("-") for flag in flags if flag.startswith("--")} | set(read_config(flags))
+    keys = {flag.partition("=")[0].lstrip("-") for flag in flags if flag.startswith("--")} | set(
+        read_recipe_file(flags)
+    )
     only = set(SoftRLOOConfig.__dataclass_fields__) - set(SoftGRPOConfig.__dataclass_fields__)
     return "rloo" if keys & only else "grpo"
 
@@ -119,13 +121,14 @@ class SoftParser(TrlParser):
     def __init__(self, dataclass_types=None, **kwargs):
         # An abbreviated flag reads well until a longer one is added.
         super().__init__(dataclass_types, allow_abbrev=False, **kwargs)
+        self.others: set[str] = set()  # flags that the command takes before these words are parsed
         self._unset: list[str] = []  # keys of the YAML file that the command line takes back
 
     def parse_args_and_config(self, args=None, *positional, **kwargs):
         args = list(sys.argv[1:] if args is None else args)
         self._unset, args = _without_nulls(args)
         self._refuse_unknown([key for key in self._unset if key not in self._known()], "The command line has the flag")
-        self._unset += _left_behind(read_config(args), args)
+        self._unset += _left_behind(read_recipe_file(args), args)
         return super().parse_args_and_config(args, *positional, **kwargs)
 
     def set_defaults_with_config(self, **config) -> list[str]:
@@ -153,5 +156,5 @@ class SoftParser(TrlParser):
                         f"{where} `{key}`, which {kind.__name__} alone reads. Run `examples/{script}` with this recipe, or leave "
                         "the key out."
                     )
-            nearest = difflib.get_close_matches(key, self._known(), n=1, cutoff=0.0)[0]
+            nearest = difflib.get_close_matches(key, self._known() | self.others, n=1, cutoff=0.0)[0]
             raise ValueError(f"{where} `{key}`, which nothing reads. The nearest known name is `{nearest}`.")

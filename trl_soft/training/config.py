@@ -3,6 +3,7 @@
 
 from dataclasses import dataclass, field
 
+from transformers.utils import is_torch_bf16_gpu_available
 from trl import GRPOConfig, RLOOConfig
 
 from ..ranges import check, check_number
@@ -123,11 +124,12 @@ class SoftGRPOConfig(ThinkingSettings, RolloutSettings, NonfiniteSettings, Repla
     [`RolloutSettings`], [`NonfiniteSettings`] and [`ReplaySettings`].
 
     `temperature`, `top_p`, `top_k`, `min_p` and `repetition_penalty` shape the answer; the `thinking_*` fields shape
-    the thought. A setting that cannot be soft raises a `ValueError` here or when the trainer is built, before anything
+    the thought. `bf16` is on where the device has it, unless it is set. A setting that cannot be soft raises a `ValueError` here or when the trainer is built, before anything
     is generated.
     """
 
     def __post_init__(self):
+        choose_bf16(self)
         GRPOConfig.__post_init__(self)
         ThinkingSettings.__post_init__(self)
         refuse(self)
@@ -141,9 +143,16 @@ class SoftRLOOConfig(ThinkingSettings, RolloutSettings, NonfiniteSettings, Repla
     """
 
     def __post_init__(self):
+        choose_bf16(self)
         RLOOConfig.__post_init__(self)
         ThinkingSettings.__post_init__(self)
         refuse(self)
+
+
+def choose_bf16(args) -> None:
+    """TRL computes in bf16 unless it is told otherwise; where it is told nothing, a device without bf16 computes in float32."""
+    if args.bf16 is None and (args.use_cpu or not is_torch_bf16_gpu_available()):
+        args.bf16 = False
 
 
 def refuse(args) -> None:
