@@ -20,6 +20,7 @@
 # make test-vllm    set up an environment with vLLM for CPUs, run the plugin's tests there     make bench-vllm   what it costs
 # make bench-vllm-gpu   what the plugin costs on a GPU, in an environment that has vLLM (PYTHON=...)
 # make check-vllm-window   read each supported release of vLLM for the plugin's hooks (1 GB of downloads, five minutes)
+# make docs         build the site into outputs/site; a warning is an error. make support writes its table of what is tested
 # make quality      lint and type-check           make style   format
 
 PYTHON ?= python3
@@ -34,13 +35,16 @@ SOURCES := trl_soft examples tests benchmarks
 REAL ?= outputs/real
 REAL_READY := $(VENV)/.ready-real
 
+DOCS_VENV ?= .venv-docs
+DOCS_READY := $(DOCS_VENV)/.ready
+
 VLLM_VENV ?= .venv-vllm
 VLLM_READY := $(VLLM_VENV)/.ready
 # Model Runner V2 on a CPU: its Triton kernels run in the interpreter, for which tests/vllm/site has a backend.
 VLLM_SETTINGS := VLLM_USE_V2_MODEL_RUNNER=1 TRITON_INTERPRET=1 PYTHONPATH=tests/vllm/site:. VLLM_ENABLE_V1_MULTIPROCESSING=0 \
 	VLLM_CPU_CI_ENV=1 VLLM_CPU_KVCACHE_SPACE=1 VLLM_NO_USAGE_STATS=1 HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 
-.PHONY: install quickstart test test-breakages test-nightly test-search test-hostile sweep-golds table plan bench-update bench-rollout bench-scale bench-gpu bench-steps bench-gpu-trainer bench-scoring quality style clean test-kill test-distributed test-vllm check-vllm-window bench-vllm bench-vllm-gpu test-real check-gpu
+.PHONY: install quickstart test test-breakages test-nightly test-search test-hostile sweep-golds table plan bench-update bench-rollout bench-scale bench-gpu bench-steps bench-gpu-trainer bench-scoring quality style clean test-kill test-distributed test-vllm check-vllm-window bench-vllm bench-vllm-gpu test-real check-gpu docs support
 
 install: $(READY)
 
@@ -148,6 +152,19 @@ bench-scoring:
 table: $(READY)
 	$(BIN)/python -m trl_soft.evaluate.paper_table recipes/papers/$(PAPER).yaml -o outputs/tables
 
+# The site reads the sources as text, so its environment has no torch.
+$(DOCS_READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(DOCS_VENV)
+	$(PYTHON) -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['docs'], sep='\n')" > $(DOCS_VENV)/packages.txt
+	$(DOCS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r $(DOCS_VENV)/packages.txt
+	@touch $(DOCS_READY)
+
+docs: $(DOCS_READY)
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/python -m mkdocs build --strict
+
+support: $(READY)
+	$(BIN)/python -m tests.support_matrix
+
 quality: $(READY)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
@@ -158,4 +175,4 @@ style: $(READY)
 	$(BIN)/ruff format $(SOURCES)
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) build dist outputs *.egg-info
+	rm -rf $(VENV) $(VLLM_VENV) $(DOCS_VENV) build dist outputs *.egg-info

@@ -207,5 +207,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         line = Text(f"{finding.subject:{width}}  ")
         line.append(f"{finding.state:8}", style=_STYLES[finding.state])
         console.print(line.append(printable(finding.sentence)))
-    console.print(f"\n{len(problems)} problems." if problems else "\nNo problems.")
+    told = f"{len(problems)} problems." if problems else "No problems."
+    console.print(f"\n{told} Healthy ranges of a run: docs/metrics.md. Symptoms: docs/troubleshooting.md.")
     return bool(problems)

@@ -198,6 +198,7 @@ class ProgressTable(TrainerCallback):
         parts: list[Any] = [Text(head, no_wrap=True), bar]
         if self.rewards:
             parts += [table_of(self.rows, self.console.width), Text(f"reward {trend(self.rewards)}", no_wrap=True)]
+            parts.append(Text("healthy ranges: docs/metrics.md", style="dim", no_wrap=True))
         self.live.update(Group(*parts), refresh=True)
 
 
