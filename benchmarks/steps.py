@@ -41,7 +41,7 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks.ends import Never, ends_with
 from trl_soft import ThinkingSettings, kernels
-from trl_soft.rollout import Key, StopRule, book
+from trl_soft.rollout import Key, StopRule
 from trl_soft.rollout.interface import Plan
 from trl_soft.rollout.matcher import looked_up
 from trl_soft.rollout.slots import Slots
@@ -296,8 +296,8 @@ def vllm(settings: dict | list[dict], rows: int, vocabulary: int, hidden: int) -
 
     def feed() -> None:
         for member in members.of(slots, draws).fed:
-            mask, mixed = pool.fed(member.number, member.index, positions[member.rows], table)
-            book.feed(states, mixed, every[member.rows], mask)
+            rows_of = every if isinstance(member.rows, slice) else member.rows
+            pool.feed(member.number, member.index, rows_of, positions, table, states)
 
     first = pool.ruled[numbers[0]].plan
     return _counted_step(first.thought, first.answer, step, feed, z, weight)
@@ -307,16 +307,16 @@ def _counted_step(thought, answer, step: Callable[[], Any], feed: Callable[[], A
     """The second step; the first makes the memory of its actions."""
     step()
     counter = Counter(z.numel(), [table])
-    names = ("sample", "close", "score")
+    names = ("sample", "close", "score", "sample_and_score")
     for who, phase in ((thought, "sample"), (answer, "answer")):
-        for name in names:
+        for name in filter(functools.partial(hasattr, who), names):
             setattr(who, name, counter.around(getattr(who, name), phase))
     with torch.no_grad(), counted(counter):
         with counter.within("feed"):
             feed()
         step()
     for who in (thought, answer):
-        for name in names:
+        for name in set(names) & vars(who).keys():
             delattr(who, name)
     return counter.counts
 

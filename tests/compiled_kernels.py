@@ -20,7 +20,7 @@ from trl_soft import kernels
 
 
 # Those of a step's draws; others have tests of their own.
-MODULES = ("blocks", "gumbel_thought", "philox", "row_mixtures", "support", "tournament")
+MODULES = ("blocks", "gaussian_thought", "gumbel_thought", "philox", "row_mixtures", "support", "tournament")
 # Types of parameters, by name; i32 where a name is not here. A name's second type is one more kernel.
 TYPES: dict[str, tuple[str, ...]] = {
     "z": ("*bf16", "*fp32"),
@@ -29,13 +29,14 @@ TYPES: dict[str, tuple[str, ...]] = {
     "rest": ("*bf16",),
     "seed": ("i64", "*i64"),
     "generation": ("i64", "*i64"),
-    **dict.fromkeys(("key", "ids", "sample", "position", "token", "order", "index"), ("*i64",)),
+    **dict.fromkeys(("key", "ids", "sample", "position", "token", "order", "index", "rows"), ("*i64",)),
     **dict.fromkeys(("s", "t", "log_p", "entropy", "logits", "shape", "perturbed", "log_prob"), ("*fp32",)),
     **dict.fromkeys(("weights",), ("*fp32",)),
     **dict.fromkeys(("u", "normaliser"), ("*fp64",)),
     **dict.fromkeys(("kept", "closed", "thinks"), ("*i1",)),
     "tokens": ("*bf16",),
-    **dict.fromkeys(("temperature", "top_p", "min_p", "scale", "tau"), ("i64",)),
+    **dict.fromkeys(("mean", "drawn"), ("*bf16", "*fp32")),
+    **dict.fromkeys(("temperature", "top_p", "min_p", "scale", "sigma", "tau"), ("i64",)),
 }
 # A kernel's own, where its names mean something else.
 OWN = {
@@ -43,6 +44,8 @@ OWN = {
     ("_pick", "p"): ("*fp32",),
     ("_centred", "z"): ("*fp32",),
     ("_mix_where", "out"): ("*bf16",),
+    ("_mix_into", "out"): ("*bf16",),
+    ("_around", "out"): ("*bf16", "*fp32"),
 }
 OUT = ("*fp32",)
 CONSTANTS: dict[str, tuple] = {

@@ -17,7 +17,8 @@ from tests import tiny
 from tests.test_engine import assert_same, plan, run
 from trl_soft import kernels
 from trl_soft.noise import KeyedNoise
-from trl_soft.thoughts import Gumbel, Hard, Mixture
+from trl_soft.rollout.vllm.served_table import Table
+from trl_soft.thoughts import Gaussian, Gumbel, Hard, Mixture
 from trl_soft.thoughts.candidates import candidates, renormalised, softmax_on
 from trl_soft.thoughts.gaussian import _centred
 from trl_soft.thoughts.gumbel import DENSITIES
@@ -136,6 +137,29 @@ def test_draws_log_probs_and_entropies_over_the_vocabulary(n, V, temperature):
         torch.testing.assert_close(p.double().sum(0), exact.exp(), rtol=rounding, atol=6e-8)
 
 
+@pytest.mark.parametrize("n, V, temperature", CASES)
+def test_an_answer_is_drawn_and_scored_at_once(n, V, temperature):
+    """The token that its uniform number draws, the score of that token."""
+    z, answer = logits(n, V), Hard(temperature)
+    with kernels.interpreted():
+        action, token, score = answer.sample_and_score(DenseLogits(z), noise(n))
+        apart = answer.score(DenseLogits(z), action)
+    their_action, their_token, _ = answer.sample_and_score(DenseLogits(z), noise(n))
+    assert torch.equal(token, their_token) and torch.equal(action["ids"], their_action["ids"])
+    for ours, theirs in zip(score, apart, strict=True):
+        close(ours, theirs, 1)
+
+
+@pytest.mark.parametrize("n", [1, 7, 600])
+def test_noise_around_a_mean_and_its_density(n):
+    """The interpreter multiplies and adds with two roundings where a device has one; a density sums n squares in float32."""
+    thought, mean = Gaussian(sigma=0.3), torch.randn(3, 2 * n, generator=torch.Generator().manual_seed(n))[:, :n]
+    ours, theirs = ways(lambda: thought._around(mean, noise(3), torch.float32, kernels.fused(mean.device)))
+    close(ours, theirs, 1, atol=4 * ULP)
+    ours, theirs = ways(lambda: thought._density(theirs, mean, kernels.fused(mean.device)))
+    close(ours, theirs, 64)
+
+
 def test_a_low_precision_is_read_as_it_is():
     for dtype in (torch.bfloat16, torch.float16):
         z = logits(2, 300, dtype)
@@ -201,7 +225,10 @@ def test_gumbel_thoughts(density, options, closing):
         else:
             assert torch.equal(ours[name], value), name
     action = theirs
+    close(*ways(lambda: thought.weights(action)), 4)
     if closing == "some":
+        closed = torch.tensor([True, False, True, False])
+        assert torch.equal(*ways(lambda: thought.close(action, closed, token)["perturbed"]))
         action = thought.close(action, torch.tensor([True, False, True, False]), token)
     scored, plain = ways(lambda: thought.score(view, action))
     close(scored[0], plain[0], 8, atol=32 * ULP)
@@ -260,6 +287,15 @@ def test_rows_in_the_place_of_a_tokens(scale):
         ours, theirs = ways(lambda: Lookup(embedding).fed(Mixture(), action, thinks, tokens))
     assert torch.equal(ours[1], tokens[1]) and ours.dtype == theirs.dtype
     torch.testing.assert_close(ours, theirs, rtol=2.0**-7, atol=0)
+    # As vLLM's steps do, into rows of the batch.
+    rows, served = torch.tensor([4, 0, 1]), Table(lambda: embedding.weight, 0, 40, scale)
+    targets = [torch.full((5, 70), 7.0).bfloat16() for _ in "ot"]
+    with torch.no_grad(), kernels.interpreted():
+        served.feed(Mixture(), action, thinks, rows, targets[0])
+    with torch.no_grad():
+        served.feed(Mixture(), action, thinks, rows, targets[1])
+    torch.testing.assert_close(*targets, rtol=2.0**-7, atol=0)
+    assert torch.equal(targets[0][[4, 1]], ours[[0, 2]]) and (targets[0][[0, 2, 3]] == 7).all()
 
 
 def test_a_mixture_keeps_sixteen_bits_of_each_probability_and_is_one_number():

@@ -17,31 +17,30 @@ def of(case: str, way: str = "kernels", engine: str = "in_process", **sizes) -> 
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("case", CASES)
-def test_a_step_is_forty_operations_and_nothing_waits_for_the_device(case, engine):
-    """Noise on the hidden state takes the LM head once more: a product, and a pass to float32."""
+def test_a_step_is_at_most_34_operations_and_nothing_waits_for_the_device(case, engine):
     counts = of(case, engine=engine)
     assert counts.total("host_reads") == 0
-    assert counts.total("operations") <= (42 if case == "gaussian-hidden" else 40), counts
+    assert counts.total("operations") <= 34, counts
 
 
 @pytest.mark.parametrize(
     "case, most, passes",
     [
-        ("answers with top-p", 73, 42.1),
-        ("answers with min-p", 73, 29.1),
-        ("answers with a repetition penalty", 43, 30.6),
-        ("answers with top-k 200", 80, 6.1),
+        ("answers with top-p", 64, 42.1),
+        ("answers with min-p", 64, 29.1),
+        ("answers with a repetition penalty", 34, 30.6),
+        ("answers with top-k 200", 71, 6.1),
     ],
 )
 def test_what_answers_cost_that_plain_torch_draws(case, most, passes):
-    """Above forty operations and one pass over the logits, as `docs/gpu.md` has it; nothing waits for the device."""
+    """Most above 34 operations, and all above one pass over the logits, as `docs/gpu.md` has it; nothing waits for the device."""
     assert case in ANSWERS
     counts = of(case)
     assert counts.total("host_reads") == 0
     assert counts.total("operations") <= most and counts.total("logits") <= passes * LOGITS
 
 
-@pytest.mark.parametrize("case, most", [("hard", 16), ("gumbel", 31), ("gaussian", 34)])
+@pytest.mark.parametrize("case, most", [("hard", 12), ("gumbel", 20), ("gaussian", 22)])
 def test_a_step_is_as_short_as_it_was_made(case, most):
     assert of(case).total("operations") <= most
 
@@ -69,7 +68,7 @@ def test_only_mixtures_of_the_whole_vocabulary_read_the_logits_more_than_once(ca
     assert of(case).total("logits") <= passes * LOGITS
 
 
-@pytest.mark.parametrize("case, most", [("hard", 10), ("gumbel", 28), ("gaussian", 29)])
+@pytest.mark.parametrize("case, most", [("hard", 6), ("gumbel", 14), ("gaussian", 17)])
 def test_a_step_in_vllm_is_as_short_as_it_was_made(case, most):
     assert of(case, engine="vllm").total("operations") <= most
 
@@ -83,7 +82,10 @@ def test_plans_that_share_a_thought_cost_no_operation(way):
     mixed = of(apart, way, "vllm", rows=48)
     assert mixed.total("host_reads") == several.total("host_reads") == 0
     each = sum(of(case, way, "vllm", rows=16).total("operations") for case in ("gumbel", "hard", "gaussian"))
-    assert mixed.total("operations") <= each + 3 + 2 * 2  # rows of the logits, of positions and of what is fed
+    if way == "kernels":
+        assert mixed.total("operations") <= min(each + 3, 40)  # rows of the logits
+    else:
+        assert mixed.total("operations") <= each + 3 + 2 * 2  # and of positions and of what is fed
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -193,10 +193,12 @@ def test_what_is_fed(settings):
         draw(pool, number, {0: 4}, t)
     theirs = of_slots(made, [0])
     positions = torch.arange(0, 2 + STEPS + 3)
-    mask, mixed = pool.fed(number, torch.full_like(positions, 4), positions, whole())
+    fed, rows = torch.full((len(positions) + 1, H), torch.nan), torch.randperm(len(positions))
+    pool.feed(number, torch.full_like(positions, 4), rows, positions, whole(), fed)
+    mixed, mask = fed[:-1], ~fed[:-1].isnan().any(-1)
     thoughts = torch.zeros(len(positions), dtype=torch.bool)
     thoughts[2 : 2 + theirs.record.shape[1]] = theirs.record.thinking_mask[0]
-    assert torch.equal(mask, thoughts) and mask.any() and mixed.isfinite().all()
+    assert torch.equal(mask, thoughts) and mask.any() and fed[-1].isnan().all()
     expected = made.thought.embed(theirs.record.flat_action(theirs.record.thinking_mask), whole())
     torch.testing.assert_close(mixed[mask], expected, rtol=0, atol=0)
 

@@ -22,6 +22,7 @@ import triton
 import triton.language as tl
 
 from . import bits, launch, nbytes, power_of_two
+from .philox import KEY, key, keyed, uniform_noise
 
 
 BLOCK = 256
@@ -101,6 +102,18 @@ def sums_of(n, key, s, count, temperature, COUNT: tl.constexpr):
     return b, m, M, d, tl.load(s + n * count + b, mask=b < count, other=0.0).to(tl.float64)
 
 
+@triton.jit
+def entropy_of_sums(S, d, s, t):
+    return (tl.log(S) - tl.sum((t + d * s) * tl.exp(d), 0) / S).to(tl.float32)
+
+
+@triton.jit
+def _argmax(key, token, count, COUNT: tl.constexpr):
+    n, b = tl.program_id(0).to(tl.int64), tl.arange(0, COUNT)
+    keys = tl.load(key + n * count + b, mask=b < count, other=NO_KEY)
+    tl.store(token + n, id_of(tl.max(keys, 0)))
+
+
 @triton.jit(do_not_specialize=SCALARS)
 def _score(
     z,
@@ -123,7 +136,7 @@ def _score(
     t = tl.load(t + n * count + b, mask=b < count, other=0.0).to(tl.float64)
     S = tl.sum(s * tl.exp(d), 0)
     log_S = tl.log(S)
-    tl.store(entropy + n, (log_S - tl.sum((t + d * s) * tl.exp(d), 0) / S).to(tl.float32))
+    tl.store(entropy + n, entropy_of_sums(S, d, s, t))
     tl.store(normaliser + 2 * n, M)
     tl.store(normaliser + 2 * n + 1, log_S)
     k = tl.arange(0, WIDTH)
@@ -132,28 +145,70 @@ def _score(
     tl.store(log_p + n * K + k, ((x - M) / double(temperature) - log_S).to(tl.float32), mask=k < K)
 
 
+@triton.jit
+def drawn(z, b, m, w, u, V, count, temperature):
+    """A token of softmax(z/T) by u, of a row at `z` with m_b and w_b = s_b e^(d_b)."""
+    cdf, j = tl.cumsum(w, 0), tl.arange(0, _BLOCK)
+    total = at(cdf, b, count - 1)
+    x = tl.minimum(u * total, below(total))
+    block = tl.minimum(tl.sum((cdf <= x).to(tl.int32), 0), count - 1)
+    width = at(w, b, block)
+    inner = (x - (at(cdf, b, block) - width)) / width
+    inner = tl.minimum(tl.maximum(inner, 0.0), 1.0)
+    v = block * _BLOCK + j
+    e = tl.load(z + v, mask=v < V, other=float("-inf")).to(tl.float64)
+    e = tl.exp((e - at(m, b, block)) / double(temperature))
+    within = tl.cumsum(e, 0)
+    whole = at(within, j, _BLOCK - 1)
+    x = tl.minimum(inner * whole, below(whole))
+    index = tl.minimum(tl.sum((within <= x).to(tl.int32), 0), _BLOCK - 1)
+    return tl.minimum(block * _BLOCK + index, V - 1).to(tl.int64)
+
+
 @triton.jit(do_not_specialize=SCALARS)
 def _draw(z, stride, key, s, u, token, V, count, size, temperature, COUNT: tl.constexpr):
     n = tl.program_id(0).to(tl.int64)
     b, m, _, d, s = sums_of(n, key, s, count, temperature, COUNT)
     w = s * tl.exp(d)
-    cdf = tl.cumsum(w, 0)
-    total = at(cdf, b, count - 1)
-    j = tl.arange(0, _BLOCK)
     for draw in range(size):
-        x = tl.minimum(tl.load(u + n * size + draw) * total, below(total))
-        block = tl.minimum(tl.sum((cdf <= x).to(tl.int32), 0), count - 1)
-        width = at(w, b, block)
-        inner = (x - (at(cdf, b, block) - width)) / width
-        inner = tl.minimum(tl.maximum(inner, 0.0), 1.0)
-        v = block * _BLOCK + j
-        e = tl.load(z + n * stride + v, mask=v < V, other=float("-inf")).to(tl.float64)
-        e = tl.exp((e - at(m, b, block)) / double(temperature))
-        within = tl.cumsum(e, 0)
-        whole = at(within, j, _BLOCK - 1)
-        x = tl.minimum(inner * whole, below(whole))
-        index = tl.minimum(tl.sum((within <= x).to(tl.int32), 0), _BLOCK - 1)
-        tl.store(token + n * size + draw, tl.minimum(block * _BLOCK + index, V - 1).to(tl.int64))
+        u_d = tl.load(u + n * size + draw)
+        tl.store(token + n * size + draw, drawn(z + n * stride, b, m, w, u_d, V, count, temperature))
+
+
+@triton.jit(do_not_specialize=(*SCALARS, *KEY))
+def _draw_one(
+    seed,
+    generation,
+    sample,
+    position,
+    s0,
+    s1,
+    s2,
+    z,
+    stride,
+    key,
+    s,
+    t,
+    token,
+    log_p,
+    entropy,
+    V,
+    count,
+    temperature,
+    KEYED: tl.constexpr,
+    COUNT: tl.constexpr,
+):
+    n = tl.program_id(0).to(tl.int64)
+    b, m, M, d, s = sums_of(n, key, s, count, temperature, COUNT)
+    t = tl.load(t + n * count + b, mask=b < count, other=0.0).to(tl.float64)
+    w = s * tl.exp(d)
+    S = tl.sum(w, 0)
+    tl.store(entropy + n, entropy_of_sums(S, d, s, t))
+    u = uniform_noise(n * 0, n, seed, generation, sample, position, s0, s1, s2, KEYED)
+    v = drawn(z + n * stride, b, m, w, u, V, count, temperature)
+    tl.store(token + n, v)
+    x = tl.load(z + n * stride + v).to(tl.float64)
+    tl.store(log_p + n, ((x - M) / double(temperature) - tl.log(S)).to(tl.float32))
 
 
 @triton.jit(do_not_specialize=SCALARS)
@@ -197,7 +252,9 @@ class Blocks:
 
     def argmax(self) -> torch.Tensor:
         """(N,) int64."""
-        return (self.key.amax(-1) & _LAST_ID.value) ^ _LAST_ID.value
+        token = torch.empty(len(self.z), dtype=torch.int64, device=self.z.device)
+        launch(_argmax, (len(self.z),), self.key, token, self.count, COUNT=self.width)
+        return token
 
     def score(self, ids: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """log softmax(z/T) at `ids` (N, K), (N, K); its entropy (N,); M and log S (N, 2) float64."""
@@ -227,6 +284,21 @@ class Blocks:
 
         launch(_draw, (len(u),), *rows, *sizes, moved=moved, COUNT=self.width)
         return token
+
+    def draw_one(self, noise) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """A token of softmax(z/T) from each row's own noise, its log-probability and the entropy of softmax(z/T), (N,) each."""
+        n, device = len(self.z), self.z.device
+        token = torch.empty(n, dtype=torch.int64, device=device)
+        log_p, entropy = torch.empty(2, n, dtype=torch.float32, device=device).unbind()
+        sums, out = (self.key, self.s, self.t), (token, log_p, entropy)
+        sizes = self.V, self.count, bits(self.temperature)
+        options = {"KEYED": keyed(noise), "COUNT": self.width}
+
+        def moved() -> int:
+            return nbytes(*sums, *out) + n * (BLOCK + 1) * self.z.element_size()
+
+        launch(_draw_one, (n,), *key(noise), self.z, self.z.stride(0), *sums, *out, *sizes, moved=moved, **options)
+        return token, log_p, entropy
 
     def softmax(self, normaliser: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """

@@ -4,6 +4,8 @@
 Numbers and flags of a row are read and written in place. A kernel gets columns by their numbers, as constants.
 """
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -146,49 +148,68 @@ def decide_rows(
 
 
 @triton.jit
-def put_rows(target, value, index, t, mask, n, width, to_row, to_column, ROWS: tl.constexpr, WIDTH: tl.constexpr):
-    """`trl_soft.rollout.book.put`: `target` has `to_row` numbers between rows and `to_column` between columns."""
+def put_rows(
+    targets, values, widths, to_row, to_column, index, t, mask, n, ROWS: tl.constexpr, WIDTH: tl.constexpr
+):  # fmt: skip
+    """`trl_soft.rollout.book.put`: the i-th target has `to_row[i]` numbers between rows and `to_column[i]` between columns."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     part = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
     here = row < n
     here = here & (tl.load(mask + row, mask=here, other=0) != 0)
-    place = tl.load(index + row, mask=here, other=0) * to_row + tl.load(t + row, mask=here, other=0) * to_column
-    inside = here[:, None] & (part < width)[None, :]
-    x = tl.load(value + row[:, None].to(tl.int64) * width + part[None, :], mask=inside)
-    tl.store(target + place[:, None] + part[None, :], x.to(target.dtype.element_ty), mask=inside)
+    slot, column = tl.load(index + row, mask=here, other=0), tl.load(t + row, mask=here, other=0)
+    for i in tl.static_range(len(targets)):
+        place = slot * to_row[i] + column * to_column[i]
+        inside = here[:, None] & (part < widths[i])[None, :]
+        x = tl.load(values[i] + row[:, None].to(tl.int64) * widths[i] + part[None, :], mask=inside)
+        tl.store(targets[i] + place[:, None] + part[None, :], x.to(targets[i].dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def put_pairs(values, log_prob, entropy, index, t, mask, n, length, ROWS: tl.constexpr):
-    """`trl_soft.rollout.book.put_score`."""
+def put_pairs(
+    values, thought_p, thought_entropy, answer_p, answer_entropy, index, t, thinks, answers, n, length, ROWS: tl.constexpr
+):  # fmt: skip
+    """`trl_soft.rollout.book.put_scores`."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     here = row < n
-    here = here & (tl.load(mask + row, mask=here, other=0) != 0)
-    place = (tl.load(index + row, mask=here, other=0) * length + tl.load(t + row, mask=here, other=0)) * 2
-    tl.store(values + place, tl.load(log_prob + row, mask=here), mask=here)
-    tl.store(values + place + 1, tl.load(entropy + row, mask=here), mask=here)
+    thought = here & (tl.load(thinks + row, mask=here, other=0) != 0)
+    answer = here & (tl.load(answers + row, mask=here, other=0) != 0) & ~thought
+    written = thought | answer
+    place = (tl.load(index + row, mask=written, other=0) * length + tl.load(t + row, mask=written, other=0)) * 2
+    p = tl.where(thought, tl.load(thought_p + row, mask=thought), tl.load(answer_p + row, mask=answer))
+    entropy = tl.where(
+        thought, tl.load(thought_entropy + row, mask=thought), tl.load(answer_entropy + row, mask=answer)
+    )
+    tl.store(values + place, p, mask=written)
+    tl.store(values + place + 1, entropy, mask=written)
 
 
 @triton.jit
-def take_rows(source, out, index, t, mask, n, width, to_row, to_column, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+def take_rows(
+    sources, outs, widths, to_row, to_column, index, t, mask, n, ROWS: tl.constexpr, WIDTH: tl.constexpr
+):  # fmt: skip
     """`trl_soft.rollout.book.take`."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     part = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
     here = row < n
     taken = here & (tl.load(mask + row, mask=here, other=0) != 0)
-    place = tl.load(index + row, mask=taken, other=0) * to_row + tl.load(t + row, mask=taken, other=0) * to_column
-    inside = (part < width)[None, :]
-    x = tl.load(source + place[:, None] + part[None, :], mask=taken[:, None] & inside, other=0)
-    tl.store(out + row[:, None].to(tl.int64) * width + part[None, :], x, mask=here[:, None] & inside)
+    slot, column = tl.load(index + row, mask=taken, other=0), tl.load(t + row, mask=taken, other=0)
+    for i in tl.static_range(len(sources)):
+        place = slot * to_row[i] + column * to_column[i]
+        inside = (part < widths[i])[None, :]
+        x = tl.load(sources[i] + place[:, None] + part[None, :], mask=taken[:, None] & inside, other=0)
+        tl.store(outs[i] + row[:, None].to(tl.int64) * widths[i] + part[None, :], x, mask=here[:, None] & inside)
 
 
 @triton.jit
-def find_thoughts(numbers, masks, index, position, column, found, n, length, ROWS: tl.constexpr):
-    """`trl_soft.rollout.book.thoughts_at`."""
+def find_thoughts(
+    numbers, masks, index, position, rows, column, found, n, length, PICKED: tl.constexpr, ROWS: tl.constexpr
+):  # fmt: skip
+    """`trl_soft.rollout.book.thoughts_at`; PICKED: of `rows` of the positions."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     here = row < n
     slot = tl.load(index + row, mask=here, other=0)
-    t = tl.load(position + row, mask=here, other=0) - tl.load(
+    at = tl.load(rows + row, mask=here, other=0) if PICKED else row
+    t = tl.load(position + at, mask=here, other=0) - tl.load(
         numbers + slot * _NUMBERS + _PROMPT_LENGTH, mask=here, other=0
     )
     at = tl.maximum(tl.minimum(t, length - 1), 0)
@@ -228,34 +249,44 @@ def _as(value: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return (value.to(target.dtype) if value.is_floating_point() else value).contiguous()
 
 
-def _moved(rows: torch.Tensor, place: torch.Tensor) -> int:
+def _moved(rows: Sequence[torch.Tensor], places: Sequence[torch.Tensor]) -> int:
     """Bytes of a copy of some rows, and of their target indices."""
-    return rows.numel() * (rows.element_size() + place.element_size()) + len(rows) * 17
+    pairs = zip(rows, places, strict=True)
+    return sum(x.numel() * (x.element_size() + place.element_size()) for x, place in pairs) + len(rows[0]) * 17
 
 
 def _tiles(n: int, width: int) -> tuple[tuple[int, int], dict[str, int]]:
-    """The grid and the tile of a copy of n rows."""
+    """The grid and the tile of a copy of n rows, of which the widest has `width` numbers."""
     tile = min(triton.next_power_of_2(max(width, 1)), 1024)
     rows = max(1, min(32, 1024 // tile))
     return (triton.cdiv(n, rows), triton.cdiv(width, tile)), {"ROWS": rows, "WIDTH": tile}
 
 
-def put(target: torch.Tensor, value: torch.Tensor, index: torch.Tensor, t: torch.Tensor, mask: torch.Tensor) -> None:
-    value = _as(value, target)
-    n, width = len(index), value.numel() // max(len(index), 1)
-    grid, tile = _tiles(n, width)
+def _widths(values: Sequence[torch.Tensor]) -> tuple[int, ...]:
+    return tuple(value.numel() // max(len(value), 1) for value in values)
+
+
+def _strides(tensors: Sequence[torch.Tensor], dim: int) -> tuple[int, ...]:
+    return tuple(x.stride(dim) for x in tensors)
+
+
+def put(targets, values, index: torch.Tensor, t: torch.Tensor, mask: torch.Tensor) -> None:
+    values = [_as(value, target) for value, target in zip(values, targets, strict=True)]
+    n, widths = len(index), _widths(values)
+    grid, tile = _tiles(n, max(widths))
     launch(
-        put_rows, grid, _bytes(target), _bytes(value), index, t, _bytes(mask), n, width, target.stride(0), target.stride(1),
-        moved=_moved(value, target), **tile,
+        put_rows, grid, tuple(map(_bytes, targets)), tuple(map(_bytes, values)), widths, _strides(targets, 0),
+        _strides(targets, 1), index, t, _bytes(mask), n,
+        moved=_moved(values, targets), **tile,
     )  # fmt: skip
 
 
-def put_score(values: torch.Tensor, score, index: torch.Tensor, t: torch.Tensor, mask: torch.Tensor) -> None:
-    log_prob, entropy = (x.contiguous() for x in score)
+def put_scores(values: torch.Tensor, thought, answer, index: torch.Tensor, t: torch.Tensor, thinks, answers) -> None:
+    scores = [x.contiguous() for x in (*thought, *answer)]
     n = len(index)
     launch(
-        put_pairs, (triton.cdiv(n, _ROWS),), values, log_prob, entropy, index, t, _bytes(mask), n, values.size(1),
-        ROWS=_ROWS, moved=n * 33,
+        put_pairs, (triton.cdiv(n, _ROWS),), values, *scores, index, t, _bytes(thinks), _bytes(answers), n,
+        values.size(1), ROWS=_ROWS, moved=n * 34,
     )  # fmt: skip
 
 
@@ -264,28 +295,31 @@ def feed(target: torch.Tensor, value: torch.Tensor, rows: torch.Tensor, mask: to
     n, width = value.shape
     grid, tile = _tiles(n, width)
     launch(
-        put_rows, grid, target, value, rows, rows, _bytes(mask), n, width, target.stride(0), 0,
-        moved=_moved(value, target), **tile,
+        put_rows, grid, (target,), (value,), (width,), (target.stride(0),), (0,), rows, rows, _bytes(mask), n,
+        moved=_moved([value], [target]), **tile,
     )  # fmt: skip
 
 
-def take(source: torch.Tensor, index: torch.Tensor, t: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    out = torch.empty(len(index), *source.shape[2:], dtype=source.dtype, device=source.device)
-    n, width = len(index), out.numel() // max(len(index), 1)
-    grid, tile = _tiles(n, width)
+def take(sources, index: torch.Tensor, t: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
+    n = len(index)
+    outs = [torch.empty(n, *source.shape[2:], dtype=source.dtype, device=source.device) for source in sources]
+    widths = _widths(outs)
+    grid, tile = _tiles(n, max(widths))
     launch(
-        take_rows, grid, _bytes(source), _bytes(out), index, t, _bytes(mask), n, width, source.stride(0), source.stride(1),
-        moved=_moved(out, source), **tile,
+        take_rows, grid, tuple(map(_bytes, sources)), tuple(map(_bytes, outs)), widths, _strides(sources, 0),
+        _strides(sources, 1), index, t, _bytes(mask), n,
+        moved=_moved(outs, sources), **tile,
     )  # fmt: skip
-    return out
+    return outs
 
 
-def thoughts_at(blocks: dict[str, torch.Tensor], index: torch.Tensor, position: torch.Tensor):
+def thoughts_at(blocks: dict[str, torch.Tensor], index: torch.Tensor, position: torch.Tensor, rows=None):
     column = torch.empty_like(index)
     found = torch.empty_like(index, dtype=torch.bool)
     n = len(index)
     launch(
-        find_thoughts, (triton.cdiv(n, _ROWS),), blocks["numbers"], _bytes(blocks["masks"]), index, position, column, _bytes(found), n, blocks["ids"].size(1),
-        ROWS=_ROWS, moved=n * 41,
+        find_thoughts, (triton.cdiv(n, _ROWS),), blocks["numbers"], _bytes(blocks["masks"]), index, position,
+        index if rows is None else rows, column, _bytes(found), n, blocks["ids"].size(1),
+        PICKED=rows is not None, ROWS=_ROWS, moved=n * (41 if rows is None else 49),
     )  # fmt: skip
     return column, found

@@ -30,6 +30,7 @@ def _sample(
     log_p,
     perturbed,
     kept,
+    closed,
     token,
     K,
     scale,
@@ -45,6 +46,7 @@ def _sample(
     i = tl.load(ids + at, mask=inside, other=0)
     log = tl.load(log_p + at, mask=inside, other=float("-inf"))
     tl.store(kept + at, log != float("-inf"), mask=inside)
+    tl.store(closed + n, K < 0)
     eps = gumbel_noise(i, n, seed, generation, sample, position, s0, s1, s2, KEYED)
     if SOFTGRPO:
         eps = tl.minimum(tl.maximum(eps, LOW), HIGH)
@@ -56,6 +58,24 @@ def _sample(
     g = tl.where(inside, g, float("-inf"))
     largest = tl.min(tl.where(g == tl.max(g, 0), k, K - 1), 0)
     tl.store(token + n, tl.max(tl.where(k == largest, i, 0), 0))
+
+
+@triton.jit(do_not_specialize=_SCALARS)
+def _weights(perturbed, out, K, tau, WIDTH: tl.constexpr):
+    n, k = tl.program_id(0).to(tl.int64), tl.arange(0, WIDTH)
+    inside = k < K
+    x = tl.load(perturbed + n * K + k, mask=inside, other=float("-inf")) / double(tau).to(tl.float32)
+    e = tl.exp(x - tl.max(x, 0))
+    tl.store(out + n * K + k, e / tl.sum(e, 0), mask=inside)
+
+
+@triton.jit
+def _close(ids, perturbed, closed, token, out, K, WIDTH: tl.constexpr):
+    n, k = tl.program_id(0).to(tl.int64), tl.arange(0, WIDTH)
+    at, inside = n * K + k, k < K
+    others = tl.load(ids + at, mask=inside, other=0) != tl.load(token + n)
+    g = tl.load(perturbed + at, mask=inside, other=0.0)
+    tl.store(out + at, tl.where(others & (tl.load(closed + n) != 0), float("-inf"), g), mask=inside)
 
 
 @triton.jit(do_not_specialize=_SCALARS)
@@ -110,13 +130,35 @@ def _score(
 
 
 def sample(noise, ids, log_p, scale: float, softgrpo: bool, **constants: Any) -> tuple[torch.Tensor, ...]:
-    """Candidates `ids`, `log_p` (N, K): g' (N, K) float32, the support (N, K) bool, the shadow token (N,) int64."""
+    """
+    Candidates `ids`, `log_p` (N, K): g' (N, K) float32, what is kept (N, K) bool, that no row is closed (N,) bool, the shadow token
+    (N,) int64.
+    """
     perturbed, kept = torch.empty_like(log_p), torch.empty_like(log_p, dtype=torch.bool)
+    closed = torch.empty(len(ids), dtype=torch.bool, device=ids.device)
     token = torch.empty(len(ids), dtype=torch.int64, device=ids.device)
-    rows = ids.contiguous(), log_p.contiguous(), perturbed, kept, token
+    rows = ids.contiguous(), log_p.contiguous(), perturbed, kept, closed, token
     options = {"SOFTGRPO": softgrpo, "KEYED": keyed(noise), "WIDTH": power_of_two(ids.size(1))}
     launch(_sample, (len(ids),), *key(noise), *rows, ids.size(1), bits(scale), **options, **constants)
-    return perturbed, kept, token
+    return perturbed, kept, closed, token
+
+
+def weights(perturbed: torch.Tensor, tau: float) -> torch.Tensor:
+    """softmax(g' / tau) of g' (N, K) float32."""
+    perturbed = perturbed.contiguous()
+    out = torch.empty_like(perturbed)
+    K = perturbed.size(1)
+    launch(_weights, (len(perturbed),), perturbed, out, K, bits(float(tau)), WIDTH=power_of_two(K))
+    return out
+
+
+def close(action, closed: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
+    """g' (N, K), -inf at all but the `token` (N,) of the rows in `closed` (N,) bool."""
+    ids, perturbed = action["ids"].contiguous(), action["perturbed"].contiguous()
+    out = torch.empty_like(perturbed)
+    rows = ids, perturbed, closed.contiguous(), token.contiguous(), out
+    launch(_close, (len(ids),), *rows, ids.size(1), WIDTH=power_of_two(ids.size(1)))
+    return out
 
 
 def score(thought, density: int, logits: torch.Tensor, action, **constants: Any) -> tuple[torch.Tensor, torch.Tensor]:

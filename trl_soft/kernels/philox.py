@@ -53,6 +53,21 @@ def gumbel_noise(ids, n, seed, generation, sample, position, s0, s1, s2, KEYED: 
     return (-tl.log(-tl.log(unit(w0, w1)))).to(tl.float32)
 
 
+@triton.jit
+def uniform_noise(index, n, seed, generation, sample, position, s0, s1, s2, KEYED: tl.constexpr):
+    """In (0, 1), float64."""
+    w0, w1, _, _ = words(UNIFORM, index, n, seed, generation, sample, position, s0, s1, s2, KEYED)
+    return unit(w0, w1)
+
+
+@triton.jit
+def normal_pair(pair, n, seed, generation, sample, position, s0, s1, s2, KEYED: tl.constexpr):
+    """Two of a standard normal, float32, by Box and Muller."""
+    w0, w1, w2, w3 = words(NORMAL, pair, n, seed, generation, sample, position, s0, s1, s2, KEYED)
+    radius, angle = tl.sqrt(-2 * tl.log(unit(w0, w1))), unit(w2, w3) * _TWO_PI
+    return (radius * tl.cos(angle)).to(tl.float32), (radius * tl.sin(angle)).to(tl.float32)
+
+
 @triton.jit(do_not_specialize=KEY)
 def _gumbel(
     seed, generation, sample, position, s0, s1, s2, ids, out, count, K, KEYED: tl.constexpr, LANES: tl.constexpr
@@ -69,8 +84,8 @@ def _uniform(seed, generation, sample, position, s0, s1, s2, out, count, K, KEYE
     i = tl.program_id(0).to(tl.int64) * LANES + tl.arange(0, LANES)
     inside = i < count
     i = tl.where(inside, i, 0)
-    w0, w1, _, _ = words(UNIFORM, i % K, i // K, seed, generation, sample, position, s0, s1, s2, KEYED)
-    tl.store(out + i, unit(w0, w1), mask=inside)
+    u = uniform_noise(i % K, i // K, seed, generation, sample, position, s0, s1, s2, KEYED)
+    tl.store(out + i, u, mask=inside)
 
 
 @triton.jit(do_not_specialize=KEY)
@@ -82,11 +97,10 @@ def _normal(
     inside = i < count
     i = tl.where(inside, i, 0)
     n, pair = i // pairs, i % pairs
-    w0, w1, w2, w3 = words(NORMAL, pair, n, seed, generation, sample, position, s0, s1, s2, KEYED)
-    radius, angle = tl.sqrt(-2 * tl.log(unit(w0, w1))), unit(w2, w3) * _TWO_PI
+    first, second = normal_pair(pair, n, seed, generation, sample, position, s0, s1, s2, KEYED)
     out += n * size + 2 * pair
-    tl.store(out, (radius * tl.cos(angle)).to(tl.float32), mask=inside)
-    tl.store(out + 1, (radius * tl.sin(angle)).to(tl.float32), mask=inside & (2 * pair + 1 < size))
+    tl.store(out, first, mask=inside)
+    tl.store(out + 1, second, mask=inside & (2 * pair + 1 < size))
 
 
 @triton.jit(do_not_specialize=KEY)

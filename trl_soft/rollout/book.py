@@ -4,6 +4,7 @@
 On CUDA the same is done by the kernels of `trl_soft.kernels.decisions`, one launch a function.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ from .rules import RULES, Rules
 
 if TYPE_CHECKING:
     from .steps import Rows
+
+Score = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass
@@ -124,48 +127,54 @@ def decide(
     blocks, index = rows.blocks, rows.index
     if rows.undo is not None:
         place = rows["t"] % rows.undo["numbers"].size(1)
-        rows.undo["numbers"][index, place] = rows.numbers.t()
+        rows.undo["numbers"][index, place] = rows.numbers
         rows.undo["flags"][index, place] = torch.stack([flags[name] for name in FLAGS], -1)
     blocks["numbers"][index] = torch.stack([changed.get(name, rows[name]) for name in NUMBERS], -1)
     blocks["flags"][index] = torch.stack([flagged[name] for name in FLAGS], -1)
     column = rows["t"].clamp(max=blocks["ids"].size(1) - 1)
-    put(blocks["ids"], token, index, column, active)
     is_thought = thinks & ~closed if closes_as_token else thinks
-    put(blocks["masks"], torch.stack((active, is_thought, now.forced), -1), index, column, active)
+    masks = torch.stack((active, is_thought, now.forced), -1)
+    put([blocks["ids"], blocks["masks"]], [token, masks], index, column, active)
     return Turn(token, torch.where(active, token, rule["filler"]), column, active, thinks, answers, closed)
 
 
-def put(target: torch.Tensor, value: torch.Tensor, index: torch.Tensor, t: torch.Tensor, mask: torch.Tensor) -> None:
-    """Rows of `value` (N, ...) in the mask (N,) into `target` (S, C, ...), at `index` and `t` (N,)."""
-    if kernels.fused(target.device):
+def put(targets: Sequence[torch.Tensor], values: Sequence[torch.Tensor], index, t, mask) -> None:
+    """Rows of each of `values` (N, ...) in the mask (N,) into that of `targets` (S, C, ...), at `index` and `t` (N,)."""
+    if kernels.fused(index.device):
         from ..kernels import decisions
 
-        return decisions.put(target, value, index, t, mask)
-    target[index, t] = torch.where(_like(mask, value), value.to(target.dtype), target[index, t])
+        return decisions.put(targets, values, index, t, mask)
+    for target, value in zip(targets, values, strict=True):
+        target[index, t] = torch.where(_like(mask, value), value.to(target.dtype), target[index, t])
 
 
-def put_score(values: torch.Tensor, score: tuple[torch.Tensor, torch.Tensor], index, t, mask) -> None:
-    """`put` of log-probabilities and entropies (N,) into `values` (S, C, 2)."""
+def put_scores(values: torch.Tensor, thought: Score, answer: Score, index, t, thinks, answers) -> None:
+    """
+    `put` into `values` (S, C, 2): log-probabilities and entropies (N,) of thoughts at the rows in `thinks`, of tokens at those in
+    `answers`, (N,) bool, of which a row is in one at most.
+    """
     if kernels.fused(values.device):
         from ..kernels import decisions
 
-        return decisions.put_score(values, score, index, t, mask)
-    put(values, torch.stack(score, -1), index, t, mask)
+        return decisions.put_scores(values, thought, answer, index, t, thinks, answers)
+    score = torch.where(thinks.unsqueeze(-1), torch.stack(thought, -1), torch.stack(answer, -1))
+    put([values], [score], index, t, thinks | answers)
 
 
-def take(source: torch.Tensor, index: torch.Tensor, t: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Of `source` (S, C, ...), the rows at `index` and `t` (N,), and zeros outside the mask (N,): (N, ...)."""
-    if kernels.fused(source.device):
+def take(sources: Sequence[torch.Tensor], index, t, mask) -> list[torch.Tensor]:
+    """Of each of `sources` (S, C, ...), the rows at `index` and `t` (N,), and zeros outside the mask (N,): (N, ...)."""
+    if kernels.fused(index.device):
         from ..kernels import decisions
 
-        return decisions.take(source, index, t, mask)
-    value = source[index, t]
-    return value.masked_fill(~_like(mask, value), 0)
+        return decisions.take(sources, index, t, mask)
+    values = [source[index, t] for source in sources]
+    return [value.masked_fill(~_like(mask, value), 0) for value in values]
 
 
-def thoughts_at(blocks: dict[str, torch.Tensor], index: torch.Tensor, position: torch.Tensor):
+def thoughts_at(blocks: dict[str, torch.Tensor], index: torch.Tensor, position: torch.Tensor, rows=None):
     """
-    What completions `index` (N,) have at some positions (N,) of their texts, prompts included.
+    What completions `index` (N,) have at some positions (N,) of their texts, prompts included; with `rows` (N,), at those of
+    `position` (T,).
 
     Returns:
         (N,) int64, the column, and (N,) bool, whether a thought stands there.
@@ -173,7 +182,8 @@ def thoughts_at(blocks: dict[str, torch.Tensor], index: torch.Tensor, position: 
     if kernels.fused(index.device):
         from ..kernels import decisions
 
-        return decisions.thoughts_at(blocks, index, position)
+        return decisions.thoughts_at(blocks, index, position, rows)
+    position = position if rows is None else position[rows]
     t = position - blocks["numbers"][index, NUMBERS.index("prompt_length")]
     column = t.clamp(0, blocks["ids"].size(1) - 1)
     return column, blocks["masks"][index, column, 1] & (t == column)

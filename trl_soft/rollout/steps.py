@@ -33,9 +33,8 @@ class Rows:
 
     def __init__(self, blocks: dict[str, torch.Tensor], index: torch.Tensor, undo=None, seen=None):
         self.blocks, self.index, self.undo, self.seen = blocks, index, undo, seen
-        # Columns one after the other: one copy, and noise is keyed by two of them.
-        self.numbers = blocks["numbers"].index_select(0, index).t().contiguous()
-        self._of = dict(zip(NUMBERS, self.numbers.unbind(0), strict=True))
+        self.numbers = blocks["numbers"].index_select(0, index)
+        self._of = dict(zip(NUMBERS, self.numbers.unbind(-1), strict=True))
 
     def __len__(self) -> int:
         return len(self.index)
@@ -111,12 +110,16 @@ class Steps:
             if thought.closes_one_hot:
                 made = thought.close(made, thinks.of(turn.closed), token)
             score = hard.score if shared else thought.score(mine, made)  # type: ignore[union-attr]
-            for name, value in made.items():
-                thinks.put(room(name, value), value, turn.t, turn.thinks)
-            thinks.put_score(values, score, turn.t, turn.thinks)
+            rooms = [room(name, value) for name, value in made.items()]
+            thinks.put(rooms, list(made.values()), turn.t, turn.thinks)
+            if every_row:
+                assert hard is not None
+                book.put_scores(values, score, hard.score, rows.index, turn.t, turn.thinks, turn.answers)
+            else:
+                thinks.put_score(values, score, turn.t, turn.thinks)
             if self.closes_as_token:
                 self._score_closing(thinks if every_row else _Some(rows, turn.closed), turn, logits, values)
-        if hard is not None:
+        if hard is not None and not every_row:
             answers.put_score(values, hard.score, turn.t, turn.answers)
         if rows.seen is not None:
             rows.seen[rows.index, turn.token] |= turn.active
@@ -131,8 +134,12 @@ class Steps:
     def _token(self, rows, tokens: DenseLogits, logits: DenseLogits, noise: KeyedNoise) -> SimpleNamespace:
         """A hard token for each row, as answers are drawn."""
         scored = rows.of(logits)
-        action, token = self.answer.sample(rows.of(tokens) if self.penalised else scored, rows.of(noise))
-        return SimpleNamespace(action=action, token=token, score=self.answer.score(scored, action))
+        if self.penalised:
+            action, token = self.answer.sample(rows.of(tokens), rows.of(noise))
+            score = self.answer.score(scored, action)
+        else:
+            action, token, score = self.answer.sample_and_score(scored, rows.of(noise))
+        return SimpleNamespace(action=action, token=token, score=score)
 
     def _penalised(self, logits: DenseLogits, rows: Rows) -> DenseLogits:
         """Logits less likely to repeat prompt and shadow, as `generate` has it; for sampling, not for scoring."""
@@ -168,13 +175,16 @@ class _Some:
             return torch.zeros_like(self.rows.index)
         return value if self.all else value.new_zeros(len(self.mask)).index_copy_(0, self.some, value)
 
-    def put(self, target: torch.Tensor, value: torch.Tensor, t: torch.Tensor, mask: torch.Tensor) -> None:
-        """Into the t-th column. These rows are those in the mask."""
-        target[self.of(self.rows.index), self.of(t)] = value.to(target.dtype)
+    def put(
+        self, targets: list[torch.Tensor], values: list[torch.Tensor], t: torch.Tensor, mask: torch.Tensor
+    ) -> None:
+        """Into the t-th columns. These rows are those in the mask."""
+        for target, value in zip(targets, values, strict=True):
+            target[self.of(self.rows.index), self.of(t)] = value.to(target.dtype)
 
     def put_score(self, values: torch.Tensor, score: tuple, t: torch.Tensor, mask: torch.Tensor) -> None:
         """A log-probability and an entropy."""
-        self.put(values, torch.stack(score, -1), t, mask)
+        self.put([values], [torch.stack(score, -1)], t, mask)
 
 
 class _Every:
@@ -192,8 +202,10 @@ class _Every:
         assert value is not None
         return value
 
-    def put(self, target: torch.Tensor, value: torch.Tensor, t: torch.Tensor, mask: torch.Tensor) -> None:
-        book.put(target, value, self.rows.index, t, mask)
+    def put(
+        self, targets: list[torch.Tensor], values: list[torch.Tensor], t: torch.Tensor, mask: torch.Tensor
+    ) -> None:
+        book.put(targets, values, self.rows.index, t, mask)
 
     def put_score(self, values: torch.Tensor, score: tuple, t: torch.Tensor, mask: torch.Tensor) -> None:
-        book.put_score(values, score, self.rows.index, t, mask)
+        book.put_scores(values, score, score, self.rows.index, t, mask, mask)

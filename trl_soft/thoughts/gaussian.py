@@ -121,17 +121,31 @@ class Gaussian(Thought):
 
     def sample(self, logits, noise):
         mean, _ = logits.mixture(self.temperature)
-        embedding = torch.add(mean, noise.normal(mean.size(-1)), alpha=self.sigma)
         # The score is that of the fed embedding, so it is rounded to the model's precision before it is recorded.
-        return {"embedding": embedding.to(logits.dtype)}, logits.argmax()
+        return {"embedding": self._around(mean, noise, logits.dtype, logits.fused)}, logits.argmax()
 
     def score(self, logits, action):
         mean, entropy = logits.mixture(self.temperature)
-        return self._density(action["embedding"], mean), entropy
+        return self._density(action["embedding"], mean, logits.fused), entropy
 
-    def _density(self, drawn: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+    def _around(self, mean: torch.Tensor, noise, dtype: torch.dtype, fused: bool) -> torch.Tensor:
+        """`mean` (N, n) with noise, in float32 at least until it is rounded to a dtype."""
+        if fused:
+            from ..kernels import gaussian_thought
+
+            return gaussian_thought.around(noise, mean, self.sigma, dtype)
+        mean = mean.to(torch.promote_types(mean.dtype, torch.float32))
+        return torch.add(mean, noise.normal(mean.size(-1)), alpha=self.sigma).to(dtype)
+
+    def _density(self, drawn: torch.Tensor, mean: torch.Tensor, fused: bool) -> torch.Tensor:
+        """Of rows (N, n), in float32 at least."""
         if not self.has_density:
             return torch.zeros(len(mean), device=mean.device)  # a point mass
+        if fused:
+            from ..kernels import gaussian_thought
+
+            return gaussian_thought.density(drawn, mean, self.sigma)
+        mean = mean.to(torch.promote_types(mean.dtype, torch.float32))
         return (drawn.to(mean.dtype) - mean).square().sum(-1) / (-2 * self.sigma**2)
 
     def embed(self, action, embed):
@@ -147,14 +161,13 @@ class HiddenGaussian(Gaussian):
     needs_hidden = True
 
     def sample(self, logits, noise):
-        hidden = logits.hidden.float()
-        noisy = torch.add(hidden, noise.normal(hidden.size(-1)), alpha=self.sigma).to(logits.hidden.dtype)
+        noisy = self._around(logits.hidden, noise, logits.hidden.dtype, logits.fused)
         view = logits.of_hidden(noisy)
         mean, _ = view.mixture(self.temperature)
         return {"hidden": noisy, "embedding": mean.to(logits.dtype)}, view.argmax()
 
     def score(self, logits, action):
-        return self._density(action["hidden"], logits.hidden.float()), logits.entropy(self.temperature)
+        return self._density(action["hidden"], logits.hidden, logits.fused), logits.entropy(self.temperature)
 
 
 class LogitsGaussian(Gaussian):
@@ -187,14 +200,14 @@ class LogitsGaussian(Gaussian):
     def sample(self, logits, noise):
         z, ids = logits.topk(self.top_k)
         kept = z > -torch.inf
-        noisy = torch.add(z, noise.normal(z.size(-1)), alpha=self.sigma)
+        noisy = self._around(z, noise, z.dtype, logits.fused)
         token = ids.gather(-1, noisy.argmax(-1, keepdim=True)).squeeze(-1)
         return {"ids": ids, "noisy": _centred(noisy, kept, logits.fused), "kept": kept}, token
 
     def score(self, logits, action):
         z, kept = logits.at(action["ids"]), action["kept"]
         _, entropy = on_support(logits, action["ids"], kept, self.temperature)
-        return self._density(action["noisy"], _centred(z, kept, logits.fused)), entropy
+        return self._density(action["noisy"], _centred(z, kept, logits.fused), logits.fused), entropy
 
     def embed(self, action, embed):
         return embed.mix(self.weights(action), action["ids"])
@@ -254,13 +267,13 @@ class ProbabilitiesGaussian(Gaussian):
     def sample(self, logits, noise):
         ids, log_p = candidates(logits, self.temperature, self.top_k, self.top_p, self.min_p)
         kept = log_p != -torch.inf
-        noisy = torch.add(log_p.exp(), noise.normal(ids.size(-1)), alpha=self.sigma) * kept
+        noisy = self._around(log_p.exp(), noise, log_p.dtype, logits.fused) * kept
         token = ids.gather(-1, torch.where(kept, noisy, -torch.inf).argmax(-1, keepdim=True)).squeeze(-1)
         return {"ids": ids, "noisy": noisy, "kept": kept}, token
 
     def score(self, logits, action):
         log_p, entropy = on_support(logits, action["ids"], action["kept"], self.temperature)
-        return self._density(action["noisy"], log_p.exp()), entropy
+        return self._density(action["noisy"], log_p.exp(), logits.fused), entropy
 
     def embed(self, action, embed):
         return embed.mix(self.weights(action), action["ids"])

@@ -122,15 +122,15 @@ class Gumbel(Thought):
 
     def sample(self, logits, noise):
         ids, log_p = candidates(logits, self.temperature, self.top_k, self.top_p, self.min_p)
-        closed = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
         if kernels.fused(ids.device):
             from ..kernels import gumbel_thought
 
             softgrpo = self.density == "softgrpo"
-            perturbed, kept, token = gumbel_thought.sample(
+            perturbed, kept, closed, token = gumbel_thought.sample(
                 noise, ids, log_p, self.noise_scale, softgrpo, LOW=_CLAMP[0], HIGH=_CLAMP[1], EPSILON=_EPSILON
             )
             return {"ids": ids, "perturbed": perturbed, "kept": kept, "closed": closed}, token
+        closed = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
         eps, kept = noise.gumbel(ids), ~log_p.isneginf()
         if self.density == "softgrpo":
             # All K candidates enter. Those that top-p cut have log 1e-6.
@@ -140,6 +140,10 @@ class Gumbel(Thought):
         return {"ids": ids, "perturbed": perturbed, "kept": kept, "closed": closed}, token
 
     def close(self, action, closed, token):
+        if kernels.fused(token.device):
+            from ..kernels import gumbel_thought
+
+            return {**action, "perturbed": gumbel_thought.close(action, closed, token), "closed": closed}
         others = closed.unsqueeze(-1) & (action["ids"] != token.unsqueeze(-1))
         return {**action, "perturbed": action["perturbed"].masked_fill(others, -torch.inf), "closed": closed}
 
@@ -199,4 +203,9 @@ class Gumbel(Thought):
         return embed.mix(self.weights(action), action["ids"])
 
     def weights(self, action):
+        g = action["perturbed"]
+        if kernels.fused(g.device) and g.dim() == 2 and g.dtype == torch.float32:
+            from ..kernels import gumbel_thought
+
+            return gumbel_thought.weights(g, self.gumbel_temperature)
         return torch.softmax(action["perturbed"] / self.gumbel_temperature, dim=-1)

@@ -73,6 +73,11 @@ class Hard(Thought):
         """Whether both objects draw and score alike."""
         return self.key() == other.key()
 
+    @property
+    def _whole(self) -> bool:
+        """Whether tokens are drawn from the whole vocabulary."""
+        return not self.top_k and self.top_p == 1.0 and not self.min_p
+
     def sample(self, logits, noise):
         if self.temperature == 0.0:
             token = logits.argmax()
@@ -82,7 +87,7 @@ class Hard(Thought):
             ids, log_p = candidates(logits, self.temperature, top_k, self.top_p, self.min_p)
             index = pick(log_p.exp(), noise.uniform(1), ids)
             token = ids.gather(-1, index.unsqueeze(-1)).squeeze(-1)
-        elif self.top_p == 1.0 and not self.min_p:
+        elif self._whole:
             token = logits.draw(noise.uniform(1), self.temperature).squeeze(-1)
         else:
             z = logits.dense()
@@ -100,6 +105,14 @@ class Hard(Thought):
             z = self.warpers(no_ids, z)  # type: ignore[arg-type]
             token = inverse_cdf(torch.softmax(z, dim=-1), noise.uniform(1)).squeeze(-1)
         return {"ids": token}, token
+
+    def sample_and_score(self, logits, noise):
+        """`sample` and `score` of the same logits: action, token, and log-probability and entropy (N,)."""
+        if logits.fused and self._whole and self.temperature:
+            token, *score = logits.draw_one(noise, self.temperature)
+            return {"ids": token}, token, tuple(score)
+        action, token = self.sample(logits, noise)
+        return action, token, self.score(logits, action)
 
     def close(self, action, closed, token):
         return dict(action)

@@ -124,6 +124,13 @@ class DenseLogits(Logits):
     def draw(self, u: torch.Tensor, temperature: float) -> torch.Tensor:
         return self.blocks(temperature).draw(u) if self.fused else super().draw(u, temperature)
 
+    def draw_one(self, noise, temperature: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """
+        Where logits are `fused`: a token of softmax(z/T) from each row's own noise, as `draw(noise.uniform(1), T)` has it, its
+        log-probability and the entropy of softmax(z/T), (N,) each.
+        """
+        return self.blocks(temperature).draw_one(noise)
+
     def log_softmax(self, temperature: float) -> torch.Tensor:
         """log softmax(z/T), (N, V)."""
         return torch.log_softmax(tempered(self.dense(), temperature), dim=-1)

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 
-from .. import book
 from .frontend import options, why_off
 from .layout import layout_of
 from .members import Member, Members
@@ -181,8 +180,7 @@ class SoftModelState(DefaultModelState):
         count = input_batch.num_tokens
         self.fed[:count].copy_(self.model.embed_input_ids(input_batch.input_ids[:count]))
         for rows, index, number in self._fed_thoughts(input_batch):
-            mask, mixed = self.pool.fed(number, index, input_batch.positions[rows], self.table)
-            book.feed(self.fed, mixed, self.every[rows] if isinstance(rows, slice) else rows, mask)
+            self.pool.feed(number, index, rows, input_batch.positions, self.table, self.fed)
         inputs["inputs_embeds"] = self.fed[: input_batch.num_tokens_after_padding]
         return inputs
 
@@ -206,12 +204,14 @@ class SoftModelState(DefaultModelState):
         members = self.members_of(batch).fed
         if batch.num_tokens == batch.num_reqs:
             # A decode step: row i is request i's.
-            yield from ((member.rows, member.index, member.number) for member in members)
+            for member in members:
+                rows = self.every[member.rows] if isinstance(member.rows, slice) else member.rows
+                yield rows, member.index, member.number
             return
         for member in members:
-            rows, owners = self._after_prompts(batch, member)
-            if len(rows):
-                yield self.pool.on_device(rows), self.pool.on_device(owners), member.number
+            places, owners = self._after_prompts(batch, member)
+            if len(places):
+                yield self.pool.on_device(places), self.pool.on_device(owners), member.number
 
     def _after_prompts(self, batch, member: Member) -> tuple[np.ndarray, np.ndarray]:
         """The rows of a batch's tokens that stand behind the prompts of some requests, and the slots of those."""

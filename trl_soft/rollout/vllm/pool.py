@@ -6,7 +6,7 @@ and of several plans, each row has its own seed, and a completion can leave its 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -294,18 +294,34 @@ class Pool:
         noise = KeyedNoise(rows["seed"], rows["generation"], rows["sample"], rows["t"])
         return group.steps(rows, logits, noise, group.room, self.every_row)
 
-    def fed(
-        self, number: int, index: torch.Tensor, position: torch.Tensor, lookup
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def feed(
+        self,
+        number: int,
+        index: torch.Tensor,
+        rows: torch.Tensor,
+        position: torch.Tensor,
+        lookup,
+        target: torch.Tensor,
+    ) -> None:
         """
-        The mixtures at positions (N,) of the texts in slots `index` (N,). All their plans feed thoughts as plan `number` does.
+        Replace the embeddings of tokens by those of thoughts, where the record has a thought.
 
-        Returns:
-            mask (N,) bool: True at a thought; mixed (N, H): its mixture, arbitrary elsewhere.
+        Args:
+            number (`int`): a plan that is fed as those of all N slots are.
+            index, rows (`torch.Tensor` of shape `(N,)`, int64): slots, and which of the T tokens of a batch are theirs.
+            position (`torch.Tensor` of shape `(T,)`): of the tokens in their texts.
+            lookup (`Table`): the embedding table.
+            target (`torch.Tensor` of shape `(T, H)`): embeddings of the tokens. Those of thoughts are replaced.
         """
         group = self.ruled[number].group
-        column, mask = book.thoughts_at(self.blocks, index, position)
-        return mask, group.thought.embed(_Fields(group.action, index, column, mask), lookup)
+        column, mask = book.thoughts_at(self.blocks, index, position, rows)
+        lookup.feed(group.thought, self._read(group, index, column, mask), mask, rows, target)
+
+    @staticmethod
+    def _read(group: Group, index: torch.Tensor, t: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What `embed` reads of the actions at some places; zeros outside a mask, where other bytes may lie."""
+        names = group.thought.fed
+        return dict(zip(names, book.take([group.action[name] for name in names], index, t, mask), strict=True))
 
     def candidates(self, number: int, index: torch.Tensor, logits: DenseLogits, tokens: torch.Tensor, count: int):
         """
@@ -326,7 +342,7 @@ class Pool:
         ids, log_p = torch.where(forced, tokens.unsqueeze(-1), ids), torch.where(forced, own, log_p)
         thoughts = self.columns.thinking_mask[index, t].unsqueeze(-1)
         if not thought.is_token:
-            action = _Fields(group.action, index, t, thoughts.squeeze(-1))
+            action = self._read(group, index, t, thoughts.squeeze(-1))
             weights = thought.weights(action)
             if weights is None:
                 ids, log_p = torch.where(thoughts, tokens.unsqueeze(-1), ids), torch.where(thoughts, own, log_p)
@@ -348,19 +364,3 @@ class Pool:
         made = torch.as_tensor(values, dtype=torch.long)
         made = made.pin_memory() if self.device.type == "cuda" else made
         return made.to(self.device, non_blocking=True)
-
-
-class _Fields(Mapping):
-    """An action's tensors at some places, read on demand. Zeros outside a mask, where the bytes may belong to others."""
-
-    def __init__(self, action: dict[str, torch.Tensor], index: torch.Tensor, t: torch.Tensor, mask: torch.Tensor):
-        self.action, self.place = action, (index, t, mask)
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        return book.take(self.action[name], *self.place)
-
-    def __iter__(self):
-        return iter(self.action)
-
-    def __len__(self) -> int:
-        return len(self.action)

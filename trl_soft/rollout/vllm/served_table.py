@@ -9,10 +9,12 @@ from collections.abc import Callable
 
 import torch
 
+from ... import kernels
 from ...vocabulary.dense_logits import scaled, summed
 from ...vocabulary.embedding_table import Lookup
 from ...vocabulary.head_logits import DenseLogits, entropy_of
 from ...vocabulary.row_sums import mix_rows
+from .. import book
 
 
 # Most numbers in a float32 copy of a part of the table.
@@ -55,6 +57,15 @@ class Table(Lookup):
             last = min(first + tile, count)
             mixed += p[:, self.start + first : self.start + last] @ weight[first:last].float()
         return scaled(self._summed(mixed), self.scale)
+
+    def feed(self, thought, action, thinks: torch.Tensor, rows: torch.Tensor, target: torch.Tensor) -> None:
+        """The thoughts' embeddings at the N rows that think, (N,) bool, into rows (N,) of `target` (T, H)."""
+        weights = thought.weights(action)
+        if weights is not None and self.add is None and kernels.fused(target.device):
+            from ...kernels.row_mixtures import mix_into
+
+            return mix_into(weights, action["ids"], self.weight(), self.scale, thinks, rows, target)
+        book.feed(target, thought.embed(action, self), rows, thinks)
 
     def rms(self) -> float:
         """Per-element RMS of the embeddings, over the whole table."""
