@@ -115,7 +115,7 @@ def test_a_head_that_is_to_stay_in_float32_does(tmp_path, noting):
     trainer = noting(watched(tmp_path, tiny.model(tie_word_embeddings=False), **options))
     trainer.train()
     assert {name for name, weight in trainer.ran_on[0].items() if weight.dtype == torch.float32} == {"lm_head.weight"}
-    with pytest.raises(ValueError, match="`cast_lm_head_to_fp32` with a head that is the table"):
+    with pytest.raises(ValueError, match="with `cast_lm_head_to_fp32` and a head that is also the embedding table"):
         watched(tmp_path, tiny.model(), **options)
 
 
@@ -331,7 +331,7 @@ FAST = {"cuda": True, "mixed": "bf16", "backend": "single", "widest": torch.floa
 @pytest.mark.parametrize(
     ("where", "settings", "dtype", "told"),
     [
-        ({}, {}, torch.bfloat16, "copy of the weights that is made once a rollout.*sequence_mask"),
+        ({}, {}, torch.bfloat16, "copy of the weights, made for each rollout.*sequence_mask"),
         ({"backend": "ddp"}, {}, torch.bfloat16, "copy of the weights"),
         ({"mixed": "fp16"}, {}, torch.float16, "a float16 copy"),
         ({}, {"vllm_importance_sampling_correction": False}, torch.bfloat16, "not corrected"),
@@ -344,7 +344,7 @@ FAST = {"cuda": True, "mixed": "bf16", "backend": "single", "widest": torch.floa
         ({"backend": "fsdp2"}, {}, None, None),
         ({}, {"thought": "gaussian"}, None, "casts again at every token, because a gaussian"),
         ({}, {"thought": "multiplex", "multiplex_ratio": "draw"}, None, "`multiplex_ratio` is draw"),
-        ({"tied": True}, {"cast_lm_head_to_fp32": True}, None, "`cast_lm_head_to_fp32` with a head"),
+        ({"tied": True}, {"cast_lm_head_to_fp32": True}, None, "with `cast_lm_head_to_fp32` and a head"),
         ({}, {"cast_lm_head_to_fp32": True}, torch.bfloat16, "copy of the weights"),
         ({}, {"loss_type": "vespo"}, None, "token_truncate or token_mask"),
         ({"cuda": False, "mixed": "no"}, COPY, torch.bfloat16, "copy of the weights"),

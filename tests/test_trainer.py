@@ -428,7 +428,7 @@ def test_log_probs_from_outside(tmp_path):
     ours = hard._get_per_token_logps_and_entropies(hard.model, *asked, compute_entropy=True)
     assert torch.equal(ours[0], plain[0]) and torch.equal(ours[1], plain[1])
     soft = tiny.trainer(tmp_path / "soft")
-    with pytest.raises(ValueError, match=r"token ids do not say what was fed.*soft_tokens=record"):
+    with pytest.raises(ValueError, match=r"token ids do not say which mixtures were fed.*soft_tokens=record"):
         soft._get_per_token_logps_and_entropies(soft.model, *asked)
     soft.train()
     batch = soft.last_batch

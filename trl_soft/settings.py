@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The thinking settings: the soft fields, once, for trainer configs, `soft_generate` and the JSON beside the weights.
+"""The thinking settings, defined once for trainer configs, `soft_generate` and the JSON beside the weights.
 
-What one kind of thought alone reads stands in the file of the kind (`trl_soft.thoughts`) and is collected here.
+A setting that only one kind of thought reads is declared in the file of the kind (`trl_soft.thoughts`) and collected here.
 """
 
 import os
@@ -28,22 +28,24 @@ def _help(text: str, default: Any = None) -> Any:
 
 @dataclass
 class SharedSettings:
-    """The fields that do not belong to one kind of thought. [`ThinkingSettings`] says what they mean."""
+    """The fields that do not belong to one kind of thought. [`ThinkingSettings`] documents them."""
 
     thought: str = _help(f"What a thinking step feeds back: {', '.join(THOUGHTS)}.", "gumbel")
-    eval_thought: str | None = _help("The thought used during evaluation; unset: as trained.")
+    eval_thought: str | None = _help("The thought during evaluation; unset: as trained.")
     eval_greedy: bool = _help("Evaluate without noise and with greedy answers.", False)
-    thinking_temperature: float | None = _help("Temperature of the distribution a thought is made from, above 0.")
+    thinking_temperature: float | None = _help("Temperature of the distribution of a thought, above 0.")
     thinking_top_k: int | None = _help("Number of candidates of a thought, from 1 to the size of the vocabulary.")
     thinking_top_p: float | None = _help("Nucleus of a thought, in (0, 1], on the renormalised top-k.")
     thinking_min_p: float | None = _help("Drop candidates below this share of the most likely one, in [0, 1].")
     max_thinking_length: int | None = _help("Cap of the thought in tokens, below max_completion_length.")
     end_of_thinking: str = _help("Token or text that ends the thought.", "</think>")
-    answer_prefill: list[str] | None = _help("Two texts forced after the thought: when it ended itself, when cut.")
+    answer_prefill: list[str] | None = _help("Two texts to force: after a thought that ended itself, after a cut one.")
     cold_stop_entropy: float | None = _help("End the thought when its entropy (nats) stays below this; unset: off.")
     cold_stop_length: int = _help("Steps in a row below cold_stop_entropy that end the thought.", 256)
     max_answer_length: int | None = _help("Cap of the answer's own tokens; unset: what max_completion_length leaves.")
-    detach_soft_inputs: bool = _help("Pass no gradient to the embedding table through what thoughts feed.", False)
+    detach_soft_inputs: bool = _help(
+        "Pass no gradient to the embedding table through the mixtures of thoughts.", False
+    )
 
 
 if _twice := sorted(set(_OPTIONS) & set(SharedSettings.__dataclass_fields__)):
@@ -56,7 +58,7 @@ _Options: Any = make_dataclass(
 @dataclass
 class ThinkingSettings(_Options, SharedSettings):
     """
-    How the model thinks. Every field but `eval_thought` also serves generation without a trainer.
+    How the model thinks. All fields except `eval_thought` also serve generation without a trainer.
 
     > Parameters that choose the thought
 
@@ -65,21 +67,21 @@ class ThinkingSettings(_Options, SharedSettings):
             What a thinking step feeds back: `hard`, `gumbel`, `gaussian`, `dirichlet`, `mixture`, `multiplex`, or, for
             evaluation only, `soft` and `latent`. `fuzzy` of 2509.19170 is `gaussian` at `thinking_temperature=1e-4`.
         eval_thought (`str`, *optional*):
-            The same during evaluation; `None` is as trained. Train soft, infer hard is 2509.19170's headline setting.
-            The `thinking_*` fields and `noise_scale` are the trained thought's: another kind of thought is evaluated
-            at its own defaults, a hard one with the answer's sampling.
+            The thought during evaluation. `None` means as trained. "Train soft, infer hard" is the headline setting of
+            2509.19170. The `thinking_*` fields and `noise_scale` belong to the trained thought. If `eval_thought` is another
+            kind, it has its own defaults, and a hard thought has the answer's sampling.
         eval_greedy (`bool`, *optional*, defaults to `False`):
-            Evaluate during training without noise and with greedy answers, as 2509.19170 chooses its checkpoints: a hard
-            thought at temperature 0, a gaussian or gumbel one at `noise_scale` 0.
+            Evaluate during training without noise and with greedy answers, as in 2509.19170's choice of checkpoints. A hard
+            thought then has temperature 0, and a gaussian or gumbel thought has `noise_scale` 0.
 
-    > Parameters that shape the distribution a thought is made from (the answer keeps `temperature`, `top_k`, ...). `None` is
-    the default of the kind, below
+    > Parameters that shape the distribution of a thought (`temperature`, `top_k`, ... shape the answer). `None` means the
+    default of the kind, below
 
     Args:
         thinking_temperature (`float`, *optional*):
             At least 1e-6.
         thinking_top_k (`int`, *optional*):
-            Number of candidates K, in `[1, V]`; a default that is more than V is V.
+            Number of candidates K, in `[1, V]`. A default above V becomes V.
         thinking_top_p (`float`, *optional*):
             In `[1e-6, 1]`, applied to the renormalised top-k.
         thinking_min_p (`float`, *optional*):
@@ -89,38 +91,40 @@ class ThinkingSettings(_Options, SharedSettings):
 
     Args:
         max_thinking_length (`int`, *optional*):
-            Cap of the thought in tokens, below `max_completion_length`. `None`: no cap of its own.
+            Cap of the thought in tokens, below `max_completion_length`. `None`: no separate cap.
         end_of_thinking (`str`, *optional*, defaults to `"</think>"`):
-            A token, or a text that the shadow comes to hold. A thought closes with the token in which the text is completed;
-            what that token writes beyond it are the answer's first characters (`thinking_surplus`). A prompt whose text ends
-            with it, blanks aside, has closed its thought and is answered at once.
+            A token or a text. The thought closes with the token that completes the text in its shadow (the text of the shadow
+            tokens, one for each step). If this token writes more than the text, the additional characters are the first ones of
+            the answer (`thinking_surplus`). A prompt that ends with the text (and blanks) has closed its thought and is answered
+            at once.
         answer_prefill (`list[str]`, *optional*):
-            Two texts forced after the thought: when it ended itself, and when it was cut, by its cap or Cold Stop
-            (2509.19170: `["\\\\boxed{", "The final answer is: \\\\boxed{"]`). Forced tokens are fed but neither scored
-            nor counted as the policy's. Where the token that closed the thought has written a part of the first text
-            already, the rest of it is forced. `None`: nothing, and `end_of_thinking`.
+            Two forced texts: one after a thought that ended itself, and one after a thought that its cap or Cold Stop cut
+            (2509.19170: `["\\\\boxed{", "The final answer is: \\\\boxed{"]`). The model reads forced tokens, but they are not
+            scored and do not count as the policy's. If the token that closed the thought has already written a part of the
+            first text, only the rest is forced. `None`: nothing after a thought that ended itself, and `end_of_thinking` after
+            a cut one.
         cold_stop_entropy (`float`, *optional*):
-            Soft Thinking's Cold Stop: below this entropy in nats (whole vocabulary, at `thinking_temperature`) for
-            `cold_stop_length` steps in a row the thought is cut, as by its cap. `None` is off.
+            Soft Thinking's Cold Stop: if the entropy (nats, whole vocabulary, at `thinking_temperature`) is below this value for
+            `cold_stop_length` steps in a row, the thought is cut, as by its cap. `None` means off.
         cold_stop_length (`int`, *optional*, defaults to `256`).
         max_answer_length (`int`, *optional*):
-            Cap of the answer's own tokens, after the thought and what was forced (2509.19170: 32). A completion that it
-            ends has no end of sequence: it counts as truncated, and `mask_truncated_completions` leaves it out of the loss.
-            `None`: what `max_completion_length` leaves.
+            Cap of the answer's own tokens, after the thought and the forced tokens (2509.19170: 32). A completion that this cap
+            ends has no end of sequence. It counts as truncated, and `mask_truncated_completions` leaves it out of the loss.
+            `None`: the rest of `max_completion_length`.
 
     > Parameters of the update
 
     Args:
         detach_soft_inputs (`bool`, *optional*, defaults to `False`):
-            Pass no gradient to the embedding table through the mixtures that are fed, as SofT-GRPO's released code
-            does; a hard token's embedding has one.
+            Pass no gradient to the embedding table through the mixtures, as in SofT-GRPO's released code. The embedding of a
+            hard token still has one.
     """
 
     def __post_init__(self):
         self.check()
 
     def check(self) -> None:
-        """Raise a `ValueError` in a sentence for a value that no thought can use."""
+        """Raise a `ValueError`, one sentence, for a value that no thought can use."""
         self._check_kinds()
         self._check_values()
         self._check_texts()
@@ -162,7 +166,7 @@ class ThinkingSettings(_Options, SharedSettings):
             check_text("answer_prefill", text)
 
     def _check_reading(self) -> None:
-        """What is set is read by one of the thoughts."""
+        """Check that a thought reads every field that is set."""
         trained, *_ = kinds = self.kinds()
         if self.eval_greedy and not kinds[-1].can_be_greedy:
             raise ValueError(
@@ -186,16 +190,16 @@ class ThinkingSettings(_Options, SharedSettings):
             kind.check(self)
 
     def kinds(self) -> list[type[Thought]]:
-        """The classes of the trained thought and, where it is set, of `eval_thought`."""
+        """The classes of the trained thought and, if it is set, of `eval_thought`."""
         return kinds_of(vars(self))
 
     @property
     def reads_noise_rms(self) -> bool:
-        """Whether sigma is a share of the embedding table's RMS."""
+        """Whether sigma is a multiple of the embedding table's RMS."""
         return any("noise_rms" in kind.options for kind in self.kinds())
 
     def several_ratios(self) -> tuple[str, str] | None:
-        """Where a thought takes several policy ratios a position: what is set, in a clause, and what to set instead."""
+        """If a thought has several policy ratios at a position: the setting, as a clause, and what to set instead."""
         for kind in self.kinds():
             if kind.several_ratios is not None:
                 name, several, single = kind.several_ratios
@@ -205,8 +209,8 @@ class ThinkingSettings(_Options, SharedSettings):
 
     def values(self, kind: str) -> SimpleNamespace:
         """
-        What a kind of thought reads: the fields of `TRUNCATION` and its options. A field that has a default for the kind takes
-        it where the field is unset or meant for another kind.
+        The values that a kind of thought reads: the fields of `TRUNCATION` and its options. A field that is unset, or that belongs
+        to another kind, has the default of this kind.
         """
         made = THOUGHTS[kind].variant(self)
         values = {name: getattr(self, name) for name in (*TRUNCATION, *made.options)}
@@ -217,12 +221,12 @@ class ThinkingSettings(_Options, SharedSettings):
 
     def make_thought(self, answer: Hard, table_rms: float | None = None, evaluation: bool = False) -> Thought:
         """
-        The thought these settings describe.
+        The thought of these settings.
 
         Args:
-            answer (`Hard`): how answers are sampled; a hard thought takes from it what is unset here.
+            answer (`Hard`): how answers are sampled. A hard thought takes unset values from it.
             table_rms (`float`, *optional*):
-                Per-element RMS of the embedding table, which a gaussian thought needs where `noise_rms` is unset.
+                Per-element RMS of the embedding table. A gaussian thought needs it if `noise_rms` is unset.
             evaluation (`bool`): make `eval_thought`, without noise under `eval_greedy`.
         """
         kind = (self.eval_thought if evaluation else None) or self.thought
@@ -232,25 +236,25 @@ class ThinkingSettings(_Options, SharedSettings):
         return thought
 
     def thinking_dict(self) -> dict:
-        """The soft fields alone, as plain JSON values."""
+        """Only the soft fields, as plain JSON values."""
         return {f.name: getattr(self, f.name) for f in fields(ThinkingSettings)}
 
     def attach(self, model) -> None:
         """
-        Let these settings travel with a model or its active adapters: whoever saves the weights saves them too, and
-        `soft_generate` finds them.
+        Put these settings on a model or its active adapters. Saving the weights then saves the settings, and `soft_generate`
+        finds them.
         """
         saved_settings.attach(model, self.thinking_dict())
 
     def save_thinking(self, directory: str | os.PathLike) -> str:
-        """Write `thinking_config.json` into the folder of a model or an adapter, and into its config; returns the path."""
+        """Write the settings into the folder of a model or an adapter and into its config. Returns the path of the file."""
         return saved_settings.write(directory, self.thinking_dict())
 
     @classmethod
     def load_thinking(cls, directory: str | os.PathLike, **changes) -> "ThinkingSettings":
         """
-        Read the settings from the folder of a model or an adapter, with some fields changed. Another kind of thought begins
-        from its own defaults: what shaped the saved kind (`thinking_*`, `noise_scale`, the options of one kind) is left behind.
+        Read the settings from the folder of a model or an adapter, with some fields changed. Another kind of thought starts from
+        its own defaults, without the saved values for the saved kind (`thinking_*`, `noise_scale`, the options of one kind).
         """
         stored = saved_settings.read(directory)
         if stored is None:
@@ -262,7 +266,7 @@ class ThinkingSettings(_Options, SharedSettings):
 
     @classmethod
     def of_stored(cls, stored: dict[str, Any], place: str, **changes) -> "ThinkingSettings":
-        """The settings that `thinking_dict` has made, as `load_thinking` reads them; `place` is named in errors."""
+        """Settings from the result of `thinking_dict`, as `load_thinking` reads them. Errors name `place`."""
         unknown = sorted(set(stored) - {f.name for f in fields(ThinkingSettings)})
         if unknown:
             raise ValueError(
@@ -270,7 +274,7 @@ class ThinkingSettings(_Options, SharedSettings):
             )
         if changes.get("thought", stored.get("thought")) != stored.get("thought"):
             stored = {name: value for name, value in stored.items() if name not in (*TRUNCATION, *_OPTIONS)}
-        # Of a kind, what its changed options choose may read less than what was saved.
+        # With changed options, a kind may read fewer fields than the saved settings have.
         kinds = kinds_of({**stored, **changes})
         left = {name for kind in kinds for name in THOUGHTS[kind.name].options} - {n for k in kinds for n in k.options}
         stored = {name: value for name, value in stored.items() if name not in left}
@@ -282,9 +286,9 @@ _DEFAULTS = {f.name: f.default for f in fields(ThinkingSettings)}
 
 def kinds_of(given: Mapping[str, Any]) -> list[type[Thought]]:
     """
-    The classes that serve `thought` and, where it is set, `eval_thought`.
+    The classes for `thought` and, if it is set, `eval_thought`.
 
-    `given` holds fields of `ThinkingSettings`. One that it does not hold has its default; a name of no kind is left out.
+    `given` holds fields of `ThinkingSettings`. A missing field has its default. A name that is not a kind is left out.
     """
     settings = SimpleNamespace(**{**_DEFAULTS, **given})
     names = [settings.thought] if settings.eval_thought is None else [settings.thought, settings.eval_thought]
@@ -292,7 +296,7 @@ def kinds_of(given: Mapping[str, Any]) -> list[type[Thought]]:
 
 
 def _docs_of_kinds() -> str:
-    """The end of the docstring: the options of the kinds, and what `None` means for each kind."""
+    """The end of the docstring: the options of the kinds, and the meaning of `None` for each kind."""
     lines = ["", "> Parameters of one kind of thought", "", "Args:"]
     for name, option in _OPTIONS.items():
         kind = getattr(option.type, "__name__", None)

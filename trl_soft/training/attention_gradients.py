@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training without the attention kernel whose gradient is NaN.
+"""Switch off the attention kernel whose gradient can be NaN, while training runs.
 
-On Hopper (compute capability 9), torch 2.11 to 2.13 take cuDNN's attention by default. Its backward returns NaN for the
-queries where a mask is passed, the padded length is 64 modulo 128, and a row's logsumexp is below -88.7 nats, which
-Qwen2.5 has a head for (https://github.com/pytorch/pytorch/issues/196678, https://github.com/huggingface/trl/issues/7181).
-torch's other kernels are right on the same inputs.
+On Hopper (compute capability 9), torch 2.11 to 2.13 use cuDNN's attention by default. Its backward returns NaN if a mask is
+passed, the padded length is 64 modulo 128, and a row's logsumexp is below -88.7 nats. Qwen2.5 has a head with such rows
+(https://github.com/pytorch/pytorch/issues/196678, https://github.com/huggingface/trl/issues/7181). torch's other kernels are
+right on the same inputs.
 """
 
 from contextlib import contextmanager
@@ -16,10 +16,10 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-# The range that was reported, both ends included; torch 2.14 is not yet allowed by pyproject.toml.
+# The reported range, with both ends. pyproject.toml does not allow torch 2.14 yet.
 _FIRST, _LAST = (2, 11), (2, 13)
 _HOPPER = 9
-# What never reaches torch's `scaled_dot_product_attention`. An attention of the user's own may.
+# Kernels that never reach torch's `scaled_dot_product_attention`. A user's own attention may reach it.
 _OTHER_KERNELS = ("eager", "flash", "flex")
 
 
@@ -29,8 +29,8 @@ def has_nan_gradients(torch_version: str, capability: tuple[int, int] | None, at
 
     Args:
         torch_version (`str`): `torch.__version__`.
-        capability (`tuple[int, int]`, *optional*): compute capability of the CUDA device; `None`: no CUDA device is used.
-        attention (`str`, *optional*): the model's attention implementation; `None` is transformers' choice, sdpa.
+        capability (`tuple[int, int]`, *optional*): compute capability of the CUDA device. `None`: no CUDA device is used.
+        attention (`str`, *optional*): the model's attention implementation. `None` means transformers' choice, sdpa.
     """
     if capability is None or capability[0] != _HOPPER:
         return False
@@ -41,7 +41,7 @@ def has_nan_gradients(torch_version: str, capability: tuple[int, int] | None, at
 
 @contextmanager
 def sound_gradients(model, device: torch.device):
-    """Keep cuDNN's attention out of what runs inside, where its gradient can be NaN, and say so. As found afterwards."""
+    """Inside the block cuDNN's attention is off if its gradient can be NaN, and the log says so. Later it is on again."""
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
     attention = model.config.get_text_config()._attn_implementation
     if not torch.backends.cuda.cudnn_sdp_enabled() or not has_nan_gradients(torch.__version__, capability, attention):
@@ -49,7 +49,7 @@ def sound_gradients(model, device: torch.device):
         return
     logger.warning_once(
         f"cuDNN's attention is off while training: its gradient can be NaN on this device with torch {torch.__version__} "
-        "(pytorch/pytorch#196678). torch's other attention kernels take its place."
+        "(pytorch/pytorch#196678). torch's other attention kernels run instead."
     )
     torch.backends.cuda.enable_cudnn_sdp(False)
     try:

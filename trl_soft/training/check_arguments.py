@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is passed to a trainer and cannot be soft, before a model is loaded."""
+"""Refuse arguments of a trainer that cannot work with soft thoughts, before a model is loaded."""
 
 from datasets import Dataset, IterableDataset
 from transformers import ProcessorMixin
@@ -9,8 +9,8 @@ def check_arguments(trainer: str, config_class: type, arguments: dict) -> None:
     """
     Args:
         trainer (`str`): the trainer's name, for errors.
-        config_class (`type`): what `args` must be.
-        arguments (`dict`): those of the trainer's `__init__`, by name.
+        config_class (`type`): the class that `args` must have.
+        arguments (`dict`): the arguments of the trainer's `__init__`, by name.
 
     Raises:
         TypeError: if `args` holds no thinking settings.
@@ -20,7 +20,7 @@ def check_arguments(trainer: str, config_class: type, arguments: dict) -> None:
     if not isinstance(args, config_class):
         raise TypeError(
             f"`args` is a {type(args).__name__}, which holds no thinking settings, and {trainer} does "
-            f"not guess them. Pass a {config_class.__name__}; it takes the same fields and more."
+            f"not guess them. Pass a {config_class.__name__}, which takes the same fields and more."
         )
     for name in ("tools", "rollout_func", "environment_factory"):
         if arguments.get(name):
@@ -47,7 +47,7 @@ def check_arguments(trainer: str, config_class: type, arguments: dict) -> None:
 
 def _check_dataset(name: str, dataset) -> None:
     if not isinstance(dataset, (Dataset, IterableDataset)):
-        return  # None, or what TRL refuses itself
+        return  # None, or a type that TRL refuses itself
     row = next(iter(dataset), None)
     if row is None:
         raise ValueError(
@@ -55,7 +55,7 @@ def _check_dataset(name: str, dataset) -> None:
         )
     if "prompt" not in row:
         raise ValueError(
-            f"`{name}` has the columns {sorted(row)} and no `prompt`. Rename the column that holds the prompt, or "
+            f"`{name}` has the columns {sorted(row)} but no `prompt`. Rename the column that holds the prompt, or "
             "build it with `dataset.map`."
         )
     if {"image", "images"} & set(row):

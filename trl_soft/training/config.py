@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`SoftGRPOConfig`, `SoftRLOOConfig`: TRL's configs with the thinking settings, and every refusal without a model."""
+"""`SoftGRPOConfig`, `SoftRLOOConfig`: TRL's configs with the thinking settings, and every check that needs no model."""
 
 from dataclasses import dataclass, field
 
@@ -23,35 +23,34 @@ if _twice := sorted(set(options()) & {*GRPOConfig.__dataclass_fields__, *RLOOCon
 @dataclass
 class RolloutSettings:
     """
-    > Parameters that control how rollouts run; none of them changes a completion, but for rounding
+    > Parameters that control how rollouts run. None of them changes a completion, except for rounding
 
     Args:
         rollout_engine (`str`, *optional*, defaults to `"slots"`):
-            `slots`: each completion as long as it is, refilled and shrinking. `simple`: one padded batch, for models
-            whose layers keep more than keys and values.
+            `slots`: each completion has its own length, a finished one is replaced by the next prompt, and the batch shrinks
+            at the end. `simple`: one padded batch, for models whose layers keep more than keys and values.
         rollout_slots (`int`, *optional*):
             Completions in flight at once on each device. `None`: all of them.
         rollout_cache_gb (`float`, *optional*):
             Most gigabytes of keys and values on each device. `None`: half of the memory that is free.
         rollout_cuda_graphs (`bool`, *optional*, defaults to `True`):
-            Replay a captured step on CUDA; False runs every step eagerly.
+            Replay a captured step on CUDA. False runs every step eagerly.
         rollout_dtype (`str`, *optional*, defaults to `"auto"`):
-            The weights that a rollout runs on, in training and evaluation. `training`: those that are trained, as training
-            runs them. `bfloat16`, `float16`: a copy in that type, made once a rollout and gone after it, without autocast.
-            `auto`: such a copy in autocast's type, where autocast would cast wider weights again at every token (`bf16` or
-            `fp16` on CUDA, one process or DDP, `rollout_engine: slots`) and the mismatch can be corrected (no gaussian
-            thought); else `training`. The mismatch between the copy and the update is TRL's to correct:
-            `vllm_importance_sampling_correction` and its mode and bounds, as for vLLM (RLOO has none). It takes one more
-            forward for the batch. docs/gpu.md.
+            The weights that a rollout runs on, in training and evaluation. `training`: the training weights, as training runs
+            them. `bfloat16`, `float16`: a copy in that type, without autocast, made for each rollout and deleted after it.
+            `auto`: a copy in autocast's type if autocast would cast wider weights at every token (`bf16` or `fp16` on CUDA, one
+            process or DDP, `rollout_engine: slots`) and the mismatch can be corrected (no gaussian thought). Otherwise
+            `training`. TRL corrects the mismatch between the copy and the update, as it does for vLLM
+            (`vllm_importance_sampling_correction`, its mode and bounds; RLOO has no correction). The correction takes one more
+            forward for each batch. See docs/gpu.md.
         vllm_server_base_urls (`list[str]`, *optional*):
-            With `use_vllm` and `vllm_mode: server`: several servers, over which prompts are spread. They take the group
-            ports from `vllm_group_port` on. `None`: the one that `vllm_server_base_url` or `vllm_server_host` names.
-
+            With `use_vllm` and `vllm_mode: server`: several servers that share the prompts. They use the group ports from
+            `vllm_group_port` on. `None`: the one server that `vllm_server_base_url` or `vllm_server_host` names.
         vllm_request_timeout (`float`, *optional*, defaults to `3600`):
-            With `vllm_mode: server`: seconds that a server has to answer one request, the completions of one prompt among
-            them, and to take the weights. A server that is silent for as long is lost.
+            With `vllm_mode: server`: seconds that a server has to answer one request (for example the completions of one
+            prompt) and to take the weights. A server that takes longer is lost.
 
-    With `use_vllm` rollouts run in vLLM, by the plugin in `trl_soft.rollout.vllm`, and the others of these do nothing.
+    With `use_vllm`, rollouts run in vLLM, by the plugin in `trl_soft.rollout.vllm`. The other fields then have no effect.
     """
 
     rollout_engine: str = field(default="slots", metadata={"help": "Rollout engine: slots or simple."})
@@ -72,22 +71,22 @@ class RolloutSettings:
     )
 
     def engine_options(self, rows: int) -> EngineOptions:
-        """For a rollout of `rows` completions on this device."""
+        """The options of a rollout of `rows` completions on this device."""
         return EngineOptions(self.rollout_slots or rows, self.rollout_cache_gb, cuda_graphs=self.rollout_cuda_graphs)
 
 
 @dataclass
 class NonfiniteSettings:
     """
-    > Parameters that decide what a NaN does
+    > Parameters that decide what happens at a NaN
 
     Args:
         nonfinite (`str`, *optional*, defaults to `"stop"`):
-            What a NaN or an infinity in a reward, a loss or a gradient does. `stop`: an error, before any weight is
-            touched. `skip`: the update is left out, weights, moments and the learning rate stay as they were, and
-            `nonfinite/skipped` is the share of updates left out; one bad reward leaves out every update of its rollout.
-            Either way the batch is written to `output_dir/nonfinite/step-N-rank-R.safetensors` and `.json`, of the first
-            32. A reward function that returns `None` says that it does not apply, as in TRL.
+            What happens if a reward, a loss or a gradient is NaN or infinite. `stop`: an error, before any weight changes.
+            `skip`: the update is skipped; weights, moments and the learning rate stay as they were, and `nonfinite/skipped` is
+            the share of skipped updates. One bad reward skips every update of its rollout. In both cases the batch is written
+            to `output_dir/nonfinite/step-N-rank-R.safetensors` and `.json`, for the first 32 such batches. A reward function
+            returns `None` where it does not apply, as in TRL.
     """
 
     nonfinite: str = field(
@@ -98,15 +97,15 @@ class NonfiniteSettings:
 @dataclass
 class ReplaySettings:
     """
-    > Parameters that decide what a run does whose thoughts are not scored as they were drawn
+    > Parameters that decide what happens if thoughts are not scored as they were drawn
 
     Args:
         replay_disagreement (`str`, *optional*, defaults to `"warn"`):
-            What happens when the mean of `thinking/logp_difference` leaves its healthy range, or when the record of the
-            first updates fits hard tokens better than its mixtures. `warn`: one warning with the likely reasons. `stop`: a
-            `ReplayError` before the update. `ignore`: nothing.
+            What happens if the mean of `thinking/logp_difference` leaves its healthy range, or if the record of the first updates
+            fits hard tokens better than its mixtures. `warn`: one warning with the likely reasons. `stop`: a `ReplayError`
+            before the update. `ignore`: no check.
         replay_tolerance (`float`, *optional*):
-            Largest healthy mean, in nats. `None`: by thought and precision, see `docs/replay.md`.
+            Largest healthy mean, in nats. `None`: it depends on thought and precision, see `docs/replay.md`.
     """
 
     replay_disagreement: str = field(
@@ -124,8 +123,8 @@ class SoftGRPOConfig(ThinkingSettings, RolloutSettings, NonfiniteSettings, Repla
     [`RolloutSettings`], [`NonfiniteSettings`] and [`ReplaySettings`].
 
     `temperature`, `top_p`, `top_k`, `min_p` and `repetition_penalty` shape the answer; the `thinking_*` fields shape
-    the thought. `bf16` is on where the device has it, unless it is set. A setting that cannot be soft raises a `ValueError` here or when the trainer is built, before anything
-    is generated.
+    the thought. `bf16` is on if the device has it, unless it is set. A setting that cannot work with soft thoughts raises a
+    `ValueError` here or when the trainer is built, before anything is generated.
     """
 
     def __post_init__(self):
@@ -150,13 +149,13 @@ class SoftRLOOConfig(ThinkingSettings, RolloutSettings, NonfiniteSettings, Repla
 
 
 def choose_bf16(args) -> None:
-    """TRL computes in bf16 unless it is told otherwise; where it is told nothing, a device without bf16 computes in float32."""
+    """TRL computes in bf16 unless `bf16` is set. If it is unset and the device has no bf16, compute in float32."""
     if args.bf16 is None and (args.use_cpu or not is_torch_bf16_gpu_available()):
         args.bf16 = False
 
 
 def refuse(args) -> None:
-    """What TRL can do and a soft policy cannot, each with what to do instead."""
+    """Refuse what TRL supports but a soft policy does not. Each error says what to do instead."""
     refuse_numbers(args)
     refuse_rollout_weights(args)
     refuse_vllm(args)
@@ -166,7 +165,7 @@ def refuse(args) -> None:
 
 
 def refuse_numbers(args) -> None:
-    """Numbers out of range, and names of no choice."""
+    """Refuse numbers out of range and unknown names."""
     for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty"):
         check(name, getattr(args, name), optional=args.__dataclass_fields__[name].default is None)
     check_number("seed", args.seed, 0, 2**32 - 1, whole=True)
@@ -185,7 +184,7 @@ def refuse_numbers(args) -> None:
             raise ValueError(f"`{name}` is {getattr(args, name)!r}. Choose one of {', '.join(known)}.")
     if args.temperature <= 0:
         raise ValueError(
-            f"`temperature` is {args.temperature}, but answers are sampled and scored at it, so it must be above 0."
+            f"`temperature` is {args.temperature}, but answers are sampled and scored at this temperature, so it must be above 0."
         )
     if args.max_completion_length is None:
         raise ValueError(
@@ -195,21 +194,21 @@ def refuse_numbers(args) -> None:
 
 
 def refuse_rollout_weights(args) -> None:
-    """A copy of the weights that cannot be made, or whose mismatch cannot be corrected."""
+    """Refuse a copy of the weights that cannot be made, or whose mismatch cannot be corrected."""
     if args.rollout_dtype not in ("auto", "training") and args.use_vllm:
         raise ValueError(
-            f"`rollout_dtype` is {args.rollout_dtype}, but with `use_vllm` rollouts run on vLLM's own weights, whose type is "
-            "vLLM's to choose (`--dtype` of a server). Leave it unset."
+            f"`rollout_dtype` is {args.rollout_dtype}, but with `use_vllm` rollouts run on vLLM's own weights, and vLLM "
+            "chooses their type (`--dtype` of a server). Leave it unset."
         )
     if args.rollout_dtype not in ("auto", "training") and (reason := no_correction(args)):
         raise ValueError(
-            f"`rollout_dtype` is {args.rollout_dtype}, but {reason}. Set that otherwise, "
-            "`vllm_importance_sampling_correction: false`, or `rollout_dtype: training`."
+            f"`rollout_dtype` is {args.rollout_dtype}, but {reason}. Change that setting, or set "
+            "`vllm_importance_sampling_correction: false` or `rollout_dtype: training`."
         )
 
 
 def refuse_rollout(args) -> None:
-    """Ways of generating that cannot think softly."""
+    """Refuse ways of generating that cannot think softly."""
     if args.use_transformers_continuous_batching:
         raise ValueError(
             "`use_transformers_continuous_batching` is set, but continuous batching takes token ids only and cannot "
@@ -222,8 +221,8 @@ def refuse_rollout(args) -> None:
         )
     if args.cache_implementation not in (None, "dynamic"):
         raise ValueError(
-            f"`cache_implementation` is {args.cache_implementation!r}, but soft rollouts bring their own cache. Leave it "
-            "unset; `rollout_cache_gb` says how large it may be."
+            f"`cache_implementation` is {args.cache_implementation!r}, but soft rollouts have their own cache. Leave it "
+            "unset. `rollout_cache_gb` bounds the size of that cache."
         )
     if args.generation_kwargs:
         raise ValueError(
@@ -239,31 +238,31 @@ def refuse_rollout(args) -> None:
 
 
 def refuse_training(args) -> None:
-    """What would change weights, or save them, where nothing can be checked or continued."""
+    """Refuse settings that change or save weights in the middle of a step."""
     optimizer = str(getattr(args.optim, "value", args.optim))
     if optimizer in ("lomo", "adalomo") or "layerwise" in optimizer:
         raise ValueError(
-            f"`optim` is {optimizer}, which changes weights during the backward, before anyone can see that a gradient is "
-            "not finite. Choose an optimiser that steps after it."
+            f"`optim` is {optimizer}, which changes weights during the backward, before the gradient can be checked for NaN and "
+            "infinity. Choose an optimiser that steps after the backward."
         )
     if args.enable_jit_checkpoint:
         raise ValueError(
-            "`enable_jit_checkpoint` is set, but it saves in the middle of a step, where a run cannot be continued from "
-            "exactly, and each process when it likes. Leave it unset: SIGTERM saves at the end of the step and exits."
+            "`enable_jit_checkpoint` is set, but it saves in the middle of a step, at another time on each process, so a run "
+            "could not continue exactly. Leave it unset: SIGTERM saves at the end of the step and exits."
         )
 
 
 def refuse_thought(args) -> None:
-    """Thoughts that this config cannot train."""
+    """Refuse thoughts that this config cannot train."""
     kind = THOUGHTS[args.thought]
     if not kind.has_density:
         raise ValueError(
-            f"`thought` is {args.thought!r}, which draws nothing: it has no density and so no policy gradient. Train with "
+            f"`thought` is {args.thought!r}, which draws nothing, so it has no density and no policy gradient. Train with "
             f"`thought: gumbel` or `gaussian`, and set `eval_thought: {args.thought}` to evaluate with it."
         )
     if "noise_scale" in kind.options and args.noise_scale == 0:
         raise ValueError(
-            "`noise_scale` is 0, so a thought draws nothing: it has no density and so no policy gradient. Set it "
+            "`noise_scale` is 0, so a thought draws nothing and has no density and no policy gradient. Set it "
             "above 0 for training."
         )
     if (several := args.several_ratios()) and (
@@ -277,13 +276,15 @@ def refuse_thought(args) -> None:
 
 
 def refuse_vllm(args) -> None:
-    """What vLLM cannot do for a soft policy; what it says itself of a request's settings comes later, with the first."""
+    """Refuse what vLLM cannot do for a soft policy. vLLM itself refuses settings of a request with the first request."""
     urls = args.vllm_server_base_urls
     if urls is not None and (isinstance(urls, str) or not urls or not all(isinstance(url, str) for url in urls)):
-        raise ValueError(f"`vllm_server_base_urls` is {urls!r}. It takes a list of addresses, as `http://host:8000`.")
+        raise ValueError(
+            f"`vllm_server_base_urls` is {urls!r}. It takes a list of addresses, such as `http://host:8000`."
+        )
     if urls and not (args.use_vllm and args.vllm_mode == "server"):
         raise ValueError(
-            "`vllm_server_base_urls` is set, but no server is asked. Set `use_vllm: true` and `vllm_mode: server`, or leave it "
+            "`vllm_server_base_urls` is set, but no server is used. Set `use_vllm: true` and `vllm_mode: server`, or leave it "
             "out."
         )
     if urls and args.vllm_server_base_url not in (None, urls[0]):
@@ -296,10 +297,10 @@ def refuse_vllm(args) -> None:
         return
     if args.vllm_structured_outputs_regex is not None:
         raise ValueError(
-            "`vllm_structured_outputs_regex` is set, but a grammar allows or forbids tokens and a thought is none. Leave it out."
+            "`vllm_structured_outputs_regex` is set, but a grammar allows or forbids tokens, and a thought is not a token. Leave it out."
         )
     if (several := args.several_ratios()) and corrects(args):
         raise ValueError(
-            f"{several[0]}, but the correction for vLLM's mismatch has one ratio a position. Set {several[1]}, or "
+            f"{several[0]}, but the correction for vLLM's mismatch has one ratio for each position. Set {several[1]}, or "
             "`vllm_importance_sampling_correction: false`."
         )

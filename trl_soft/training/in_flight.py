@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a rollout, a scoring or a loss knows while TRL's own code runs. TRL's signatures do not carry it.
+"""The state of a rollout, a scoring or a loss while TRL's own code runs, because TRL's signatures do not carry it.
 
-The trainer holds one [`InFlight`] at a time, inside a `with` block, and none outside of one.
+The trainer holds one [`InFlight`] at a time, inside a `with` block. Outside such a block it holds none.
 """
 
 from contextlib import ExitStack
@@ -17,8 +17,9 @@ from .per_draw_ratios import spread
 
 class Phase(Enum):
     """
-    ROLLOUT: completions are drawn. SCORING: TRL asks for log-probabilities of what was drawn, under the old policy or the
-    reference. LOSS: TRL asks for those of the policy, and makes a loss of them.
+    ROLLOUT: completions are drawn.
+    SCORING: TRL asks for the log-probabilities of the completions under the old policy or the reference.
+    LOSS: TRL asks for the log-probabilities under the policy, and computes a loss from them.
     """
 
     ROLLOUT = "rollout"
@@ -36,11 +37,11 @@ class InFlight:
         batch (`dict`, *optional*): the batch that the record belongs to. It is not changed.
 
     Attributes:
-        rollout (`Rollout`): what was drawn.
+        rollout (`Rollout`): the completions that were drawn.
         answer_phases (`list`): for each completion, the text of its answer, for the rewards; see `answer_phase`.
         old_logps (`torch.Tensor`, *optional*):
-            Log-probabilities under the old policy. After a rollout: what TRL asked for first. In a loss: those of the batch,
-            `(B, C*D)`.
+            Log-probabilities under the old policy. After a rollout: the first ones that TRL asked for. In a loss: those of
+            the batch, `(B, C*D)`.
         exits (`ExitStack`): contexts that end with the flight.
         batch (`dict`):
             In a loss: a copy of the batch, with D columns for each position. TRL's loss reads it, so the log-probabilities of
@@ -85,7 +86,7 @@ class InFlight:
 
     @property
     def thoughts(self) -> torch.Tensor:
-        """Which columns of the loss belong to thoughts, (B, C*D) bool."""
+        """True in columns of the loss that belong to thoughts, (B, C*D) bool."""
         return self.record.thinking_mask.repeat_interleave(self.record.thought.draws, dim=1)
 
     @property
@@ -96,12 +97,12 @@ class InFlight:
 
     @property
     def score_variance(self) -> torch.Tensor | None:
-        """Sum and number over the positions that the loss looked at, of thoughts and of answers: (2, 2)."""
+        """Sum and number over the positions in the sample, for thoughts and for answers: (2, 2)."""
         return torch.stack(self.record.variances).sum(0) if self.record.variances else None
 
 
 class Replay:
-    """A model that TRL calls on consecutive rows of a batch. Each call is given those rows of the record."""
+    """A model that TRL calls on consecutive rows of a batch. Each call gets the same rows of the record."""
 
     def __init__(self, model, record: SoftTokens, takes_position_ids: bool):
         self.model, self.record, self.takes_position_ids = model, record, takes_position_ids

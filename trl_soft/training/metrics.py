@@ -1,23 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a user sees while it happens: `thinking/...` and `answer/...` beside TRL's own metrics.
+"""The metrics `thinking/...` and `answer/...`, beside TRL's own metrics.
 
-    thinking/mean_length       thoughts in a completion, the closing step among them
+    thinking/mean_length       thoughts in a completion, with the closing step
     thinking/clipped_ratio     share of completions whose thought reached a cap
-    thinking/entropy           nats, of the distribution thoughts were made from
+    thinking/entropy           nats, of the distribution that thoughts are made from
     thinking/top1_weight       weight of the heaviest candidate in the mixture
     thinking/effective_support exp of the mixture weights' entropy: how many tokens a thought is made of
-    thinking/log_ratio/mean    mean |log pi - log pi_old|; /max the largest, before any bound
+    thinking/log_ratio/mean    mean |log pi - log pi_old| before any bound; /max is the largest
     thinking/clip_ratio        share outside the clipping range
-    thinking/clamped_ratio     share whose log-ratio was bounded before `exp`; RLOO and GRPO's sequence level bound that of
-                               a completion
-    thinking/score_variance    mean ||d log pi / d logits||^2 over a sample of positions: the noise of the gradient; not
-                               for noise on the hidden state, whose score is not in logits
+    thinking/clamped_ratio     share whose log-ratio was bounded before `exp`. RLOO and GRPO's sequence level bound the
+                               log-ratio of a completion
+    thinking/score_variance    mean ||d log pi / d logits||^2 over a sample of positions: the noise of the gradient. Not
+                               logged for noise on the hidden state, whose score is not in logits
     thinking/kl                k3 estimate against the reference
-    thinking/logp_difference   |drawn - re-scored|, mean and max: the smoke alarm, which `runs/replay.py` listens to
-    answer/...                 the same over the answer's tokens; `answer/mean_length` counts what follows the closing step
-    nonfinite/skipped          share of updates left out because of a NaN or an infinity, with `nonfinite: skip`
+    thinking/logp_difference   |drawn - re-scored|, mean and max. `runs/replay.py` checks the mean
+    answer/...                 the same over the answer's tokens. `answer/mean_length` counts the tokens after the closing step
+    nonfinite/skipped          share of updates skipped because of a NaN or an infinity, with `nonfinite: skip`
 
-All are means over the tokens of all processes, `max` is over all processes.
+All are means over the tokens of all processes. `max` is over all processes.
 """
 
 import torch
@@ -78,8 +78,8 @@ def update_metrics(flight: InFlight, epsilon: tuple[float, float], accelerator) 
 
 def own_lengths(lengths: list[int], ended: list[bool], accelerator) -> dict[str, float]:
     """
-    TRL's `completions/*_length` of completions that have `lengths` tokens of the policy's own, of which `ended` came to an
-    end of sequence, over all processes.
+    TRL's `completions/*_length` over all processes. The completions have `lengths` tokens of the policy's own. `ended` is True
+    for a completion with an end of sequence.
     """
     both = torch.tensor([lengths, ended], device=accelerator.device).T.contiguous()
     every, terminated = accelerator.gather(both).unbind(-1)
@@ -93,7 +93,7 @@ def own_lengths(lengths: list[int], ended: list[bool], accelerator) -> dict[str,
 
 
 def share(part: torch.Tensor, whole: torch.Tensor, accelerator) -> float:
-    """What share of the positions in one mask is in another, over all processes."""
+    """The share of the positions of `whole` that are in `part`, over all processes."""
     counts = accelerator.reduce(torch.stack([part.sum(), whole.sum()]).float(), reduction="sum")
     return (counts[0] / counts[1].clamp(min=1)).item()
 
@@ -107,7 +107,7 @@ def _max(values: torch.Tensor) -> torch.Tensor:
 
 
 def _means(sums: dict, accelerator) -> dict[str, float]:
-    """Means over all processes; nan, which TRL leaves out of its averages, where nothing was counted."""
+    """Means over all processes. A mean over nothing is nan, which TRL leaves out of its averages."""
     pairs = torch.stack(
         [torch.stack([torch.as_tensor(x, device=accelerator.device).float() for x in pair]) for pair in sums.values()]
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A batch in which each position has D ratios, one for each draw of its thought, so that TRL's losses clip each by itself."""
+"""A batch with D ratios for each position, one for each draw of its thought, so that TRL's losses clip each on its own."""
 
 import torch
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run shows while it trains: a table that updates in place, or one line for each log where there is no terminal.
+"""The display of a training run: a table that updates in place, or one line for each log without a terminal.
 
 The table has the few metrics that say whether a run is healthy. All metrics go to the tracker and to `metrics.jsonl`.
 """
@@ -70,7 +70,7 @@ def memory() -> str:
 
 
 def cells(row: dict[str, float]) -> list[str]:
-    """A log as the text of each column; `-` where it has no such metric."""
+    """A log as the text of each column. `-` for a missing metric."""
     return [form.format(row[name]) if row.get(name) is not None else "-" for _, name, form in COLUMNS]
 
 
@@ -85,7 +85,7 @@ def line_of(row: dict[str, float], rewards: Sequence[float], of: int, left: floa
 
 
 def table_of(rows: Sequence[dict[str, float]], width: int) -> Table:
-    """The last logs, one a row; one a column where the terminal is too narrow for the headings."""
+    """The last logs, one in each row. If the terminal is too narrow for the headings, one in each column."""
     lines = [[heading for heading, _, _ in COLUMNS], *map(cells, rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     if sum(widths) + 3 * len(widths) > width:
@@ -107,7 +107,7 @@ class ProgressTable(TrainerCallback):
     Shows the main process's logs, and writes all of them to `output_dir/metrics.jsonl`.
 
     Args:
-        console (`Console`, *optional*): where to show them; standard output.
+        console (`Console`, *optional*): where to show them. Default: standard output.
     """
 
     def __init__(self, console: Console | None = None):
@@ -203,7 +203,7 @@ class ProgressTable(TrainerCallback):
 
 
 def keep_until(file: Path, step: int) -> None:
-    """Leave out the logs after a step, which a run that continues from it writes again."""
+    """Remove the logs after a step. A run that continues from this step writes them again."""
     if not file.exists():
         return
     lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -221,7 +221,7 @@ def _step_of(line: str) -> float:
 
 
 def show_progress_table(trainer) -> ProgressTable:
-    """Put a [`ProgressTable`] where transformers would glue every metric to a bar, or print them as a dict."""
+    """Replace transformers' progress bar, or its printed dicts, by a [`ProgressTable`]."""
     for kind in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(kind)
     table = ProgressTable()

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a loss exponentiates, kept within reach of `exp`.
+"""Bound the log-ratios that a loss exponentiates.
 
-A stale Gaussian thought can be hundreds of nats from the old policy: its ratio is inf, and the masked positions are NaN.
-exp(10) is already a ratio that no clipping range reaches, so beyond 10 nats a log-ratio is held at 10:
+A stale Gaussian thought can be hundreds of nats from the old policy. Its ratio is then inf, and the masked positions are NaN.
+No clipping range reaches exp(10), so a log-ratio beyond 10 nats is held at 10:
 
     token        exp(log pi - log pi_old) of each thought                              GRPO
     sequence     exp(mean of log pi - log pi_old over the completion's own tokens)     GRPO, `importance_sampling_level`
     completion   exp(sum of the same)                                                  RLOO
     reference    exp(log pi_ref - log pi) of each thought                              GRPO's KL
 
-It is the other policy that is moved, never the value of the policy's own log-probability: what else a loss makes of that one
-(KL, an off-policy mask) stays as it is.
+The bound changes the log-probability of the other policy, never that of the policy itself. So the other terms of a loss (KL,
+an off-policy mask) stay as they are.
 """
 
 import torch
@@ -21,14 +21,14 @@ LOG_RATIO_BOUND = 10.0
 
 def bounded(current: torch.Tensor, old: torch.Tensor, where: torch.Tensor | bool = True):
     """
-    The old log-probabilities as the loss should see them, and where they were moved.
+    The old log-probabilities for the loss, and the places where they were changed.
 
     Args:
         current, old (`torch.Tensor` of one shape): log-probabilities of the actions whose ratio is exponentiated.
-        where (`torch.Tensor` of that shape, bool): which of them may be moved.
+        where (`torch.Tensor` of that shape, bool): True where they may be changed.
 
     Returns:
-        `old`, and where `|current - old|` is above the bound `current` minus the bound; and those places (bool).
+        `old`, moved to the bound where `|current - old|` is above it; and these places (bool).
     """
     current = current.detach()
     log_ratio = current - old
@@ -38,7 +38,7 @@ def bounded(current: torch.Tensor, old: torch.Tensor, where: torch.Tensor | bool
 
 def bounded_mean(current: torch.Tensor, old: torch.Tensor, mask: torch.Tensor):
     """
-    The same where the mean over a completion is exponentiated: a completion that is too far is moved as a whole.
+    The same for a loss that exponentiates the mean over a completion: a completion beyond the bound is moved as a whole.
 
     Args:
         current, old (`torch.Tensor` of shape `(B, C)`): log-probabilities.
@@ -53,5 +53,5 @@ def bounded_mean(current: torch.Tensor, old: torch.Tensor, mask: torch.Tensor):
 
 
 def cut(logps: torch.Tensor, far: torch.Tensor) -> torch.Tensor:
-    """Log-probabilities without a gradient where their ratio is held; exp(10) would multiply it."""
+    """Log-probabilities, without a gradient where their ratio is held. exp(10) would multiply that gradient."""
     return torch.where(far, logps.detach(), logps)

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""In which precision a trainer rolls out: on its training weights, or on a copy of them that is made once a rollout.
+"""The precision of a trainer's rollouts: the training weights, or a copy of them for each rollout.
 
-Under autocast each forward casts the float32 weights again. An update does so twice a micro-batch, a rollout at every token.
-The copy is cast once, is there for the length of the rollout, and is what the model would be if it were loaded in that type:
-no autocast around it, keys and values in it as well.
+Under autocast each forward casts the float32 weights again. An update casts twice per micro-batch, a rollout at every token. The
+copy is cast once and exists only during the rollout. It equals the model loaded in that type: without autocast, and with keys
+and values in that type too.
 
-Its log-probabilities differ from those of the update by more than the same weights' under autocast. That is vLLM's mismatch,
-and TRL corrects it: what its `vllm_importance_sampling_*` fields say of vLLM, they say of the copy.
+The log-probabilities of the copy differ from those of the update more than those of the training weights do. This is the same
+mismatch as with vLLM, and TRL corrects it: its `vllm_importance_sampling_*` fields apply to the copy.
 """
 
 from collections.abc import Iterator
@@ -24,20 +24,22 @@ logger = logging.get_logger(__name__)
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 CHOICES = ("auto", "training", *DTYPES)
-_TIED = "`cast_lm_head_to_fp32` with a head that is the table of the embeddings has TRL feed embeddings in the trained type"
+_TIED = (
+    "with `cast_lm_head_to_fp32` and a head that is also the embedding table, TRL feeds embeddings in the trained type"
+)
 _MIXED = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Surroundings:
     """
-    What the choice depends on besides the config.
+    The facts besides the config on which the choice depends.
 
     Args:
         cuda (`bool`). mixed (`str`): accelerate's `mixed_precision`.
         backend (`str`): `single`, `ddp`, `zero0` to `zero3`, `fsdp1` or `fsdp2`.
-        widest (`torch.dtype`): of the weights, adapters among them.
-        tied (`bool`): the head is the table of the embeddings.
+        widest (`torch.dtype`): widest type of the weights, with adapters.
+        tied (`bool`): the head is also the embedding table.
     """
 
     cuda: bool
@@ -48,7 +50,7 @@ class Surroundings:
 
 
 def surroundings(accelerator, model) -> Surroundings:
-    """Those of a trainer that is being built."""
+    """The surroundings of a trainer that is being built."""
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         backend = f"zero{accelerator.state.deepspeed_plugin.zero_stage}"
     elif accelerator.distributed_type == DistributedType.FSDP:
@@ -60,22 +62,22 @@ def surroundings(accelerator, model) -> Surroundings:
 
 
 def _own_head(model):
-    """The head's weight, where it is not the table of the embeddings as well."""
+    """The weight of the head, if it is not also the embedding table."""
     head = model.get_output_embeddings().weight
     return None if head is model.get_input_embeddings().weight else head
 
 
 def corrects(args) -> bool:
-    """Whether TRL corrects for a policy that draws and is not the one that is scored. Its RLOO never does."""
+    """Whether TRL corrects for a difference between the policy that draws and the policy that is scored. RLOO never does."""
     return bool(getattr(args, "vllm_importance_sampling_correction", False))
 
 
 def no_correction(args) -> str | None:
-    """Why the correction that is asked for could not be made, in a clause, or `None`."""
+    """Why the correction in the settings is not possible, as a clause, or `None`."""
     if not corrects(args):
         return None
     if several := args.several_ratios():
-        return f"{several[0]}, and the correction for the copy's mismatch has one ratio a position"
+        return f"{several[0]}, and the correction for the copy's mismatch has one ratio for each position"
     if args.loss_type == "vespo" and args.vllm_importance_sampling_mode.startswith("sequence"):
         return (
             f"`vllm_importance_sampling_mode` is {args.vllm_importance_sampling_mode}, and `loss_type: vespo` takes "
@@ -86,10 +88,10 @@ def no_correction(args) -> str | None:
 
 def rollout_dtype(args, where: Surroundings) -> tuple[torch.dtype | None, str | None]:
     """
-    The type of the copy, `None` for no copy, and a sentence for the log where there is something to say.
+    The type of the copy (`None` for no copy), and a sentence for the log or `None`.
 
     Raises:
-        ValueError: if a copy was asked for that cannot be made.
+        ValueError: if the settings ask for a copy that cannot be made.
     """
     asked, autocast = args.rollout_dtype, _MIXED.get(where.mixed)
     tied = getattr(args, "cast_lm_head_to_fp32", False) and where.tied
@@ -108,8 +110,8 @@ def rollout_dtype(args, where: Surroundings) -> tuple[torch.dtype | None, str | 
             return autocast, _told(args, autocast)
         return None, (
             f"Rollouts run on the training weights, which autocast casts again at every token, because {reason}. "
-            "Set that otherwise, or `vllm_importance_sampling_correction: false` where the correction is in the way; "
-            "`rollout_dtype: training` is what is done here."
+            "Change that setting, or set `vllm_importance_sampling_correction: false` if the correction is the reason. "
+            "`rollout_dtype: training` has the same effect without this message."
         )
     dtype = DTYPES[asked]
     if where.backend not in ("single", "ddp", "fsdp1") and autocast == dtype:
@@ -119,9 +121,9 @@ def rollout_dtype(args, where: Surroundings) -> tuple[torch.dtype | None, str | 
         )
     if where.backend in ("zero3", "fsdp1", "fsdp2"):
         raise ValueError(
-            f"`rollout_dtype` is {asked}, but under {where.backend} a rollout runs on weights that are gathered from shards "
-            "for its length, in the precision they are trained in, and no copy is made of those. Set `mixed_precision: bf16` "
-            "in the accelerate config of ZeRO or FSDP2, which gathers them in bfloat16, or leave `rollout_dtype` unset."
+            f"`rollout_dtype` is {asked}, but under {where.backend} a rollout runs on weights that are gathered from shards, "
+            "in the precision of training, and these cannot be copied. Set `mixed_precision: bf16` in the accelerate config "
+            "of ZeRO or FSDP2, which then gathers them in bfloat16, or leave `rollout_dtype` unset."
         )
     if tied:
         raise ValueError(f"`rollout_dtype` is {asked}, but {_TIED}. Leave one of the two unset.")
@@ -136,8 +138,8 @@ def _told(args, dtype: torch.dtype) -> str:
         how = args.vllm_importance_sampling_mode if corrects(args) else "not corrected"
         correction = f"its mismatch is treated as vLLM's (`vllm_importance_sampling_correction`, {how})"
     return (
-        f"Rollouts run on a {_name(dtype)} copy of the weights that is made once a rollout; {correction}. "
-        "`rollout_dtype: training` rolls out on the training weights."
+        f"Rollouts run on a {_name(dtype)} copy of the weights, made for each rollout; {correction}. "
+        "Set `rollout_dtype: training` to use the training weights."
     )
 
 
@@ -147,16 +149,16 @@ def _name(dtype: torch.dtype) -> str:
 
 class RolloutWeights:
     """
-    The weights a trainer rolls out on.
+    The weights of a trainer's rollouts.
 
     Args:
         args: the trainer's config. accelerator.
         model: the trained model, before accelerate wraps anything around its forward.
 
     Attributes:
-        dtype (`torch.dtype`, *optional*): of the copy; `None`: rollouts run on the training weights.
-        name (`str`): the same as a value of `rollout_dtype`.
-        corrects (`bool`): whether TRL corrects what the copy has drawn.
+        dtype (`torch.dtype`, *optional*): type of the copy. `None`: rollouts run on the training weights.
+        name (`str`): the value of `rollout_dtype` that means the same.
+        corrects (`bool`): whether TRL corrects the mismatch of the copy.
     """
 
     def __init__(self, args, model, accelerator):
@@ -170,13 +172,13 @@ class RolloutWeights:
             logger.warning_once(told)
 
     def of(self, model) -> AbstractContextManager[None]:
-        """`model`, without wrappers, has these weights inside the block."""
+        """Inside the block `model`, without wrappers, has these weights."""
         return nullcontext() if self.dtype is None else weights_in(model, self.dtype, self._forward, self._keep)
 
 
 @contextmanager
 def as_vllm(trainer) -> Iterator[None]:
-    """What TRL does after a rollout in vLLM, inside the block: it asks `use_vllm` whether to correct."""
+    """Inside the block TRL corrects as after a rollout in vLLM, because it decides by `use_vllm`."""
     before, trainer.use_vllm = trainer.use_vllm, True
     try:
         yield

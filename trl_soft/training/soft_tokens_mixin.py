@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The overrides that make a TRL trainer think in soft tokens, for every algorithm that generates online.
 
-What differs from plain GRPO and RLOO, and all of it:
+These are all differences from plain GRPO and RLOO:
 
-1. `generate` is ours for the length of a rollout: thinking steps feed back mixtures and leave a record.
-2. The record rides in the batch under `soft_*` keys; TRL shuffles, splits, buffers and replays it.
+1. During a rollout, `generate` is ours: thinking steps feed mixtures back and leave a record.
+2. The record is a part of the batch, under `soft_*` keys. TRL shuffles, splits, buffers and replays it.
 3. The model is called with the record, so that mixtures are fed again and thoughts are scored by their density.
 
-Rewards, advantages, every loss type, the reference model and logging are TRL's, through `super()`. `runs/resume.py` decides
-what a run saves and how it continues, `runs/nonfinite.py` what it does about a NaN.
+Rewards, advantages, every loss type, the reference model and logging are TRL's, through `super()`. `runs/resume.py` saves and
+continues a run. `runs/nonfinite.py` handles a NaN.
 """
 
 import functools
@@ -48,7 +48,7 @@ logger = logging.get_logger(__name__)
 
 
 if TYPE_CHECKING:
-    _Host = GRPOTrainer  # what the mixin is mixed into, for the type checker
+    _Host = GRPOTrainer  # the type checker sees the class that the mixin is mixed into
 else:
     _Host = object
 
@@ -57,10 +57,10 @@ class SoftTokensMixin(_Host):
     """The overrides, over a TRL trainer that generates online (`GRPOTrainer`, `RLOOTrainer`)."""
 
     _config_class: type
-    _completions: int  # where the completions are in what TRL's `_generate` returns
+    _completions: int  # place of the completions in the result of TRL's `_generate`
     args: Any
     model: Any
-    thinking: ThinkingSettings  # as trained: what was measured when training started is filled in
+    thinking: ThinkingSettings  # as trained, with the RMS that was measured when training started
 
     def __init__(self, *args, **kwargs):
         bound = inspect.signature(super().__init__).bind(*args, **kwargs)
@@ -83,7 +83,7 @@ class SoftTokensMixin(_Host):
         self._progress = show_progress_table(self)
 
     def _bare(self, model):
-        """Without what accelerate wraps around it, `torch.compile` among it: rollouts run eagerly, as `generate` does."""
+        """The model without accelerate's wrappers and `torch.compile`: rollouts run eagerly, as `generate` does."""
         return self.accelerator.unwrap_model(model, keep_torch_compile=False)
 
     def _add_soft_tokens(self) -> None:
@@ -110,19 +110,19 @@ class SoftTokensMixin(_Host):
             self._serve()
 
     def _check_dropout(self) -> None:
-        """Soft thoughts have one policy, the network without dropout. Hard ones are scored as TRL scores them."""
+        """Switch dropout off for soft thoughts, so that one policy draws and is scored. Hard thoughts are TRL's."""
         if self._plans["train"].thought.is_token:
             return
         found = switch_off_dropout(self.model)
         if found:
             told = ", ".join(f"{name} ({value:g})" for name, value in sorted(found.items()))
             logger.warning(
-                f"Dropout is switched off: {told}. A thought is drawn and scored by one policy, the network without it. "
-                "Set it to 0 to be rid of this message."
+                f"Dropout is switched off: {told}. The policy that draws a thought and the policy that is scored must be the same: the "
+                "network without dropout. Set it to 0 to avoid this message."
             )
 
     def _take_noise_rms(self, rms: float | None) -> None:
-        """Plan rollouts with an RMS that sigma is a share of; `None` changes nothing."""
+        """Plan rollouts with an RMS that sigma is a multiple of. `None` changes nothing."""
         if rms is None:
             return
         settings = self.args.thinking_dict()
@@ -148,8 +148,8 @@ class SoftTokensMixin(_Host):
 
         def ask(rows: int) -> Ask:
             seed, generation, first = self._next_key(rows)
-            # A server is asked by the main process for all of them, and each colocated engine by its own.
-            # One that is cut over several processes draws all of their prompts, on each of them.
+            # The main process asks a server for all processes. Each colocated engine is asked by its own process. An engine
+            # that is split over several processes draws the prompts of all of them, on each.
             if self.args.vllm_mode != "server":
                 width = self.args.vllm_tensor_parallel_size
                 first += self.accelerator.process_index // width * width * rows
@@ -170,13 +170,13 @@ class SoftTokensMixin(_Host):
 
     @property
     def _in_flight(self) -> InFlight:
-        """What is in flight. Rollouts, scorings and losses begin one with `_flying`."""
+        """The current [`InFlight`]. Rollouts, scorings and losses start one with `_flying`."""
         assert self._flight is not None
         return self._flight
 
     @contextmanager
     def _flying(self, phase: Phase, record: SoftTokens | None = None, batch: dict | None = None):
-        """Hold an [`InFlight`] of these for the calls inside the block, and no longer."""
+        """Hold an [`InFlight`] of these arguments, only for the calls inside the block."""
         self._flight = flight = InFlight(phase, record, batch)
         try:
             with flight.exits:
@@ -185,7 +185,7 @@ class SoftTokensMixin(_Host):
             self._flight = None
 
     def train(self, *args, **kwargs):
-        # The whole of it: a backward happens in TRL's, accelerate's and DeepSpeed's own code.
+        # Around all of training, because a backward happens in the code of TRL, accelerate and DeepSpeed.
         with sound_gradients(self.model, self.accelerator.device), closing(self._progress):
             return super().train(*args, **kwargs)
 
@@ -193,13 +193,13 @@ class SoftTokensMixin(_Host):
 
     def _generate_single_turn(self, prompt_ids, *args, **kwargs):
         self._check_prompts(prompt_ids)
-        # TRL pads the prompts, gathers or summons the weights and calls `generate`. Only the call in the middle is ours;
-        # with vLLM it is `SoftVLLM.generate`.
+        # TRL pads the prompts, gathers the weights and calls `generate`. Only that call is ours. With vLLM it is
+        # `SoftVLLM.generate`.
         if self.use_vllm:
             output = super()._generate_single_turn(prompt_ids, *args, **kwargs)
         else:
             model = self.accelerator.unwrap_model(self.model_wrapped)
-            before = vars(model).get("generate")  # transformers leaves one on a model that FSDP2 shards
+            before = vars(model).get("generate")  # transformers sets one on a model that FSDP2 shards
             model.generate = functools.partial(self._soft_generate, model)
             try:
                 output = super()._generate_single_turn(prompt_ids, *args, **kwargs)
@@ -207,24 +207,24 @@ class SoftTokensMixin(_Host):
                 del model.generate
                 if before is not None:
                     model.generate = before
-        # TRL cuts a completion at its end of sequence, and a cap of the answer can end one too: what follows it is padding.
+        # TRL cuts a completion at its end of sequence. The cap of an answer can end one too, and then padding follows.
         drawn = self._in_flight.rollout
         ids = [row[mask].tolist() for row, mask in zip(drawn.completion_ids, drawn.completion_mask, strict=True)]
         return (ids, *output[1:]) if isinstance(output, tuple) else ids
 
     def _check_prompts(self, prompts: list[list[int]]) -> None:
-        """Refuse prompts that the model cannot read, and say where a prompt leaves no room for thoughts."""
+        """Refuse prompts that the model cannot read, and warn if prompts have closed their thought."""
         check_prompts(prompts, self._vocab_size, self._tokenizer)
         plan = self._plans[self._mode]
         if not plan.thought.is_token and any(plan.closed(prompts)):
             logger.warning_once(
                 f"Prompts end with {plan.stop.end.text!r}, which closes their thought (`enable_thinking: false` in "
                 "`chat_template_kwargs`, for some templates). Their completions begin with the answer and hold no soft "
-                "thought, so they train as in TRL. Let the template leave the thought open if they are to think."
+                "thought, so they train as in TRL. To train thoughts, let the template leave the thought open."
             )
 
     def _soft_generate(self, model, input_ids, attention_mask, generation_config) -> torch.Tensor:
-        """In place of `generate`: (B, P) left-padded prompts -> (B, P+C) ids, the record kept aside."""
+        """Our `generate`: (B, P) left-padded prompts -> (B, P+C) ids. The record goes into the [`InFlight`]."""
         rows = input_ids.size(0)
         seed, generation, first = self._next_key(rows)
         first += self.accelerator.process_index * rows
@@ -238,13 +238,13 @@ class SoftTokensMixin(_Host):
         return torch.cat([input_ids, drawn.completion_ids], dim=1)
 
     def _next_key(self, rows: int) -> tuple[int, int, int]:
-        """Seed and number of a rollout that begins, and its first sample over all processes, each of which has `rows`."""
+        """Seed and number of the next rollout, and the first sample of this process. Each process has `rows` samples."""
         if self._mode == "train":
             return self._numbers.training()
         return self._numbers.evaluation(self.state.global_step, rows * self.accelerator.num_processes)
 
     def _generate(self, prompts: list):
-        if self._flight is None:  # a rollout by itself, whose record nobody scores
+        if self._flight is None:  # a rollout on its own, whose record is not scored
             with self._flying(Phase.ROLLOUT):
                 return self._generate(prompts)
         outputs = list(super()._generate(prompts))
@@ -252,12 +252,12 @@ class SoftTokensMixin(_Host):
         self._note_rollout(self._flight, outputs[1])
         outputs[self._completions] = self._judged(outputs[1], outputs[self._completions])
         if self._weights.corrects:
-            # From here on TRL scores what was drawn, as it scores what vLLM has drawn.
+            # From here on TRL scores the completions, as it does after a rollout in vLLM.
             self._flight.exits.enter_context(as_vllm(self))
         return outputs
 
     def _note_rollout(self, flight: InFlight, completion_ids: list[list[int]]) -> None:
-        """Where answers begin, for the rewards, and the metrics of what was drawn."""
+        """Note where answers begin, for the rewards, and the metrics of the rollout."""
         drawn, plan = flight.rollout, self._plans[self._mode]
         lengths = zip(completion_ids, drawn.thinking_length.tolist(), drawn.thinking_surplus.tolist(), strict=True)
         flight.answer_phases = [answer_phase(self._tokenizer, *of_row, plan) for of_row in lengths]
@@ -265,7 +265,7 @@ class SoftTokensMixin(_Host):
             self._metrics[self._mode][name].append(value)
 
     def _judged(self, completion_ids: list[list[int]], completions: list) -> list:
-        """Completions for the rewards, with the text that an evaluation judges: TRL's has no special tokens."""
+        """Completions for the rewards, with the text that an evaluation judges. TRL's text has no special tokens."""
         texts = completion_texts(self._tokenizer, completion_ids, self._plans[self._mode])
         return [
             text if isinstance(completion, str) else [{**completion[-1], "content": text}]
@@ -274,7 +274,7 @@ class SoftTokensMixin(_Host):
 
     def _calculate_rewards(self, inputs, *args, **kwargs):
         if self._plans[self._mode].begins_answers:
-            # A column for the rewards: where the answer begins cannot be told from the text of a completion.
+            # A column for the rewards, because the text of a completion does not show where the answer begins.
             phases = self._in_flight.answer_phases
             inputs = [{**row, "answer_phase": phase} for row, phase in zip(inputs, phases, strict=True)]
         return super()._calculate_rewards(inputs, *args, **kwargs)
@@ -285,7 +285,7 @@ class SoftTokensMixin(_Host):
             return {**output, **self._to_batch(flight, output)}
 
     def _to_batch(self, flight: InFlight, output: dict) -> dict:
-        """What a rollout adds to TRL's batch `output`: the record of thoughts."""
+        """Add the record of thoughts to TRL's batch `output`."""
         return flight.record.to_length(output["completion_ids"].size(1)).to_batch()
 
     def evaluation_loop(
@@ -313,7 +313,7 @@ class SoftTokensMixin(_Host):
         logps, entropies, *rest = super()._get_per_token_logps_and_entropies(
             model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
         )
-        # A forced token is certain: log 1, whatever the model would have said.
+        # A forced token is certain: log 1, whatever the model predicts.
         forced = record.forced_mask
         logps = logps.masked_fill(forced if logps.dim() == 2 else forced.unsqueeze(-1), 0.0)
         if in_loss:
@@ -325,17 +325,17 @@ class SoftTokensMixin(_Host):
         return logps, entropies, *rest
 
     def _refuse_ids_alone(self) -> None:
-        """Outside a rollout and a loss there is no record, and hard thoughts alone do without one."""
+        """Refuse soft thoughts outside a rollout and a loss, where there is no record. Hard thoughts need none."""
         thought = self._plans[self._mode].thought
         if not thought.is_token:
             raise ValueError(
-                f"Log-probabilities of {thought.name} thoughts were asked for outside a rollout or a loss, and token ids do "
-                "not say what was fed. Call the model with the record of the rollout: `model(input_ids=..., "
+                f"Log-probabilities of {thought.name} thoughts were asked for outside a rollout or a loss, but token ids do "
+                "not say which mixtures were fed. Call the model with the record of the rollout: `model(input_ids=..., "
                 "attention_mask=..., labels=..., fused_lm_head=True, soft_tokens=record).log_probs`."
             )
 
     def _bound(self, logps: torch.Tensor, flight: InFlight) -> torch.Tensor:
-        """Bound what the loss exponentiates: move the policies that it compares with, and cut gradients beyond the bound."""
+        """Bound the log-ratios that the loss exponentiates: move the other policies, and cut gradients beyond the bound."""
         raise NotImplementedError
 
     def _compute_loss(self, model, inputs):
@@ -356,10 +356,10 @@ class SoftTokensMixin(_Host):
 
     @torch.no_grad()
     def _score_shadow(self, model, inputs: dict, record: SoftTokens) -> torch.Tensor:
-        """|drawn - re-scored| (B, C) of the record with its shadow tokens fed in the place of its mixtures."""
+        """|drawn - re-scored| (B, C) of the record, with its shadow tokens fed instead of its mixtures."""
         ids, mask = (torch.cat([inputs[f"prompt_{x}"], inputs[f"completion_{x}"]], dim=1) for x in ("ids", "mask"))
         devices = [ids.device] if ids.is_cuda else []
-        # A resumed run looks again, and what it draws afterwards must be what the other one drew.
+        # A resumed run scores the shadow tokens again. Its later draws must be those of the uninterrupted run.
         with torch.random.fork_rng(devices), self._flying(Phase.SCORING, shadow_of(record), inputs):
             logps, *_ = self._get_per_token_logps_and_entropies(model, ids, mask, record.shape[1])
         return ((logps if logps.dim() == 2 else logps.sum(-1)) - record.log_probs).abs()

@@ -15,14 +15,14 @@ from .ratio_bound import LOG_RATIO_BOUND, bounded, bounded_mean, cut
 from .soft_tokens_mixin import SoftTokensMixin
 
 
-# Losses whose weight is detached: a thought whose ratio is held keeps its gradient there.
+# Losses with a detached weight. In these a thought whose ratio is held keeps its gradient.
 _DETACHED_WEIGHTS = ("cispo", "vespo")
 
 
 class SoftGRPOTrainer(ResumableMixin, NonfiniteMixin, SoftTokensMixin, GRPOTrainer):
     """
-    Drop-in for [`~trl.GRPOTrainer`] whose policy thinks in soft tokens: the same arguments in the same order, with
-    `args` a [`SoftGRPOConfig`].
+    Drop-in for [`~trl.GRPOTrainer`] whose policy thinks in soft tokens. It takes the same arguments in the same order. `args`
+    is a [`SoftGRPOConfig`].
 
     ```python
     from datasets import Dataset
@@ -39,7 +39,7 @@ class SoftGRPOTrainer(ResumableMixin, NonfiniteMixin, SoftTokensMixin, GRPOTrain
     ```
 
     Raises:
-        ValueError, TypeError: for anything that cannot be soft, before anything is generated.
+        ValueError, TypeError: for settings that cannot work with soft thoughts, before anything is generated.
     """
 
     _config_class = SoftGRPOConfig
@@ -54,12 +54,12 @@ class SoftGRPOTrainer(ResumableMixin, NonfiniteMixin, SoftTokensMixin, GRPOTrain
 
     def _add_soft_tokens(self) -> None:
         super()._add_soft_tokens()
-        # Forced tokens are the environment's, in TRL's words: fed, but neither scored nor counted. A rollout function is
-        # what may say so.
+        # In TRL's words, forced tokens belong to the environment: fed, but not scored and not counted. Only a rollout
+        # function may mark such tokens.
         self.rollout_func = self._roll_out
 
     def _roll_out(self, prompts: list, trainer) -> dict:
-        """What TRL does without a rollout function, and which tokens are the policy's own where some are not."""
+        """As TRL without a rollout function; and a mask of the policy's own tokens if some tokens are forced."""
         mode = self._mode
         prompt_ids, images, fields = self._tokenize_prompts(prompts)
         count = self.num_generations if mode == "train" else self.num_generations_eval
@@ -86,14 +86,14 @@ class SoftGRPOTrainer(ResumableMixin, NonfiniteMixin, SoftTokensMixin, GRPOTrain
             logps = logps if keeps else cut(logps, flight.held)
         if ref is not None:
             delta = ref - logps.detach()
-            # A constant distance: the estimate exp(delta) - delta - 1 stays finite and has no gradient out there.
+            # A constant distance: the estimate exp(delta) - delta - 1 stays finite and has no gradient beyond the bound.
             near = logps + delta.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
             ref = torch.where(thoughts & (delta.abs() > LOG_RATIO_BOUND), near, ref)
-            # A gradient that is kept beyond the bound is kept for the policy's loss, not for KL's exp(10).
+            # A gradient beyond the bound is kept only for the policy's loss, not for KL's exp(10).
             batch["ref_per_token_logps"] = torch.where(flight.held, logps, ref) if keeps else ref
         return logps
 
-    # TRL sums log-ratios in these two and bounds the sums itself, so they see the log-probabilities that were not moved.
+    # In these two methods TRL sums log-ratios and bounds the sums itself. So they get the original log-probabilities.
 
     def get_off_policy_mask(self, **arguments):  # type: ignore[override]
         old = self._unmoved(self._in_flight)
@@ -109,7 +109,7 @@ class SoftGRPOTrainer(ResumableMixin, NonfiniteMixin, SoftTokensMixin, GRPOTrain
 
     @staticmethod
     def _unmoved(flight: InFlight) -> torch.Tensor | None:
-        """The old policy's log-probabilities, where `_bound` may have moved those of the batch."""
+        """The original log-probabilities of the old policy. `_bound` may have changed those of the batch."""
         return None if flight.record.thought.is_token else flight.old_logps
 
 
@@ -117,13 +117,13 @@ class SoftRLOOTrainer(ResumableMixin, NonfiniteMixin, SoftTokensMixin, RLOOTrain
     """
     Drop-in for [`~trl.RLOOTrainer`] whose policy thinks in soft tokens, with `args` a [`SoftRLOOConfig`].
 
-    RLOO's action is the whole completion: its log-ratio is the sum over thoughts and answer tokens, forced tokens
-    left out. The objective of Soft Tokens, Hard Truths (arXiv 2509.19170, Eq. 12-14) is `beta=0`,
-    `normalize_advantages=False` and one update a rollout: the ratio is then 1 and unclipped, and the gradient that of
-    `-mean_g A_g * sum_t log pi_t` with the leave-one-out advantage.
+    The action of RLOO is the whole completion. Its log-ratio is the sum over thoughts and answer tokens, without forced tokens.
+    The objective of Soft Tokens, Hard Truths (arXiv 2509.19170, Eq. 12-14) is `beta=0`, `normalize_advantages=False` and one
+    update per rollout. The ratio is then 1 and unclipped, and the gradient is that of `-mean_g A_g * sum_t log pi_t` with the
+    leave-one-out advantage.
 
     Raises:
-        ValueError, TypeError: for anything that cannot be soft, before anything is generated.
+        ValueError, TypeError: for settings that cannot work with soft thoughts, before anything is generated.
     """
 
     _config_class = SoftRLOOConfig
@@ -136,8 +136,8 @@ class SoftRLOOTrainer(ResumableMixin, NonfiniteMixin, SoftTokensMixin, RLOOTrain
 
     __init__.__signature__ = inspect.signature(RLOOTrainer.__init__)  # type: ignore[attr-defined]
 
-    # TRL's RLOO knows no tokens but the policy's, so lengths, entropy and KL would count what was forced. (GRPO has its
-    # `tool_mask` for that; with one of its own here, these overrides can go.)
+    # TRL's RLOO assumes that all tokens are the policy's, so lengths, entropy and KL would count forced tokens. (GRPO has
+    # `tool_mask` for this. If RLOO gets such a mask, these overrides can go.)
 
     def _note_rollout(self, flight: InFlight, completion_ids: list[list[int]]) -> None:
         super()._note_rollout(flight, completion_ids)
@@ -157,7 +157,7 @@ class SoftRLOOTrainer(ResumableMixin, NonfiniteMixin, SoftTokensMixin, RLOOTrain
     def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs):
         flight = self._flight
         if flight is not None:
-            # `_compute_loss` takes forced tokens out of the mask, and they were fed all the same.
+            # `_compute_loss` takes forced tokens out of the mask, but the model still reads them.
             mask = attention_mask[:, -logits_to_keep:]
             fed = flight.record.to_length(logits_to_keep).forced_mask & mask.any(1, keepdim=True)
             attention_mask = torch.cat([attention_mask[:, :-logits_to_keep], mask | fed.to(mask.dtype)], dim=1)
