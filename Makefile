@@ -1,6 +1,6 @@
 # make quickstart   set up, train the embedded reasoner with soft thoughts, show before and after
 # make test         set up, run the tests, on as many processes as there are cores (WORKERS=1: on one)
-# make test-breakages   break the package on purpose in some forty places; does `make test` see each? (half an hour)
+# make test-breakages   break the package on purpose in some forty places; does `make test` see each? (ten minutes)
 # make test-nightly     the targets below whose tests are too long for `make test`, but for vLLM's
 # make test-search  search for counterexamples for longer, elsewhere each time (SEARCH_SEED=... to search the same again)
 # make test-real    the tests on a real language model, which is found or made (93 MB): minutes

@@ -109,7 +109,7 @@ BREAKAGES = [
         "vocabulary/embedding_table.py",
         "return scaled(mixed, embedding_scale(self.embedding))",
         "return mixed",
-        "test_families::test_drawn_is_rescored_and_trains",
+        "test_families::test_logits_and_embeddings_are_the_models_own",
     ),
     Breakage(
         "rows: the gradient of a table row ignores its weight",
@@ -180,7 +180,7 @@ BREAKAGES = [
         "rollout/vllm/records.py",
         '(flag["cut"] | (flag["thinking"] & ~flag["done"])).tolist()',
         'flag["cut"].tolist()',
-        "test_vllm_parts::test_a_pool_draws_what_slots_draw",
+        "test_vllm_parts::test_a_thought_that_is_open_at_the_end_was_cut",
     ),
     # Record and forward
     Breakage(
@@ -203,7 +203,7 @@ BREAKAGES = [
         "training/ratio_bound.py",
         "LOG_RATIO_BOUND = 10.0",
         "LOG_RATIO_BOUND = 1e4",
-        "test_algorithms::test_stale_gaussian_thoughts_stay_finite",
+        "test_trainer::test_far_thoughts_are_bounded_without_a_cliff_of_gradient",
     ),
     Breakage(
         "loss: a forced token has a log-probability",
@@ -245,7 +245,7 @@ BREAKAGES = [
         "runs/checkpoint.py",
         "if os.path.realpath(folder) not in protected]",
         "if folder]",
-        "test_checkpoint::test_the_oldest_goes_first_whatever_its_step",
+        "test_checkpoint::test_rotation_keeps_the_best_and_the_latest",
     ),
     Breakage(
         "nonfinite: an update with a NaN in its gradient is made",

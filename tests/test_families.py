@@ -15,7 +15,7 @@ from trl import GRPOTrainer
 from tests import tiny
 from trl_soft import SoftGRPOTrainer, ThinkingSettings, soft_generate
 from trl_soft.forward import add_soft_tokens
-from trl_soft.vocabulary.embedding_table import embedding_scale
+from trl_soft.vocabulary.embedding_table import Lookup, embedding_scale
 from trl_soft.vocabulary.head_logits import HeadLogits, logit_transform
 
 
@@ -146,6 +146,10 @@ def test_logits_and_embeddings_are_the_models_own(family):
     log_p, _ = logits.log_prob(ids.expand(len(hidden), -1), 1.0)
     torch.testing.assert_close(log_p, expected.log_softmax(-1), **close)
     torch.testing.assert_close(logits.mixture(1.0)[0], expected.softmax(-1) @ embedding(ids)[0], **close)
+    weights, rows = expected.softmax(-1)[:, :5], ids[:, :5].expand(len(hidden), -1)
+    with torch.no_grad():
+        mixed = Lookup(embedding).mix(weights, rows)
+    torch.testing.assert_close(mixed, weights @ embedding(ids)[0, :5], **close)
     assert ((head(hidden) - expected).abs().max() > 0.1).item() is (family in TRANSFORMED)
 
 

@@ -347,8 +347,9 @@ def test_any_thread_and_nobodys_alarm():
 
 
 def test_an_answer_that_never_ends_is_wrong_and_the_next_is_graded(monkeypatch):
-    monkeypatch.setattr(grading_process, "JOB_SECONDS", 3.0)
-    verdict = grade_math("\\boxed{7^{9^{9^{9^{9}}}} + x}", "\\sqrt{5}")
+    with monkeypatch.context() as patch:
+        patch.setattr(grading_process, "JOB_SECONDS", 3.0)
+        verdict = grade_math("\\boxed{7^{9^{9^{9^{9}}}} + x}", "\\sqrt{5}")
     assert not verdict.correct and verdict.vote
     assert grade_math("\\boxed{\\frac24}", "\\frac12").correct
 

@@ -135,6 +135,17 @@ def test_a_pool_draws_what_slots_draw(settings, every_row):
     assert_same(read(pool, [3], other), of_other)
 
 
+def test_a_thought_that_is_open_at_the_end_was_cut():
+    made, rows = plan({"max_thinking_length": None}), np.arange(6)
+    theirs = of_slots(made, rows.tolist())
+    assert theirs.thinking_cut.any() and not theirs.thinking_cut.all()
+    pool, (number,) = pool_of(made)
+    pool.admit(rows.tolist(), [number] * 6, [(3, 0, row) for row in rows], [2] * 6, [STEPS] * 6)
+    for t in range(STEPS):
+        pool.step(number, rows, torch.from_numpy(rows), served(rows.tolist(), t))
+    assert_same(read(pool, rows.tolist(), made), theirs)
+
+
 def test_seeds_and_generations_are_the_requests_own():
     made = plan({})
     pool, (number,) = pool_of(made)
