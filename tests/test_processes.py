@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two processes against one, in every kind of world: the short form of `tests/distributed`.
 
-Both cases have ranks that end at different steps, a reference model or a mixture of the whole vocabulary, and a record that
-is replayed. What a world wraps the model in is what `accelerate launch` would tell it by its recipe. The processes are
+One case has noise on both ranks, a reference model and two updates a rollout. In the two ragged ones a rank ends at its first
+token, so that its noise is seen by nobody: they show that ranks do not wait for each other, with candidates and with a mixture
+of the whole vocabulary. What a world wraps the model in is what `accelerate launch` would tell it by its recipe. The processes are
 forked (`tests/forked.py`), since an interpreter takes longer to start than the cases to run.
 """
 
@@ -16,7 +17,7 @@ from tests.distributed.launch import told
 from tests.distributed.models import save_models
 
 
-CASES = ("ragged", "ragged-gaussian")
+CASES = ("beta-iterations", "ragged", "ragged-gaussian")
 
 
 @pytest.fixture(scope="module")
