@@ -141,6 +141,11 @@ def test_rows_with_nothing_behind_the_mark_are_named():
         to_prompts(rows, tiny.tokenizer(), answer_marker="####")
 
 
+def test_an_answer_is_what_follows_the_last_mark():
+    rows = Dataset.from_dict({"question": ["q"], "answer": ["not #### 1, but\n#### 2"]})
+    assert to_prompts(rows, tiny.tokenizer(), answer_marker="####")[0]["answer"] == "2"
+
+
 def test_answers_may_be_numbers():
     rows = Dataset.from_dict({"question": ["q"], "answer": [5.0]})
     assert to_prompts(rows, tiny.tokenizer())[0]["answer"] == "5"
