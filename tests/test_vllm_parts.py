@@ -433,7 +433,7 @@ def test_who_asks_for_thoughts():
         assert wants({"soft_thinking": yes})
     assert wants({"soft_thought": "gumbel"})
     assert not wants({"soft_thinking": False, "soft_thought": "gumbel"})
-    with pytest.raises(ValueError, match="`soft_seed` is set and `soft_thinking` is not"):
+    with pytest.raises(ValueError, match="`soft_seed` is set but `soft_thinking` is not"):
         wants({"soft_seed": 3})
     with pytest.raises(ValueError, match=r"`soft_thinking` is 'yes'\. It is true or false"):
         wants({"soft_thinking": "yes"})
@@ -468,7 +468,7 @@ def test_settings_saved_with_the_weights():
     assert made.thought.name == "dirichlet" and made.thought.concentration == 2.0 and made.stop.cap == 6
     _, made = spec({"soft_thought": "mixture"}, stored)
     assert made.thought.name == "mixture" and made.stop.cap == 6
-    with pytest.raises(ValueError, match=r"does not say which, and no thinking settings were saved with"):
+    with pytest.raises(ValueError, match=r"without a `soft_thought`, and no thinking settings were saved with"):
         spec({})
 
 

@@ -228,7 +228,7 @@ def test_records_leave_once_and_only_if_asked_for(llm):
 def test_a_record_that_nobody_could_fetch_is_refused(llm, monkeypatch):
     """Strangers' records take no room on a server whose worker hands none out."""
     monkeypatch.setattr(llm.llm_engine.vllm_config.parallel_config, "worker_extension_cls", "")
-    with pytest.raises(ValueError, match="nobody could fetch it from this engine"):
+    with pytest.raises(ValueError, match="no client can fetch it from this engine"):
         llm.generate(PROMPTS[:1], served.soft({}), use_tqdm=False)
     params = served.soft({})
     params.extra_args["soft_record"] = False

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bookkeeping of a step in plain torch: who thinks, what a token makes of a completion, what is written where.
+"""The state updates of a step in plain torch: which rows think, what a token changes, and what is written.
 
-On CUDA the same is done by the kernels of `trl_soft.kernels.decisions`, one launch a function.
+On CUDA the kernels of `trl_soft.kernels.decisions` do the same, with one launch for each function.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ Score = tuple[torch.Tensor, torch.Tensor]
 
 @dataclass
 class Turns:
-    """What each row does in a step, (N,) bool each, and `token` (N,), which it is to write where it is forced."""
+    """The part of each row in a step, (N,) bool each, and `token` (N,), the token of a forced row."""
 
     thinks: torch.Tensor
     forced: torch.Tensor
@@ -34,13 +34,13 @@ class Turns:
 @dataclass
 class Turn:
     """
-    What a step made of each row, (N,) each.
+    The result of a step for each row, (N,) each.
 
     Args:
-        token: what it drew or was forced to write. written: the same; of a row that is over, its plan's filler.
-        t: the column it is written to.
-        active, thinks, answers (bool): whether it wrote anything, a thought, a token of the answer.
-        closed (bool): whether its thought ended, by itself or with the sequence.
+        token: the token that it drew or was forced to write. written: the same; for a finished row, the filler of its plan.
+        t: the column of the token.
+        active, thinks, answers (bool): whether it wrote anything, a thought, or a token of the answer.
+        closed (bool): whether its thought ended, by itself or with the end of sequence.
     """
 
     token: torch.Tensor
@@ -72,13 +72,13 @@ def decide(
     rows: "Rows", rules: Rules, thought_token, answer_token, cold, closes_as_token: bool, now: Turns | None = None
 ) -> Turn:
     """
-    Bring numbers, flags, ids and masks up to what was drawn.
+    Update numbers, flags, ids and masks after a draw.
 
     Args:
-        thought_token, answer_token (`torch.Tensor` of shape `(N,)`): what each row would write as a thought and as an answer.
-        cold (`torch.Tensor` of shape `(N,)`, *optional*): entropy of the prediction, where a plan has a Cold Stop.
-        closes_as_token (`bool`): the step that ends a thought is recorded as a token, and no thought.
-        now (`Turns`, *optional*): of these rows, where they are known.
+        thought_token, answer_token (`torch.Tensor` of shape `(N,)`): the token that each row would write as a thought and as an answer.
+        cold (`torch.Tensor` of shape `(N,)`, *optional*): entropy of the prediction, if a plan has a Cold Stop.
+        closes_as_token (`bool`): whether the step that ends a thought is recorded as a token instead of a thought.
+        now (`Turns`, *optional*): the turns of these rows, if they are known.
     """
     if kernels.fused(rows.index.device):
         from ..kernels import decisions
@@ -139,7 +139,7 @@ def decide(
 
 
 def put(targets: Sequence[torch.Tensor], values: Sequence[torch.Tensor], index, t, mask) -> None:
-    """Rows of each of `values` (N, ...) in the mask (N,) into that of `targets` (S, C, ...), at `index` and `t` (N,)."""
+    """Write rows of `values` (N, ...) where the mask (N,) is true into `targets` (S, C, ...), at `index` and `t` (N,)."""
     if kernels.fused(index.device):
         from ..kernels import decisions
 
@@ -150,8 +150,8 @@ def put(targets: Sequence[torch.Tensor], values: Sequence[torch.Tensor], index, 
 
 def put_scores(values: torch.Tensor, thought: Score, answer: Score, index, t, thinks, answers) -> None:
     """
-    `put` into `values` (S, C, 2): log-probabilities and entropies (N,) of thoughts at the rows in `thinks`, of tokens at those in
-    `answers`, (N,) bool, of which a row is in one at most.
+    `put` log-probabilities and entropies (N,) into `values` (S, C, 2): those of thoughts where `thinks` (N,) bool is true, those
+    of tokens where `answers` (N,) bool is true. A row is in at most one of the two.
     """
     if kernels.fused(values.device):
         from ..kernels import decisions
@@ -162,7 +162,7 @@ def put_scores(values: torch.Tensor, thought: Score, answer: Score, index, t, th
 
 
 def take(sources: Sequence[torch.Tensor], index, t, mask) -> list[torch.Tensor]:
-    """Of each of `sources` (S, C, ...), the rows at `index` and `t` (N,), and zeros outside the mask (N,): (N, ...)."""
+    """The rows of each of `sources` (S, C, ...) at `index` and `t` (N,), zeros outside the mask (N,): (N, ...)."""
     if kernels.fused(index.device):
         from ..kernels import decisions
 
@@ -173,11 +173,11 @@ def take(sources: Sequence[torch.Tensor], index, t, mask) -> list[torch.Tensor]:
 
 def thoughts_at(blocks: dict[str, torch.Tensor], index: torch.Tensor, position: torch.Tensor, rows=None):
     """
-    What completions `index` (N,) have at some positions (N,) of their texts, prompts included; with `rows` (N,), at those of
-    `position` (T,).
+    Find the thoughts of completions `index` (N,) at some positions (N,) of their texts, with prompts. With `rows` (N,), the
+    positions are `position[rows]`, of `position` (T,).
 
     Returns:
-        (N,) int64, the column, and (N,) bool, whether a thought stands there.
+        (N,) int64, the column; and (N,) bool, whether there is a thought.
     """
     if kernels.fused(index.device):
         from ..kernels import decisions
@@ -190,7 +190,7 @@ def thoughts_at(blocks: dict[str, torch.Tensor], index: torch.Tensor, position: 
 
 
 def feed(target: torch.Tensor, value: torch.Tensor, rows: torch.Tensor, mask: torch.Tensor) -> None:
-    """Rows of `value` (N, H) in the mask (N,) into `target` (T, H), at `rows` (N,)."""
+    """Write rows of `value` (N, H) where the mask (N,) is true into `target` (T, H), at `rows` (N,)."""
     if kernels.fused(target.device):
         from ..kernels import decisions
 

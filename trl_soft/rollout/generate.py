@@ -23,18 +23,19 @@ from .make_plan import check_prompts, make_plan, table_rms
 @dataclass
 class SoftCompletions:
     """
-    `num_generations` completions of every prompt, in the order of the prompts; n = prompts x num_generations.
+    `num_generations` completions of every prompt, in the order of the prompts: n = prompts x num_generations.
 
     Args:
         texts (`list[str]`, n):
-            The completions, decoded from the shadow text: special tokens such as a `</think>` among them, the end of sequence not.
+            The completions, decoded from the shadow text, with special tokens such as `</think>` but without the end of
+            sequence.
         completion_ids (`list[list[int]]`, n): the shadow text, up to and including the end of sequence.
         records (`list[SoftTokens]`, n): the thoughts of each completion, shape (1, its length), in the host's memory.
         log_probs, entropies (`list[list[float]]`, n): per token, as drawn, in nats.
         thinking_lengths (`list[int]`, n):
-            Thoughts in each completion, the closing step among them; 0 where the prompt has closed its thought.
+            Number of thoughts in each completion, with the closing step. 0 if the prompt has closed its thought.
         thinking_surplus (`list[int]`, n):
-            Characters that the closing step's token writes beyond `end_of_thinking`: the answer's first.
+            Characters that the token of the closing step writes beyond `end_of_thinking`. They are the answer's first ones.
         thinking_cut (`list[bool]`, n): whether the thought reached a cap.
     """
 
@@ -49,7 +50,7 @@ class SoftCompletions:
 
     @property
     def record(self) -> SoftTokens:
-        """All records below each other, (n, C)."""
+        """All records as one, (n, C)."""
         return SoftTokens.cat(self.records)
 
 
@@ -78,30 +79,35 @@ def soft_generate(
     evaluation: bool = False,
 ) -> SoftCompletions:
     """
-    Think softly, answer in tokens.
+    Complete prompts with soft thoughts, then answers in tokens.
 
     Args:
-        model: a causal LM of transformers, or a PEFT model around one. It is left as it was found.
+        model: a causal LM of transformers, or a PEFT model around one. It is left as it was.
         tokenizer: its tokenizer.
         prompts:
-            Texts, to which the tokenizer adds what it always adds (a beginning of sequence, for some: leave it out of a
-            chat template's text); conversations, lists of messages (`{"role": ..., "content": ...}`), to which the chat
-            template is applied, and whose last message is continued where it is the assistant's; or lists of ids, which are
-            taken as they are. A prompt whose text ends with `end_of_thinking`, blanks aside (Qwen3's template with
-            `enable_thinking=False`), has closed its thought: its completion begins with the answer.
+            One of these:
+
+            - texts. The tokenizer adds its usual tokens. Some add a beginning of sequence: leave it out of a text that a chat
+              template has made.
+            - conversations, lists of messages (`{"role": ..., "content": ...}`). The chat template is applied. A last message
+              of the assistant is continued.
+            - lists of ids, which are used as they are.
+
+            A prompt that ends with `end_of_thinking` and blanks (Qwen3's template with `enable_thinking=False`) has closed its
+            thought. Its completion begins with the answer.
         settings (`ThinkingSettings`, *optional*):
-            How to think. `None`: as the model was trained, which its config, its adapter or `thinking_config.json` in the
-            folder that it was loaded from says.
+            How to think. `None`: as the model was trained. This is read from its config, its adapter, or
+            `thinking_config.json` in the folder that it was loaded from.
         num_generations (`int`): completions of each prompt.
         max_completion_length (`int`): cap of thought and answer together, in tokens.
-        temperature, top_k, top_p, min_p, repetition_penalty: sampling of the answer; temperature 0 is greedy.
-        seed, generation (`int`): key of the noise, with the completion's number and the position.
+        temperature, top_k, top_p, min_p, repetition_penalty: sampling of the answer. Temperature 0 means greedy.
+        seed, generation (`int`): key of the noise, together with the completion's number and the position.
         engine (`str`): `slots`, or `simple` for models whose layers keep more than keys and values.
-        slots, cache_gb, cuda_graphs: speed and memory, see `EngineOptions`; they change no completion.
-        lengths (`list[int]`, *optional*): cap of each completion, prompts x num_generations, below the common one.
+        slots, cache_gb, cuda_graphs: speed and memory, see `EngineOptions`. They do not change a completion.
+        lengths (`list[int]`, *optional*): cap of each completion, prompts x num_generations, below `max_completion_length`.
         chat_template_kwargs (`dict`, *optional*): further arguments of the chat template, as in TRL's configs.
         progress (`bool`): show a bar over completions.
-        evaluation (`bool`): think with `settings.eval_thought` where it is set.
+        evaluation (`bool`): think with `settings.eval_thought`, if it is set.
     """
     if isinstance(prompts, str):
         raise TypeError("`prompts` is one text, which would be read as a list of letters. Pass a list: `[prompt]`.")
@@ -197,11 +203,11 @@ def _ids(tokenizer, prompts: Sequence, chat_template_kwargs: dict | None) -> lis
 
 
 def _brought(model) -> ThinkingSettings:
-    """The settings that the model has brought along."""
+    """The settings that are saved with the model."""
     stored = saved_settings.of_model(model)
     if stored is None:
         raise ValueError(
             f"`settings` was not passed, and neither the model's config, its adapter nor {saved_settings.FILE_NAME} beside its "
-            "weights says how it thinks. Pass `settings=ThinkingSettings(...)`."
+            "weights has thinking settings. Pass `settings=ThinkingSettings(...)`."
         )
     return ThinkingSettings.of_stored(stored, "The model's config")

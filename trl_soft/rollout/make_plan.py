@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From settings to a plan: the same few lines for the trainer and for `soft_generate`."""
+"""Make a plan from settings. The trainer and `soft_generate` both use it."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ from .stop import EndOfThinking, StopRule, encode
 
 
 def table_rms(model) -> float:
-    """Per-element RMS of what the embedding module returns, measured over the whole table."""
+    """Per-element RMS of the embedding module's output, measured over the whole table."""
     embedding = model.get_input_embeddings()
     with torch.no_grad(), gathered(embedding.weight):
         return whole(embedding.weight).float().square().mean().sqrt().item() * embedding_scale(embedding)
@@ -31,7 +31,7 @@ def forced_ids(settings: ThinkingSettings, tokenizer, end: EndOfThinking) -> lis
     def left(text: str) -> list[int]:
         try:
             return encode(tokenizer, text, "answer_prefill") if text else []
-        except ValueError:  # within an added token; no rest ends there but by chance
+        except ValueError:  # the text begins inside an added token; a rest ends there only by chance
             return ended
 
     text = settings.answer_prefill[0]
@@ -39,7 +39,7 @@ def forced_ids(settings: ThinkingSettings, tokenizer, end: EndOfThinking) -> lis
 
 
 def check_ids(field: str, ids: Sequence[int], vocab_size: int, tokenizer) -> None:
-    """Raise a `ValueError` for ids that the model has no embedding of."""
+    """Raise a `ValueError` for ids without an embedding in the model."""
     beyond = next((i for i in ids if not 0 <= i < vocab_size), None)
     if beyond is not None:
         written = f" ({tokenizer.convert_ids_to_tokens(beyond)!r})" if 0 <= beyond < len(tokenizer) else ""
@@ -120,7 +120,7 @@ def plan_of_ids(
     evaluation: bool = False,
     repetition_penalty: float = 1.0,
 ) -> Plan:
-    """The same where the texts are ids already, and no tokenizer is at hand."""
+    """As `make_plan`, for texts that are ids already, without a tokenizer."""
     if evaluation and settings.eval_greedy:
         answer = Hard(0.0)
     thought = settings.make_thought(answer, rms, evaluation)
@@ -143,7 +143,7 @@ def plan_of_ids(
             cap,
             settings.cold_stop_entropy,
             settings.cold_stop_length,
-            thought.temperature or 1.0,  # greedy hard thoughts have no temperature
+            thought.temperature or 1.0,  # a greedy hard thought has no temperature
         ),
         max_completion_length=max_completion_length,
         eos_token_ids=list(eos_token_ids),

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The engine to compare with: one padded batch after the other, one cached loop each, nothing clever.
+"""The engine `simple`: one padded batch after the other, in one loop with a cache. The tests compare `slots` with it.
 
-Each row thinks until its stop rule, is then fed the forced tokens if there are any, and answers in hard tokens until an
-end-of-sequence token. Mixtures enter through the same patched embedding that the update uses. It runs every model that
-has a cache, hybrids with recurrent layers among them.
+Each row thinks until its stop rule applies. Then it is fed its forced tokens, if there are any, and answers in hard tokens until
+an end of sequence. Mixtures enter through the same patched embedding as in the update. The engine runs every model with a
+cache, also hybrids with recurrent layers.
 """
 
 import inspect
@@ -25,7 +25,7 @@ logger = logging.get_logger(__name__)
 
 
 def simple(model, prompts: Sequence[Sequence[int]], plan: Plan, key: Key, options: EngineOptions) -> Parts:
-    """An engine; see `trl_soft.rollout.interface`. Of the options it knows `slots`, the rows of a batch, and `lengths`."""
+    """The engine `simple`. See `trl_soft.rollout.interface`. It reads the options `slots` (rows of a batch) and `lengths`."""
     logger.warning_once("`rollout_engine` is simple: padded batches, which wait for their longest completion.")
     device, limits = model.device, options.limits(len(prompts), plan)
     for start in range(0, len(prompts), options.slots):
@@ -45,7 +45,7 @@ def _batch(model, input_ids, attention_mask, plan: Plan, key: Key, numbers, limi
     table = mixing_table(model.get_input_embeddings(), plan.thought.mixes_vocabulary)
     eos = torch.tensor(plan.eos_token_ids, device=device)
     script, script_length = plan.script(device)
-    # Padding repeats nothing: a copy of the first token stands in its place.
+    # Padding must not count as a repetition, so a copy of the first token replaces it.
     own_ids = torch.where(attention_mask.bool(), input_ids, input_ids.gather(1, attention_mask.argmax(1, True)))
     penalise = RepetitionPenaltyLogitsProcessor(plan.repetition_penalty) if plan.repetition_penalty != 1.0 else None
 
@@ -59,7 +59,7 @@ def _batch(model, input_ids, attention_mask, plan: Plan, key: Key, numbers, limi
     prompts = [row[own.bool()].tolist() for row, own in zip(input_ids, attention_mask, strict=True)]
     thinking = ~torch.tensor(plan.closed(prompts), device=device)
     done, full, cut = (torch.zeros_like(thinking) for _ in "123")
-    cursor = script_length.new_zeros(batch)  # how many forced tokens a row has been fed
+    cursor = script_length.new_zeros(batch)  # forced tokens fed to each row so far
     script_row, surplus = cursor.clone(), cursor.clone()
     answered = cursor.clone()
     calm = cursor.clone()  # cold steps in a row
@@ -77,7 +77,7 @@ def _batch(model, input_ids, attention_mask, plan: Plan, key: Key, numbers, limi
         completion_mask[:, t] = live
 
         if t == 0 and not thinks.any():
-            # A record has the tensors of an action even if none of its completions thinks; this draw is of nobody.
+            # A record has the tensors of an action even if no completion thinks. This draw only makes the tensors.
             action, _ = plan.thought.sample(logits[:1], key.noise(numbers[:1], cursor[:1]))
             _remember(actions, {name: value[:0] for name, value in action.items()}, cursor[:0], t, (batch, length))
         if thinks.any():
@@ -97,7 +97,7 @@ def _batch(model, input_ids, attention_mask, plan: Plan, key: Key, numbers, limi
             log_probs[rows, t], entropies[rows, t] = plan.thought.score(view, action)
             is_thought = torch.ones_like(closed)
             if plan.thought.closes_one_hot and not plan.thought.scores_closing:
-                # The closing step is a token then, in the record as in the update.
+                # The closing step is then a token, in the record and in the update.
                 is_thought = ~closed
                 as_token = plan.answer.score(view, {"ids": token})
                 log_probs[rows, t] = torch.where(is_thought, log_probs[rows, t], as_token[0])
@@ -154,7 +154,7 @@ def _batch(model, input_ids, attention_mask, plan: Plan, key: Key, numbers, limi
 
 
 class _Steps:
-    """The model, one token further at each call: (B, V) float32 next-token logits."""
+    """The model. Each call feeds one more token and returns (B, V) float32 next-token logits."""
 
     def __init__(self, model, input_ids, attention_mask, needs_hidden: bool = False):
         self.model, self.input_ids, self.attention_mask = model, input_ids, attention_mask
@@ -180,14 +180,14 @@ class _Steps:
         self.cache = getattr(output, "past_key_values", None)
         if self.cache is None:
             raise ValueError(
-                f"{type(self.model).__name__} returned no key-value cache, and a rollout cannot think without one. Use "
+                f"{type(self.model).__name__} returned no key-value cache, and a rollout needs one. Use "
                 "a causal language model with a key-value cache."
             )
         return output.logits[:, -1].float()
 
     @contextmanager
     def _watching_the_head(self):
-        """Keep what the LM head is given, for thoughts made of it."""
+        """Keep the input of the LM head, for thoughts that need it."""
         if not self.needs_hidden:
             yield
             return
@@ -208,12 +208,12 @@ class _Steps:
 
 
 def _penalised(penalise, view: DenseLogits, prompt: torch.Tensor, shadow: torch.Tensor) -> DenseLogits:
-    """Logits less likely to repeat prompt and shadow, as `generate` has it; for sampling, not for scoring."""
+    """Logits with the repetition penalty over prompt and shadow, as in `generate`. For sampling, not for scoring."""
     return DenseLogits(penalise(torch.cat([prompt, shadow], dim=1), view.dense().clone()))
 
 
 def _remember(actions: dict, action: dict, rows: torch.Tensor, t: int, shape: tuple[int, int]) -> None:
-    """Write the action of some rows at position t, making the (B, C, ...) tensors at the first call."""
+    """Write the action of some rows at position t. The first call makes the (B, C, ...) tensors."""
     for name, value in packed(action).items():
         if name not in actions:
             actions[name] = value.new_zeros(*shape, *value.shape[1:])

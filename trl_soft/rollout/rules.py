@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What plans that are drawn together differ in, as tables on the device: one row a plan.
+"""The differences between plans that are drawn together, as tables on the device: one row for each plan.
 
-A step looks up the row of each completion, so that its operations do not depend on the number of plans.
+A step looks up the row of each completion, so its operations do not depend on the number of plans.
 """
 
 import torch
@@ -10,31 +10,31 @@ from .interface import Plan
 from .matcher import EndMatcher
 
 
-# One entry a plan.
+# One entry for each plan.
 RULES = (
-    "end",  # token that ends a thought; -1 is none
+    "end",  # token that ends a thought; -1: none
     "cap",  # longest thought
     "cold_length",  # cold steps in a row that end a thought
     "answer_cap",  # longest answer
-    "filler",  # what a completion that is over goes on with
-    "script",  # row of `scripts` in which its forced texts begin
-    "text_length",  # bytes of the text that ends a thought; 0 is none
-    "classes",  # where that text's tables begin in `classes`
-    "matches",  # and in `matches`
+    "filler",  # token that a finished completion continues with
+    "script",  # row of `scripts` where its forced texts begin
+    "text_length",  # bytes of the text that ends a thought; 0: none
+    "classes",  # start of that text's tables in `classes`
+    "matches",  # start of them in `matches`
     "width",  # classes of its tokens
-    "kinds",  # row of `kinds` in which its rests begin
+    "kinds",  # row of `kinds` where its rests begin
 )
 _NEVER = 2**62
-# Plans that are gone leave their texts behind, until they are more than these and more than those in use.
+# Texts of dropped plans stay until there are more than this many, and more than the texts in use.
 _SLACK = 64
 
 
 class _Shelf:
-    """Tensors one behind the other, in memory that doubles."""
+    """Tensors one after the other, in memory that doubles when it is full."""
 
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device):
         self.all = torch.zeros(1, *shape, dtype=dtype, device=device)
-        self.used = 1  # the first stands for none
+        self.used = 1  # the first entry means none
 
     def add(self, values: torch.Tensor) -> int:
         """Where they begin."""
@@ -55,11 +55,11 @@ class Rules:
     Args:
         device.
 
-    Attributes, P plans, E the most ends of sequence of any:
+    Attributes (P plans, E the largest number of ends of sequence of a plan):
         numbers (`torch.Tensor` of shape `(P, len(RULES))`, int64): columns in the order of `RULES`.
-        eos (`torch.Tensor` of shape `(P, E)`, int64): ends of sequence, then -1; E is a power of two.
-        cold_entropy, penalty (`torch.Tensor` of shape `(P,)`, float32): of Cold Stop, and of repetitions.
-        texts (`bool`): whether a text ends the thoughts of any plan.
+        eos (`torch.Tensor` of shape `(P, E)`, int64): ends of sequence, then -1. E is a power of two.
+        cold_entropy, penalty (`torch.Tensor` of shape `(P,)`, float32): entropy of Cold Stop, repetition penalty.
+        texts (`bool`): whether any plan has a text that ends thoughts.
     """
 
     def __init__(self, device):
@@ -81,7 +81,7 @@ class Rules:
 
     @property
     def scripts(self) -> torch.Tensor:
-        """Where each forced text begins in `script_ids`, and its length: (rows, 2) int64."""
+        """Start of each forced text in `script_ids`, and its length: (rows, 2) int64."""
         return self._scripts.all
 
     @property
@@ -90,12 +90,12 @@ class Rules:
 
     @property
     def classes(self) -> torch.Tensor:
-        """`EndMatcher.classes` of all texts, one behind the other."""
+        """`EndMatcher.classes` of all texts, one after the other."""
         return self._classes.all
 
     @property
     def matches(self) -> torch.Tensor:
-        """`EndMatcher.table` of all texts, row by row, one behind the other."""
+        """`EndMatcher.table` of all texts, row by row, one after the other."""
         return self._matches.all
 
     @property
@@ -108,7 +108,7 @@ class Rules:
         return bool(self._texts)
 
     def add(self, plan: Plan) -> int:
-        """The row of a plan from now on."""
+        """Add a plan. Returns its row."""
         row = next(i for i in range(len(self._plans) + 1) if i not in self._plans)
         self._plans[row] = plan
         while self.eos.size(1) < len(plan.eos_token_ids):
@@ -120,7 +120,7 @@ class Rules:
         return row
 
     def drop(self, row: int) -> None:
-        """Forget a plan that no completion is under; its row is the next one's."""
+        """Drop a plan without completions. The next plan gets its row."""
         del self._plans[row]
         self._gone += 1
         if self._gone > max(_SLACK, len(self._plans)):
@@ -146,13 +146,13 @@ class Rules:
         self.penalty[row] = plan.repetition_penalty
 
     def _script(self, plan: Plan) -> int:
-        """The row of the first of a plan's forced texts."""
+        """The row of a plan's first forced text."""
         lengths = torch.tensor([len(ids) for ids in plan.forced])
         begin = self._script_ids.add(torch.tensor([i for ids in plan.forced for i in ids], dtype=torch.long))
         return self._scripts.add(torch.stack((begin + lengths.cumsum(0) - lengths, lengths), -1))
 
     def _text(self, end: EndMatcher) -> dict[str, int]:
-        """Where the tables of a text are; plans of one text share them."""
+        """The places of a text's tables. Plans with the same text share them."""
         if id(end) not in self._texts:
             where = {
                 "text_length": len(end.table), "width": end.table.size(1), "classes": self._classes.add(end.classes),

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The engine on a plain Hugging Face model: slots that are refilled, and a step that never asks the device a question.
+"""The engine `slots` on a plain Hugging Face model: slots are refilled, and a step never waits for the device.
 
-    queue -> slot     prompt read once for all completions of it, longest prompts first
+    queue -> slot     a prompt is read once for all its completions, longest prompts first
     step              mixture -> model -> head -> candidates -> thought -> record, for all slots at once, written in place
-    slot -> result    what has finished leaves every few steps, and the next sample takes its place
+    slot -> result    finished completions leave every few steps, and the next samples take their slots
 
-A slot is as long as its own tokens (`cache.py`). When the cache's budget is too small for what the slots have grown to,
-the youngest samples go back to the queue and are read again later, thoughts and all, from their records. Noise is keyed,
-so none of this changes a completion.
+A slot is the place of one completion, and is as long as the tokens of this completion (`cache.py`). If the slots grow beyond
+the budget of the cache, the youngest samples go back to the queue. Later they are read again from their records, with their
+thoughts. Noise is keyed, so none of this changes a completion.
 """
 
 import inspect
@@ -35,12 +35,12 @@ _ROUND = 64
 
 @torch.no_grad()
 def slots(model, prompts: Sequence[Sequence[int]], plan: Plan, key: Key, options: EngineOptions) -> Parts:
-    """An engine; see `trl_soft.rollout.interface`."""
+    """The engine `slots`. See `trl_soft.rollout.interface`."""
     if not prompts:
         return
     run = _Run(model, [list(prompt) for prompt in prompts], plan, key, options)
     while run.queue or run.busy:
-        # While a generator waits for its consumer the model must be the consumer's: nothing is yielded from within.
+        # While a generator waits, its consumer may use the model. So nothing is yielded inside the block.
         with run.attached():
             run.admit()
             run.make_room()
@@ -52,7 +52,7 @@ def slots(model, prompts: Sequence[Sequence[int]], plan: Plan, key: Key, options
 
 
 class _Run:
-    """One rollout: the queue, the slots, and what the host knows of them."""
+    """One rollout: the queue, the slots, and the host's state of them."""
 
     def __init__(self, model, prompts, plan: Plan, key: Key, options: EngineOptions):
         self.model, self.prompts, self.plan, self.key, self.options = model, prompts, plan, key, options
@@ -61,11 +61,11 @@ class _Run:
         self.limits = options.limits(len(prompts), plan)
         self.check_every = options.check_every or (8 if self.device.type == "cuda" else 1)
         self.captures = options.cuda_graphs and self.device.type == "cuda"
-        # Equal prompts next to each other, longest first.
+        # Equal prompts are next to each other, the longest first.
         ids: dict[tuple, int] = {}
         self.prompt_of = [ids.setdefault(tuple(prompt), len(ids)) for prompt in prompts]
         order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), self.prompt_of[i]))
-        # Numbers of prompts, with what is known of a completion that was sent back.
+        # Numbers of prompts, with the state of a completion that went back to the queue.
         self.queue: deque[tuple[int, Kept | None]] = deque((number, None) for number in order)
 
         with evaluating(model):
@@ -76,7 +76,7 @@ class _Run:
         self.cache = SlotCache(shapes, count, length, dtype, self.device)
         self.slots = Slots(count, plan, key, self.base.config.get_text_config().vocab_size, self.device)
         self.owner: list[int | None] = [None] * count  # number of the prompt in each slot
-        self.resident: list[int | None] = [None] * count  # which prompt's keys and values a slot begins with
+        self.resident: list[int | None] = [None] * count  # the prompt whose keys and values a slot begins with
         self.reached = [0] * count  # at most this many tokens are in a slot's cache
         self.size = count  # slots that take part in a step
         self.keeps_logits = "logits_to_keep" in inspect.signature(self.base.forward).parameters
@@ -89,12 +89,12 @@ class _Run:
         context = getattr(self.base.config.get_text_config(), "max_position_embeddings", None)
         if context is not None and longest > context:
             logger.warning_once(
-                f"A prompt and its completion may have {longest} tokens and {type(self.base).__name__} was made for "
+                f"A prompt and its completion may have {longest} tokens but {type(self.base).__name__} was made for "
                 f"{context} (`max_position_embeddings`)."
             )
 
     def _sizes(self, shapes, dtype, count: int, longest: int) -> tuple[int, int]:
-        """Number and length of the slots that the budget pays for."""
+        """Number and length of the slots that fit into the budget."""
         per_token = sum(a * b + c * d for a, b, c, d in shapes) * dtype.itemsize
         gb = self.options.cache_gb
         budget = int(gb * 1e9) if gb is not None else free_memory(self.device) // 2
@@ -102,19 +102,19 @@ class _Run:
         if longest > self.affordable:
             raise ValueError(
                 f"The longest prompt and its completion take {longest} tokens of {per_token} bytes, "
-                f"{longest * per_token / 1e9:.3g} GB of keys and values, and the rollout's cache may have "
+                f"{longest * per_token / 1e9:.3g} GB of keys and values, but the rollout's cache may have "
                 f"{budget / 1e9:.3g} GB. Raise `rollout_cache_gb` (`cache_gb` in `soft_generate`), or shorten the prompt "
                 "or `max_completion_length`."
             )
         if count * longest <= self.affordable:
             return count, longest
-        # Slots as long as the budget allows them all to be, but with the longest prompt and some of its completion.
+        # Slots as long as the budget allows, but long enough for the longest prompt and a part of its completion.
         shortest = min(max(map(len, self.prompts)) + _ROUND, longest)
         length = max(self.affordable // count, shortest)
         return min(count, self.affordable // length), min(length, longest)
 
     def attached(self) -> ExitStack:
-        """The model, without dropout, attends to the slots, and watches its head if a thought asks for hidden states."""
+        """Inside the stack the model runs without dropout, attends to the slots, and keeps hidden states if a thought needs them."""
         stack = ExitStack()
         stack.enter_context(evaluating(self.model))
         stack.enter_context(slots_attended(self.base, self.cache))
@@ -128,7 +128,7 @@ class _Run:
     # From the queue into slots
 
     def admit(self) -> None:
-        """Fill free slots, reading each prompt once; where nothing is left to fill them, close ranks."""
+        """Fill free slots, and read each prompt once. If the queue is empty, move the occupied slots together."""
         if not self.queue and not self.options.static:
             self._close_ranks()
         free = [slot for slot, owner in enumerate(self.owner) if owner is None]
@@ -136,7 +136,7 @@ class _Run:
             return
         placed = []
         for number, kept in [self.queue.popleft() for _ in range(min(len(free), len(self.queue)))]:
-            # A slot that begins with this prompt already needs nothing read.
+            # A slot that already begins with this prompt needs no reading.
             same = (slot for slot in free if self.resident[slot] == self.prompt_of[number])
             slot = next(same, free[0])
             free.remove(slot)
@@ -158,7 +158,7 @@ class _Run:
         self.size = self._bucket(1 + max(slot for slot, owner in enumerate(self.owner) if owner is not None))
 
     def _read_prompts(self, placed: list[tuple[int, int]]) -> None:
-        """Keys and values of all but the last token of each prompt, which the first step feeds."""
+        """Read each prompt except its last token, which the first step feeds."""
         sources = {prompt: slot for slot, prompt in enumerate(self.resident) if prompt is not None}
         copies, unread = [], {}
         for slot, number in placed:
@@ -171,8 +171,8 @@ class _Run:
                 copies.append((sources[prompt], slot, number))
             else:
                 unread.setdefault(prompt, []).append((slot, number))
-        # Copies before anything is read, and the last first: a slot is only copied from by those placed after it was
-        # itself given away, or they would have been given that slot.
+        # Copies come before any reading, and the last copy first: a slot is a source only for slots that were filled after
+        # it was given away.
         for source, slot, number in reversed(copies):
             self.cache.copy(source, torch.tensor([slot], device=self.device), len(self.prompts[number]) - 1)
         for slot, number in placed:
@@ -205,7 +205,7 @@ class _Run:
             self.cache.prefill(index, columns)
             soft: dict = {}
             if record is not None and columns.stop > start + 1:
-                # The first column is the prompt's last token; the record begins after it.
+                # The first column is the last token of the prompt. The record begins after it.
                 tokens = slice(max(first - 1, 0), first - 1 + part.size(1))
                 soft = {"soft_tokens": record.columns(tokens)}
             position = torch.arange(columns.start, columns.stop, device=self.device).expand(len(rows), -1)
@@ -213,7 +213,7 @@ class _Run:
             self.model(input_ids=part, position_ids=position, past_key_values=self.cache, use_cache=True, **soft)
 
     def _read_again(self, slot: int, number: int) -> None:
-        """The completion so far but for its last token, thoughts as they were fed."""
+        """Read a completion so far, except its last token, with its thoughts as they were fed."""
         drawn = self.reached[slot] - len(self.prompts[number]) + 1
         if drawn == 0:
             return
@@ -226,14 +226,14 @@ class _Run:
     # Steps
 
     def make_room(self) -> None:
-        """Slots long enough for the next steps; fewer of them if the budget demands it."""
+        """Make the slots long enough for the next steps. If the budget is too small, keep fewer slots."""
         needed = max((r for r, owner in zip(self.reached, self.owner, strict=True) if owner is not None), default=0)
         needed = min(needed + self.check_every, self.longest)
         while needed > self.cache.length:
             length = min(max(int(self.cache.length * _GROWTH), needed), self.longest)
             count = min(self.cache.slots, self.affordable // length)
             occupied = [slot for slot, owner in enumerate(self.owner) if owner is not None]
-            # The youngest lose least; what they have drawn is kept, and nothing is drawn again.
+            # The youngest lose least. Their draws are kept, and nothing is drawn again.
             age = {s: self.reached[s] - len(self.prompts[n]) for s, n in enumerate(self.owner) if n is not None}
             occupied.sort(key=lambda slot: -age[slot])
             for slot in reversed(occupied[count:]):
@@ -259,7 +259,7 @@ class _Run:
         self.warm.clear()
 
     def step(self) -> None:
-        """One token for every slot."""
+        """Draw one token or thought for every slot."""
         occupied = [r for r, owner in zip(self.reached, self.owner, strict=True) if owner is not None]
         reach = min(max(occupied) + 1, self.cache.length)
         self.reached = [min(reached + 1, self.cache.length) for reached in self.reached]
@@ -268,7 +268,7 @@ class _Run:
         elif not self.captures:
             self._step(reach)
         elif self.warm.get(self.size, 0) < 2:
-            # Steps like any other; the second is the first that feeds thoughts.
+            # Ordinary steps. The second is the first that feeds thoughts.
             self._step(self.cache.length)
             self.warm[self.size] = self.warm.get(self.size, 0) + 1
         else:
@@ -302,7 +302,7 @@ class _Run:
     # Out of the slots
 
     def collect(self) -> tuple[list[int], Rollout] | None:
-        """What has finished, if anything has."""
+        """The finished completions, or `None`."""
         active = self.slots.all.active[: self.size].tolist()
         finished = [
             (slot, owner)
@@ -326,7 +326,7 @@ class _Run:
         return size
 
     def _close_ranks(self) -> None:
-        """Occupied slots first, so that a step is as small as what is left."""
+        """Move the occupied slots to the front, so that a step has only these rows."""
         occupied = [slot for slot, owner in enumerate(self.owner) if owner is not None]
         size = self._bucket(len(occupied))
         if size == self.size:
@@ -346,14 +346,14 @@ class _Run:
 
 
 class _Head:
-    """What turns the model's output into the logits a thought sees."""
+    """Turns the output of the model into the logits for a thought."""
 
     def __init__(self, model, thought, device):
         self.model, self.thought, self.hidden = model, thought, None
         self.table = mixing_table(model.get_input_embeddings(), thought.mixes_vocabulary)
 
     def watched(self) -> ExitStack:
-        """Keep what the LM head is given, for thoughts made of it."""
+        """Keep the input of the LM head, for thoughts that need it."""
         stack = ExitStack()
         if self.thought.needs_hidden:
 
@@ -372,7 +372,7 @@ class _Head:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that a rollout could have, on the device or in the host's memory."""
+    """Bytes that are free for a rollout, on the device or in the host's memory."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused

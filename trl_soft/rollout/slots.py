@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What S slots are doing and have drawn: tensors with one row a slot, written in place and never read by the host."""
+"""The state and the draws of S slots: tensors with one row for each slot, written in place and never read by the host."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -34,8 +34,8 @@ class Slots:
         length = plan.max_completion_length
         kinds = block_shapes(count, length)
         if plan.repetition_penalty != 1.0:
-            kinds["seen"] = ((count, vocab_size), torch.bool)  # which tokens prompt and shadow hold
-        # A few blocks of memory and not twenty, because each is taken out by itself when a slot finishes.
+            kinds["seen"] = ((count, vocab_size), torch.bool)  # True for tokens in the prompt and the shadow
+        # A few blocks of memory instead of twenty, because each is copied on its own when a slot finishes.
         self.blocks = {name: torch.zeros(shape, dtype=kind, device=device) for name, (shape, kind) in kinds.items()}
         self.action: dict[str, torch.Tensor] = {}
         self._views: dict[int, Any] = {}
@@ -61,13 +61,13 @@ class Slots:
         self._views.clear()
 
     def move(self, sources: torch.Tensor, targets: torch.Tensor) -> None:
-        """Slots in the place of others."""
+        """Move slots into the places of others."""
         for block in (*self.blocks.values(), *self.action.values()):
             block[targets] = block[sources]
         self.all.active[sources] = False
 
     def admit(self, slots: list[int], numbers: list[int], prompts: list[list[int]], limits: list[int]) -> None:
-        """Begin completions in some slots: thoughts, or answers where the prompt has closed its thought."""
+        """Begin completions in some slots, with a thought, or with the answer if the prompt has closed its thought."""
         closed = self.plan.closed(prompts)
         self._answers_first |= any(closed)
         index = torch.tensor(slots, device=self.device)
@@ -89,28 +89,28 @@ class Slots:
                 self.blocks["seen"][slot, torch.tensor(prompt, device=self.device)] = True
 
     def save(self, slot: int) -> Kept:
-        """All that is known of a completion, to be continued in any slot."""
+        """The state of a completion, which any slot can continue."""
         kinds = {"blocks": self.blocks, "action": self.action}
         return {kind: {name: value[slot].clone() for name, value in of.items()} for kind, of in kinds.items()}
 
     @staticmethod
     def drawn(kept: Kept) -> int:
-        """How many tokens what `save` kept had drawn."""
+        """Number of tokens of a completion that `save` has stored."""
         return int(kept["blocks"]["numbers"][NUMBERS.index("t")])
 
     def restore(self, slot: int, kept: Kept) -> None:
-        """Continue what `save` kept."""
+        """Continue a completion that `save` has stored."""
         for kind, of in (("blocks", self.blocks), ("action", self.action)):
             for name, value in kept[kind].items():
                 of[name][slot] = value
 
     def position(self, size: int) -> torch.Tensor:
-        """Where the token that is fed next stands: the number of tokens before it."""
+        """Position of the token that is fed next: the number of tokens before it."""
         now = self._of(size)
         return now.prompt_length - 1 + now.t
 
     def fed(self, size: int, position: torch.Tensor) -> tuple[torch.Tensor, SoftTokens | None]:
-        """What the next step feeds at its `position` (size,): ids (size, 1), and the thoughts in their place."""
+        """The input of the next step at its `position` (size,): ids (size, 1), and the thoughts that replace them."""
         now = self._of(size)
         last, thoughts = book.thoughts_at(self.blocks, now.index, position)
         ids = torch.where(now.t > 0, now.ids[now.index, last], now.prompt).unsqueeze(1)
@@ -118,36 +118,36 @@ class Slots:
             return ids, None
         thought = self.plan.thought
         action = {name: self.action[name][now.index, last].unsqueeze(1) for name in thought.fed}
-        # Of a record that is fed no more is read: the others are columns of the right shape.
+        # Feeding reads nothing else from a record. The other columns only have the right shape.
         return ids, SoftTokens(thought, thoughts.unsqueeze(1), action, now.log_probs[:, :1], now.forced_mask[:, :1])
 
     def advance(self, size: int, logits: DenseLogits, every_row: bool) -> None:
         """
         Draw one token or thought for each active slot of the first `size`, from as many rows of `logits`.
 
-        `every_row`: compute for all slots and write for some, so that no count is read off the device.
+        `every_row`: compute for all slots and write for some, so that no count is read from the device.
         """
         rows = Rows(self.blocks, self._of(size).index, seen=self.blocks.get("seen"))
         noise = KeyedNoise(self.key.seed, self.key.generation, rows["sample"], rows["t"])
         if self._answers_first and not self.action:
-            # A record has the tensors of an action even if none of its completions thinks; this draw is of nobody.
+            # A record has the tensors of an action even if no completion thinks. This draw only makes the tensors.
             for name, value in self.plan.thought.sample(logits, noise)[0].items():
                 self._room(name, value)
         self.steps(rows, logits, noise, self._room, every_row)
 
     def _room(self, name: str, value: torch.Tensor) -> torch.Tensor:
-        """Where an action's tensor is kept, (S, C, ...), for rows like those of `value`."""
+        """The memory of an action's tensor, (S, C, ...), for rows like those of `value`."""
         if name not in self.action:
             shape = len(self.blocks["ids"]), self.plan.max_completion_length, *value.shape[1:]
             self.action[name] = packed({name: value})[name].new_zeros(shape)
         return self.action[name]
 
     def record(self, slot: int, length: int) -> SoftTokens:
-        """The first `length` positions of one slot."""
+        """The record of the first `length` positions of one slot."""
         return self._taken([slot], length)[1]
 
     def _taken(self, slots: list[int], length: int) -> tuple[torch.Tensor, SoftTokens, torch.Tensor, torch.Tensor]:
-        """Ids, record, completion mask and entropies of some slots: copied, a block of memory at a time."""
+        """Ids, record, completion mask and entropies of some slots, copied block by block."""
         index = self._index(slots)
 
         def take(block):
@@ -161,7 +161,7 @@ class Slots:
         return take(self.blocks["ids"]), record, completion_mask, entropies
 
     def result(self, slots: list[int]) -> Rollout:
-        """What some slots have drawn, as long as the longest of them."""
+        """The rollout of some slots, as long as the longest of them."""
         index = self._index(slots)
         numbers = dict(zip(NUMBERS, self.blocks["numbers"][index].clone().unbind(-1), strict=True))
         flags = dict(zip(FLAGS, self.blocks["flags"][index].unbind(-1), strict=True))
@@ -171,5 +171,5 @@ class Slots:
         return Rollout(ids, mask, record, entropies, numbers["thinking_length"], numbers["surplus"], cut)
 
     def _index(self, slots: list[int]):
-        """What picks their rows: for one of them a slice, which costs a tenth of a gather."""
+        """An index of their rows. For one slot it is a slice, which costs a tenth of a gather."""
         return slice(slots[0], slots[0] + 1) if len(slots) == 1 else torch.tensor(slots, device=self.device)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One step of a rollout for some rows: the columns it reads and writes, and what is drawn.
+"""One step of a rollout for some rows: it draws, scores and updates the columns of each row.
 
-Nothing here owns memory or knows an engine; what a step draws depends on the row's own columns, plan, logits and noise. Rows
+The step owns no memory and knows no engine. The draw of a row depends only on the row's columns, plan, logits and noise. Rows
 whose plans share a thought are drawn together.
 """
 
@@ -22,13 +22,13 @@ from .rules import Rules
 
 class Rows:
     """
-    N rows at the beginning of a step.
+    N rows before a step.
 
     Args:
-        blocks: those of `block_shapes`, of S completions.
-        index (`torch.Tensor` of shape `(N,)`, int64): which of the S.
-        undo (*optional*): `numbers` (S, U, ...) and `flags`, in which a step keeps what it changes, at t modulo U.
-        seen (`torch.Tensor` of shape `(S, V)`, bool, *optional*): which tokens prompt and shadow hold.
+        blocks: the blocks of `block_shapes`, for S completions.
+        index (`torch.Tensor` of shape `(N,)`, int64): the places of the rows among the S completions.
+        undo (*optional*): `numbers` (S, U, ...) and `flags`. A step stores there, at t modulo U, the values that it changes.
+        seen (`torch.Tensor` of shape `(S, V)`, bool, *optional*): True for tokens in the prompt and the shadow.
     """
 
     def __init__(self, blocks: dict[str, torch.Tensor], index: torch.Tensor, undo=None, seen=None):
@@ -50,11 +50,11 @@ class Rows:
 
 class Steps:
     """
-    One step of some rows: what each draws next, and what that makes of it.
+    One step of some rows: draw the next token or thought of each, and update its state.
 
     Args:
-        plan (`Plan`): one of the plans that the rows are under. All of them have its `kind`.
-        rules (`Rules`): in which each row's plan has a row.
+        plan (`Plan`): one of the rows' plans. All of them have the same `kind`.
+        rules (`Rules`): the tables with a row for each plan.
     """
 
     def __init__(self, plan: Plan, rules: Rules):
@@ -62,22 +62,22 @@ class Steps:
         self.cold = plan.stop.temperature if plan.stop.cold_entropy is not None else None
         self.penalised = plan.repetition_penalty != 1.0
         self.one_sampler = isinstance(plan.thought, Hard) and plan.thought.same_as(plan.answer)
-        # The closing step is a token then, in the record as in the update.
+        # If true, the closing step is a token, in the record and in the update.
         self.closes_as_token = plan.thought.closes_one_hot and not plan.thought.scores_closing
 
     @staticmethod
     def kind(plan: Plan) -> tuple:
-        """What plans have in common that are drawn together; in all else they may differ."""
+        """The part of a plan that must be equal for rows to be drawn together."""
         cold = plan.stop.temperature if plan.stop.cold_entropy is not None else None
         return plan.thought.key(), plan.answer.key(), cold, plan.repetition_penalty != 1.0
 
     def __call__(self, rows: Rows, logits: DenseLogits, noise: KeyedNoise, room, every_row: bool) -> torch.Tensor:
         """
-        Draw for the active rows, from N rows of `logits` and `noise`. `room(name, value)` is where the action's tensor of that name is
-        kept, (S, C, ...).
+        Draw for the active rows, from N rows of `logits` and `noise`. `room(name, value)` returns the memory of an action's tensor
+        by its name, (S, C, ...).
 
         Returns:
-            (N,) int64: the tokens to write down; of a completion that is over, its plan's filler.
+            (N,) int64: the tokens to write down. For a finished completion this is the filler of its plan.
         """
         thought = self.thought
         turns = None
@@ -87,7 +87,7 @@ class Steps:
         else:
             turns = book.turns(rows, self.rules)
             thinks, answers = _Some(rows, turns.thinks), _Some(rows, turns.answers)
-        tokens = self._penalised(logits, rows)  # what tokens are sampled from; scored as the model has them
+        tokens = self._penalised(logits, rows)  # the logits for sampling tokens; scores use the model's own logits
         hard = made = token = cold = mine = None
         if answers.any:
             hard = self._token(answers, tokens, logits, noise)
@@ -126,13 +126,13 @@ class Steps:
         return turn.written
 
     def _score_closing(self, closing, turn: book.Turn, logits: DenseLogits, values: torch.Tensor) -> None:
-        """The steps that end a thought, as tokens of the answer."""
+        """Score the steps that end a thought as tokens of the answer."""
         if closing.any:
             score = self.answer.score(closing.of(logits), {"ids": closing.of(turn.token)})
             closing.put_score(values, score, turn.t, turn.closed)
 
     def _token(self, rows, tokens: DenseLogits, logits: DenseLogits, noise: KeyedNoise) -> SimpleNamespace:
-        """A hard token for each row, as answers are drawn."""
+        """Draw and score a hard token for each row, as for answers."""
         scored = rows.of(logits)
         if self.penalised:
             action, token = self.answer.sample(rows.of(tokens), rows.of(noise))
@@ -142,15 +142,15 @@ class Steps:
         return SimpleNamespace(action=action, token=token, score=score)
 
     def _penalised(self, logits: DenseLogits, rows: Rows) -> DenseLogits:
-        """Logits less likely to repeat prompt and shadow, as `generate` has it; for sampling, not for scoring."""
+        """Logits with the repetition penalty over prompt and shadow, as in `generate`. For sampling, not for scoring."""
         if not self.penalised:
             return logits
         assert rows.seen is not None
         if kernels.fused(logits.logits.device):
             kernels.passed_over(
                 "A repetition penalty",
-                "Each step makes other logits in float32, some 10 operations and tens of passes over the logits more, and these are read "
-                "once more by the draw. Without a penalty the logits are read once.",
+                "Each step makes other logits in float32, which takes some 10 more operations and tens of passes over the logits, and the "
+                "draw reads these once more. Without a penalty the logits are read once.",
             )
         z, penalty = logits.dense(), self.rules.penalty.index_select(0, rows["rule"]).unsqueeze(-1)
         seen = rows.seen.index_select(0, rows.index)
@@ -158,7 +158,7 @@ class Steps:
 
 
 class _Some:
-    """The rows in a mask, by index: the host may know their number."""
+    """The rows in a mask, by index. The host learns their number."""
 
     def __init__(self, rows: Rows, mask: torch.Tensor):
         self.rows, self.mask = rows, mask
@@ -170,7 +170,7 @@ class _Some:
         return value if self.all else value[self.some]
 
     def spread(self, value: torch.Tensor | None) -> torch.Tensor:
-        """A number of each of these rows as one of each of the N; any, elsewhere."""
+        """Values of these rows as values of all N rows, arbitrary elsewhere."""
         if value is None:
             return torch.zeros_like(self.rows.index)
         return value if self.all else value.new_zeros(len(self.mask)).index_copy_(0, self.some, value)
@@ -178,17 +178,17 @@ class _Some:
     def put(
         self, targets: list[torch.Tensor], values: list[torch.Tensor], t: torch.Tensor, mask: torch.Tensor
     ) -> None:
-        """Into the t-th columns. These rows are those in the mask."""
+        """Write into the t-th columns. These rows are the rows in the mask."""
         for target, value in zip(targets, values, strict=True):
             target[self.of(self.rows.index), self.of(t)] = value.to(target.dtype)
 
     def put_score(self, values: torch.Tensor, score: tuple, t: torch.Tensor, mask: torch.Tensor) -> None:
-        """A log-probability and an entropy."""
+        """Write a log-probability and an entropy."""
         self.put([values], [torch.stack(score, -1)], t, mask)
 
 
 class _Every:
-    """All rows, of which those outside a mask are computed for nothing and written as they were."""
+    """All rows. Rows outside a mask are computed too, and written back unchanged, so that no count leaves the device."""
 
     any = True
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where requests arrive: those that ask for soft thoughts are checked, and given a spec for the worker.
+"""The place where requests arrive: soft requests are checked here and get a spec for the worker.
 
-`InputProcessor.process_inputs` is wrapped, the one place that every way into vLLM goes through (`LLM.generate`, the
-servers). Requests that do not ask for thoughts pass as they were.
+This file wraps `InputProcessor.process_inputs`, which every way into vLLM calls (`LLM.generate`, the servers). Hard requests
+pass unchanged.
 """
 
 import functools
@@ -18,18 +18,18 @@ from .models import ARCHITECTURES
 from .request import SPEC, spec_of, wants
 
 
-# Engine-level settings, in `additional_config={"trl_soft": {...}}`.
+# Settings of the engine, in `additional_config={"trl_soft": {...}}`.
 RECORD_LENGTH = 16384
 RECORD_BYTES = 192
 
 
 def options(vllm_config) -> dict:
     """
-    Engine-level settings of the plugin:
+    The plugin's settings of the engine, with their defaults:
 
-        record_length   C, most tokens of a soft completion; 16384, or the model's length if that is less
-        record_bytes    W, bytes of a thought's action; 192, or what the thought that was saved with the weights needs if more
-        record_gb       most gigabytes of the host's memory for records that nobody has asked for yet; 4
+        record_length   C, most tokens of a soft completion: 16384, or the model's length if that is less
+        record_bytes    W, bytes of a thought's action: 192, or more if the thought saved with the weights needs more
+        record_gb       most gigabytes of the host's memory for records that no client has fetched yet: 4
     """
     given = vllm_config.additional_config
     given = dict(given.get("trl_soft") or {}) if isinstance(given, dict) else {}
@@ -50,7 +50,7 @@ def options(vllm_config) -> dict:
 
 
 def _own_bytes(model_config) -> int:
-    """What an action of the thoughts that were saved with the weights takes, 0 where none were."""
+    """Bytes of an action of the thoughts saved with the weights. 0 if none were saved."""
     from ...thoughts import Hard
     from .layout import layout_of
 
@@ -64,30 +64,30 @@ def _own_bytes(model_config) -> int:
 
 
 def stored_of(model_config) -> dict | None:
-    """The thinking settings beside the weights, in a folder or in the hub's cache; `None` where there are none."""
+    """The thinking settings saved with the weights, in a folder or in the hub's cache. `None` if there are none."""
     return saved_settings.read(model_config.model, model_config.revision)
 
 
 def why_off(vllm_config) -> str | None:
-    """Why an engine so configured cannot think softly; `None` if it can."""
+    """Why an engine with this configuration cannot think softly. `None` if it can."""
     model, parallel = vllm_config.model_config, vllm_config.parallel_config
     if model.architecture not in ARCHITECTURES:
         return (
-            f"the model is served as {model.architecture}, and mixtures are known to be right for "
+            f"the model is served as {model.architecture}, but mixtures are tested only for "
             f"{', '.join(ARCHITECTURES)}. Serve one of those, with vLLM's own implementation (`model_impl`)"
         )
     cases = (
         (not vllm_config.use_v2_model_runner,
-         "the engine runs Model Runner V1, which has no hook for what a step is fed. "
+         "the engine runs Model Runner V1, which has no hook for the input of a step. "
         "Start it with VLLM_USE_V2_MODEL_RUNNER=1"),
         (parallel.pipeline_parallel_size > 1,
          "pipeline parallelism passes token ids from the last stage to the first, and a "
-        "thought is none. Use tensor or data parallelism"),
+        "thought is not a token. Use tensor or data parallelism"),
         (vllm_config.speculative_config is not None,
-         "a draft model guesses tokens, and a thought is none. Start the engine "
+         "a draft model guesses tokens, and a thought is not a token. Start the engine "
         "without `speculative_config`"),
         (getattr(parallel, "prefill_context_parallel_size", 1) > 1,
-         "prefill context parallelism takes prompts apart by "
+         "prefill context parallelism splits prompts by "
         "token. Leave `prefill_context_parallel_size` at 1"),
         (bool(getattr(parallel, "use_ubatching", False)),
          "dual batch overlap splits a batch after it was embedded. Leave "
@@ -96,21 +96,21 @@ def why_off(vllm_config) -> str | None:
          "batch-sharded sampling draws a request on one rank, "
         "and the others must feed its thought. Set `enable_batch_sharded_sampling` to false"),
         (bool(model.enable_prompt_embeds),
-         "`enable_prompt_embeds` is on, and embeddings that a client sends stand where "
-        "thoughts would. Start the engine without it"),
+         "`enable_prompt_embeds` is on, and embeddings of a client take the place of "
+        "thoughts. Start the engine without it"),
         (getattr(vllm_config, "watermark_config", None) is not None,
          "watermarks are put on tokens. Start the engine without "
         "one"),
         (vllm_config.kv_transfer_config is not None,
-         "keys and values are handed to other engines by token ids, and those of "
-        "thoughts would be taken for the tokens'. Start the engine without `kv_transfer_config`"),
+         "other engines find keys and values by token ids, and would take those of "
+        "thoughts for those of tokens. Start the engine without `kv_transfer_config`"),
         (bool(getattr(model, "logits_processors", None)),
-         "custom logits processors see tokens' logits alone. Start the engine "
+         "custom logits processors see only the logits of tokens. Start the engine "
         "without `logits_processors`"),
         (model.quantization == "gguf",
-         "GGUF quantises the embedding table, which mixtures are made of. Serve another format"),
+         "GGUF quantises the embedding table, and mixtures are made of its rows. Serve another format"),
         (getattr(vllm_config.scheduler_config, "policy", "fcfs") != "fcfs",
-         "a request that was sent back may wait for any "
+         "a preempted request may wait for any "
         "number of others, and its record with it. Use the scheduling policy fcfs"),
     )  # fmt: skip
     return next((why for applies, why in cases if applies), None)
@@ -122,7 +122,7 @@ def install() -> None:
     from vllm.v1.engine.input_processor import InputProcessor
 
     class Refused(VLLMValidationError, ValueError):
-        """The client's mistake: 400 from a server, a `ValueError` from `LLM`."""
+        """A mistake of the client: status 400 from a server, a `ValueError` from `LLM`."""
 
     original = InputProcessor.process_inputs
     if hasattr(original, "soft"):
@@ -145,15 +145,13 @@ def install() -> None:
 
 
 def _refuse_spec(params) -> None:
-    """The spec is ours to write: the worker trusts it."""
+    """Refuse a spec in a request: only this file writes it, because the worker trusts it."""
     if params is not None and SPEC in (params.extra_args or {}):
-        raise ValueError(
-            f"The request has the key `{SPEC}`, which is the plugin's own. Say what to think by `soft_*` keys."
-        )
+        raise ValueError(f"The request has the key `{SPEC}`, which only the plugin may set. Use the `soft_*` keys.")
 
 
 def _not_ours(model_config) -> str | None:
-    """Why the model's class is not the plugin's."""
+    """Why the class of the model is not the plugin's. `None` if it is."""
     from vllm.model_executor.model_loader.utils import get_model_architecture
 
     from .models import SoftMixin
@@ -162,7 +160,7 @@ def _not_ours(model_config) -> str | None:
     if issubclass(found, SoftMixin):
         return None
     return (
-        f"the model is served by {found.__module__}.{found.__qualname__}, which was chosen before trl_soft was registered, or "
+        f"the model is served by {found.__module__}.{found.__qualname__}, which was set before trl_soft was registered, or "
         "by another plugin after it. Leave `VLLM_PLUGINS` unset, or name trl_soft in it"
     )
 
@@ -188,7 +186,7 @@ def _make_soft(processor, request_id: str, request) -> None:
     )  # fmt: skip
     if spec["keep"] and not can_fetch(processor.vllm_config.parallel_config.worker_extension_cls):
         raise ValueError(
-            "`soft_record` asks to keep the record, and nobody could fetch it from this engine. Leave it out, or start the engine "
+            "`soft_record` asks to keep the record, but no client can fetch it from this engine. Leave it out, or start the engine "
             "with `--worker-extension-cls trl_soft.rollout.vllm.worker.SoftWorker`."
         )
     from .layout import layout_of
@@ -196,21 +194,21 @@ def _make_soft(processor, request_id: str, request) -> None:
     width = layout_of(plan.thought, model.get_vocab_size(), model.get_hidden_size(), model.dtype).width
     if width > sizes["record_bytes"]:
         raise ValueError(
-            f"An action of this {plan.thought.name} thought takes {width} bytes a token, and the engine's record has room "
+            f"An action of this {plan.thought.name} thought takes {width} bytes a token, but the engine's record has room "
             f'for {sizes["record_bytes"]}. Start it with `additional_config={{"trl_soft": {{"record_bytes": {width}}}}}`.'
         )
     params.extra_args = {**params.extra_args, SPEC: spec}
-    # Draws of n completions differ by their number alone, and vLLM tells them apart by their seeds.
+    # The draws of n completions differ only by their number, and vLLM distinguishes them by their seeds.
     params.seed = 0
-    # Cached blocks are known by their token ids, and a thought is not its token: what is soft neither reads the cache nor
-    # leaves anything under a name that another request could ask for.
+    # vLLM finds cached blocks by token ids, and a thought is not its token. So a soft request does not read the cache, and
+    # its own blocks have a name that no other request could ask for.
     params.skip_reading_prefix_cache = True
     request.cache_salt = f"{request.cache_salt or ''}trl_soft-{secrets.token_hex(16)}"
 
 
 @functools.cache
 def can_fetch(extension: str) -> bool:
-    """Whether a worker with this extension, a class by its full name, hands records out."""
+    """Whether a client can fetch records from a worker with this extension (full name of a class)."""
     return bool(extension) and hasattr(pydoc.locate(extension), "pop_soft_records")
 
 
@@ -219,7 +217,7 @@ def _refuse_lora(lora) -> None:
 
     path = os.path.join(lora.lora_path, "adapter_config.json")
     if not os.path.isfile(path):
-        return  # vLLM says so itself
+        return  # vLLM itself raises the error
     with open(path, encoding="utf-8") as file:
         config = json.load(file)
     targets = config.get("target_modules") or []

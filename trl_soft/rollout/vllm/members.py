@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who is in a batch: rows that are drawn together, and places that thoughts are fed at.
+"""The members of a batch: rows that are drawn together, and places where thoughts are fed.
 
-It is worked out when a batch differs from the one before. In a run of decode steps of the same requests it does not.
+They are computed again only if a batch differs from the previous one. Consecutive decode steps of the same requests are equal.
 """
 
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ from .pool import Pool
 @dataclass
 class Member:
     """
-    Rows of a batch whose plans are of a kind.
+    Rows of a batch whose plans have one kind.
 
     Args:
         number (`int`): the plan of one of them.
-        places (`numpy.ndarray`): which rows of the batch, on the host. rows: on the device; a slice if all.
-        slots (`numpy.ndarray`), index (`torch.Tensor`, int64): of the rows, on the host and on the device.
+        places (`numpy.ndarray`): their rows in the batch, on the host. rows: the same on the device, a slice if all.
+        slots (`numpy.ndarray`), index (`torch.Tensor`, int64): the slots of the rows, on the host and on the device.
     """
 
     number: int
@@ -36,8 +36,8 @@ class Members:
         pool (`Pool`).
 
     Attributes:
-        drawn (`list[Member]`): what is drawn together. fed (`list[Member]`): decode steps alone, what is fed together.
-        softs, hards (`bool`): whether any request of the batch is soft, and whether any is not.
+        drawn (`list[Member]`): rows drawn together. fed (`list[Member]`): rows fed together, only for decode steps.
+        softs, hards (`bool`): whether any request of the batch is soft, and whether any is hard.
     """
 
     def __init__(self, pool: Pool):
@@ -45,7 +45,7 @@ class Members:
         self._known: tuple | None = None
 
     def of(self, slots: np.ndarray, draws: np.ndarray) -> "Members":
-        """Those of a batch of N requests: `slots` (N,), and which of them have reached the end of their text (N,) bool."""
+        """The members of a batch of N requests: their `slots` (N,), and True for those at the end of their text (N,) bool."""
         numbers = self.pool.number[slots]
         known = slots.tobytes(), numbers.tobytes(), draws.tobytes()
         if known != self._known:

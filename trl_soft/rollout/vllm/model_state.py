@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What Model Runner V2 asks about its requests: what a step feeds, and what becomes of a slot that is taken away.
+"""The plugin's state for Model Runner V2: the input of a step, and the record of a request that leaves its slot.
 
-The one rule: a position of the completion that the record knows as a thought is fed as that thought, whether it is the
-latest, part of a chunk, or read again after the request had lost its place. Nothing here waits for the device.
+There is one rule: a position that the record knows as a thought is fed as that thought. It holds for the latest position, for a
+part of a chunk, and for a position that is read again after a preemption. Nothing here waits for the device.
 """
 
 import functools
@@ -25,12 +25,12 @@ from .served_table import Table
 
 class SoftModelState(DefaultModelState):
     """
-    vLLM's own state of a decoder, and the thoughts of its soft requests.
+    vLLM's state of a decoder, with the thoughts of its soft requests.
 
     Attributes:
-        off (`str` or `None`): why this engine cannot think softly. All else is then vLLM's own.
+        off (`str` or `None`): why this engine cannot think softly. It then behaves as plain vLLM.
         pool (`Pool`): the records of the requests in flight.
-        kept: records of requests that are gone, by the name and the number of the completion.
+        kept: records of finished requests, by the name and the number of the completion.
     """
 
     def __init__(self, vllm_config, model, encoder_cache, device):
@@ -40,7 +40,7 @@ class SoftModelState(DefaultModelState):
             return
         sizes = options(vllm_config)
         self.vocab_size = self.model_config.get_vocab_size()
-        # One buffer for ever: a captured graph reads what it was captured with.
+        # One buffer for all steps, because a captured graph reads the memory that it was captured with.
         self.fed = torch.zeros(self.max_num_tokens, self.inputs_embeds_size, dtype=self.dtype, device=device)
         self.every = torch.arange(self.max_num_tokens, device=device)
         self.pool = Pool(
@@ -52,7 +52,7 @@ class SoftModelState(DefaultModelState):
         self.slot_of: dict[str, int] = {}
         self.spec_of: dict[str, dict] = {}
         self.prompt_length = np.zeros(self.max_num_reqs, dtype=np.int64)
-        # Requests that were sent back or are over; vLLM does not say which.
+        # Requests that were preempted or have finished. vLLM does not say which.
         self.parked: OrderedDict[str, Parked] = OrderedDict()
         self.kept = Kept(int(sizes["record_gb"] * 1e9))
         self._begun: list[tuple] = []
@@ -88,10 +88,10 @@ class SoftModelState(DefaultModelState):
             return
         if drawn > 0:
             raise RuntimeError(
-                f"Request {request} comes back with {drawn} tokens, and its record is gone. Its thoughts cannot be read again."
+                f"Request {request} comes back with {drawn} tokens, but its record is gone. Its thoughts cannot be read again."
             )
         number = self._number(spec["rules"])
-        # A request that is added and restored in one step finds its slot in order; others begin together, below.
+        # A request that is added and restored in one step finds its slot ready. The others begin together, below.
         self.pool.number[req_index], self.pool.drawn[req_index] = number, 0
         seed, generation, sample = spec["key"]
         limit = min(spec["limit"], self.pool.length)
@@ -118,8 +118,8 @@ class SoftModelState(DefaultModelState):
         self.parked[req_id] = parked
         if self.spec_of[req_id]["keep"]:
             self.kept.put(self._name(req_id), parked)
-        # First come, first served: a request that was sent back is the next to be admitted, so no more than all slots end
-        # before it returns, and no more than all slots wait with it.
+        # First come, first served: a preempted request is the next to be admitted. So at most as many requests as there are
+        # slots end before it returns, and at most as many wait with it.
         while len(self.parked) > 2 * self.max_num_reqs:
             gone, _ = self.parked.popitem(last=False)
             del self.spec_of[gone]
@@ -130,8 +130,8 @@ class SoftModelState(DefaultModelState):
 
     def take(self, names: Iterable[str]) -> list[tuple[str, int, Parked]]:
         """
-        The records of some requests, and no longer keep them. Finished ones may still be in a slot, where vLLM leaves them
-        until the next step; those that are running there stay.
+        Remove and return the records of some requests. A finished request may still be in its slot, where vLLM leaves it until
+        the next step. Running requests stay.
         """
         wanted = set(names)
         found = self.kept.take(wanted)
@@ -141,7 +141,7 @@ class SoftModelState(DefaultModelState):
                 found[self._name(request)] = self.pool.park(slot, "cpu")
                 spec["keep"] = False
         if self.device.type != "cpu":
-            torch.accelerator.synchronize()  # the copies above run with the stream
+            torch.accelerator.synchronize()  # the copies above run in the stream
         order = {name: i for i, name in enumerate(names)}
         return [(*key, found[key]) for key in sorted(found, key=lambda key: (order[key[0]], key[1]))]
 
@@ -157,7 +157,7 @@ class SoftModelState(DefaultModelState):
 
     @functools.cache  # noqa: B019 (there is one state in a process)
     def tokenizer(self):
-        """Read when the first text that ends thoughts asks for it."""
+        """The tokenizer. It is read when the first text that ends thoughts needs it."""
         from transformers import AutoTokenizer
 
         config = self.model_config
@@ -166,7 +166,7 @@ class SoftModelState(DefaultModelState):
         )
 
     def rms(self) -> float:
-        """Of the embedding table, as it was when the first thought asked for it."""
+        """RMS of the embedding table, at the time when the first thought needed it."""
         if self._rms is None:
             self._rms = self.table.rms()
         return self._rms
@@ -191,19 +191,19 @@ class SoftModelState(DefaultModelState):
         return inputs
 
     def members_of(self, batch) -> Members:
-        """Who is in a batch. Requests in the middle of their prompt have logits and draw nothing."""
+        """The members of a batch. Requests in the middle of their prompt have logits but draw nothing."""
         count = batch.num_reqs
         reached = batch.num_computed_tokens_np[:count] + batch.num_scheduled_tokens[:count]
         return self.members.of(batch.idx_mapping_np[:count], reached >= batch.prefill_len_np[:count])
 
     def _fed_thoughts(self, batch):
         """
-        Where thoughts may stand in a batch: for what is fed alike, rows of the batch's tokens, their slots, and the number of a plan.
-        What of it is a thought the record knows, on the device.
+        The places in a batch where thoughts may be: for rows that are fed alike, their rows in the batch's tokens, their slots, and
+        the number of a plan. Which of them are thoughts, the record decides on the device.
         """
         members = self.members_of(batch).fed
         if batch.num_tokens == batch.num_reqs:
-            # A decode step: row i is request i's.
+            # A decode step: row i belongs to request i.
             for member in members:
                 rows = self.every[member.rows] if isinstance(member.rows, slice) else member.rows
                 yield rows, member.index, member.number
@@ -214,7 +214,7 @@ class SoftModelState(DefaultModelState):
                 yield self.pool.on_device(places), self.pool.on_device(owners), member.number
 
     def _after_prompts(self, batch, member: Member) -> tuple[np.ndarray, np.ndarray]:
-        """The rows of a batch's tokens that stand behind the prompts of some requests, and the slots of those."""
+        """The rows of a batch's tokens that follow the prompts of some requests, and their slots."""
         at = member.places
         first = np.maximum(self.prompt_length[member.slots] - batch.num_computed_tokens_np[at], 0)
         counts = np.maximum(batch.num_scheduled_tokens[at] - first, 0)
@@ -224,13 +224,13 @@ class SoftModelState(DefaultModelState):
 
 
 def _table(model) -> Table:
-    """The embedding table of one of the architectures we know."""
+    """The embedding table of a supported architecture."""
     backbone = model.model
     embedding = getattr(backbone.embed_tokens, "base_layer", backbone.embed_tokens)  # under an adapter
     method = type(getattr(embedding, "quant_method", None)).__name__
     if method != "UnquantizedEmbeddingMethod":
         raise RuntimeError(
-            f"The embedding table of {type(model).__name__} is kept by {method}, and mixtures are made of its plain rows. Serve "
+            f"The embedding table of {type(model).__name__} is stored by {method}, but mixtures are made of plain rows. Serve "
             "the model with an unquantised embedding table, or without trl_soft (`VLLM_PLUGINS`)."
         )
     shard, add = embedding.shard_indices, None

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a request says about its thoughts: flat `soft_*` keys, checked where it arrives, and the spec made of them.
+"""The `soft_*` keys of a request: they are checked where the request arrives, and become a spec for the worker.
 
-A request is soft if it has a true `soft_thinking`, or names a `soft_thought` or `soft_settings`. Other keys are the fields of
+A request is soft if `soft_thinking` is true, or if it has `soft_thought` or `soft_settings`. Other keys are the fields of
 `ThinkingSettings` with `soft_` before them, and these:
 
-    soft_settings                             all fields at once, as the text of a JSON object, and none from elsewhere
-    soft_seed, soft_generation, soft_sample   the key of the noise, as in the other engines; n completions of one request
-                                              are samples `soft_sample`, `soft_sample + 1`, ...
-    soft_evaluation                           think with `eval_thought` where it is set
-    soft_record                               keep the record until it is asked for, under this name; true: the request's
+    soft_settings                             all fields at once, as the text of a JSON object. Nothing comes from elsewhere
+    soft_seed, soft_generation, soft_sample   the key of the noise, as in the other engines. The n completions of a request
+                                              are the samples `soft_sample`, `soft_sample + 1`, ...
+    soft_evaluation                           think with `eval_thought`, if it is set
+    soft_record                               keep the record until a client fetches it, under this name. true: the name of
+                                              the request
 
-The sampling parameters of the request are the answer's. What is unset is as the weights were trained (`saved_settings`).
+The sampling parameters of the request apply to the answer. Unset fields are those saved with the weights (`saved_settings`).
 """
 
 import difflib
@@ -31,7 +32,7 @@ from ..matcher import looked_up, matcher
 
 
 PREFIX = "soft_"
-SPEC = "trl_soft"  # under which the spec travels to the worker
+SPEC = "trl_soft"  # key of the spec on its way to the worker
 _SETTINGS = {f.name: f.default for f in fields(ThinkingSettings)}
 _OWN = (
     "thinking",
@@ -44,11 +45,11 @@ _OWN = (
 )
 _SWITCHES = ("thinking", "evaluation", *(name for name, value in _SETTINGS.items() if isinstance(value, bool)))
 KEYS = tuple(PREFIX + name for name in (*_SETTINGS, *_OWN))
-# Characters of a key, and of the text under one; of each text where it is a list.
+# Characters of a key, and of the text under a key (of each text in a list).
 KEY_LENGTH, TEXT_LENGTH = 64, 256
 TEXT_LENGTHS = {"settings": 2**16, **LENGTHS}
 STOPS = 64  # tokens that end a completion
-# What shapes a token's logits elsewhere and a thought's nowhere, with the value that does nothing.
+# Parameters that shape the logits of tokens and cannot shape a thought, each with the value that has no effect.
 _UNHEARD = {
     "presence_penalty": 0.0,
     "frequency_penalty": 0.0,
@@ -63,7 +64,7 @@ _UNHEARD = {
 
 
 def switch(name: str, value) -> bool:
-    """A yes or no, as JSON, a command line or a form has it."""
+    """A truth value, as JSON, a command line or a form writes it."""
     if value in (True, 1, "true", "True", "1"):
         return True
     if value in (False, 0, None, "false", "False", "0"):
@@ -72,17 +73,17 @@ def switch(name: str, value) -> bool:
 
 
 def refuse_unreadable(extra: dict) -> None:
-    """What is longer than any use, or no text at all, before anything reads, compares or repeats it."""
+    """Refuse keys and texts that are too long, before anything reads, compares or repeats them."""
     for key, value in extra.items():
         if not key.startswith(PREFIX):
             continue
         if len(key) > KEY_LENGTH:
-            raise ValueError(f"The request has the key {shown(key)}, and keys have at most {KEY_LENGTH} characters.")
+            raise ValueError(f"The request has the key {shown(key)}, but keys have at most {KEY_LENGTH} characters.")
         check_whole(shown(key), key)
         most = TEXT_LENGTHS.get(key.removeprefix(PREFIX), TEXT_LENGTH)
         texts = value if isinstance(value, (list, tuple)) else [value]
         if len(texts) > 2:
-            raise ValueError(f"`{key}` is {shown(value)}, and no key takes more than two texts.")
+            raise ValueError(f"`{key}` is {shown(value)}, but no key takes more than two texts.")
         for text in texts:
             if isinstance(text, str) and len(text) > most:
                 raise ValueError(f"`{key}` has {len(text)} characters, and at most {most} are read. Shorten it.")
@@ -101,13 +102,13 @@ def wants(extra: dict | None) -> bool:
     given = sorted(key for key in extra if key.startswith(PREFIX) and key != "soft_thinking")
     if given and "soft_thinking" not in extra:
         raise ValueError(
-            f"`{given[0]}` is set and `soft_thinking` is not, so nothing would read it. Add `soft_thinking: true`."
+            f"`{given[0]}` is set but `soft_thinking` is not, so nothing would read it. Add `soft_thinking: true`."
         )
     return False
 
 
 def settings_of(extra: dict, stored: dict | None) -> ThinkingSettings:
-    """The thinking settings of a soft request; what is unset comes from those that were saved with the weights."""
+    """The thinking settings of a soft request. Unset fields come from the settings saved with the weights."""
     for key in extra:
         if key.startswith(PREFIX) and key not in KEYS:
             nearest = difflib.get_close_matches(key, KEYS, n=1, cutoff=0.0)[0]
@@ -120,14 +121,14 @@ def settings_of(extra: dict, stored: dict | None) -> ThinkingSettings:
     if "soft_settings" in extra:
         if given:
             raise ValueError(
-                f"`soft_settings` holds all settings, and `{PREFIX}{next(iter(given))}` is one of them. Set one or the other."
+                f"`soft_settings` holds all settings, but `{PREFIX}{next(iter(given))}` is set too. Set one or the other."
             )
         return ThinkingSettings(**_object(extra["soft_settings"]))
     if stored is None:
         if "thought" not in given:
             raise ValueError(
-                "The request asks for soft thoughts and does not say which, and no thinking settings were saved with "
-                "the weights. Set `soft_thought` and what else is to differ from `ThinkingSettings`."
+                "The request asks for soft thoughts without a `soft_thought`, and no thinking settings were saved with "
+                "the weights. Set `soft_thought`, and every field that differs from the defaults of `ThinkingSettings`."
             )
         return ThinkingSettings(**given)
     return ThinkingSettings.of_stored(stored, "What was saved with the weights", **given)
@@ -149,23 +150,23 @@ def _object(text) -> dict:
 
 
 def refuse_params(params) -> None:
-    """Sampling parameters that would be heard by hard tokens alone."""
+    """Refuse sampling parameters that would apply only to hard tokens."""
     for name, silent in _UNHEARD.items():
         value = getattr(params, name, silent)
         if value and value != silent:
             raise ValueError(
-                f"`{name}` is {shown(value)}, but it shapes the logits of tokens, and a thought is made of the model's own. Leave "
+                f"`{name}` is {shown(value)}, but it shapes the logits of tokens, and a thought is made of the model's own logits. Leave "
                 "it out, or set `soft_thinking: false`."
             )
     if getattr(params, "structured_outputs", None) is not None:
         raise ValueError(
-            "The request asks for structured output, but a grammar allows or forbids tokens and a thought is none. "
+            "The request asks for structured output, but a grammar allows or forbids tokens, and a thought is not a token. "
             "Leave it out, or set `soft_thinking: false`."
         )
 
 
 def _key(params) -> list[int]:
-    """Of the noise: seed, generation and sample. A request that names no seed gets one that nobody else has."""
+    """The key of the noise: seed, generation and sample. A request without a seed gets a random one."""
     unset = {"seed": secrets.randbits(63) if params.seed is None else params.seed, "generation": 0, "sample": 0}
     key = [params.extra_args.get(PREFIX + name, value) for name, value in unset.items()]
     for name, value in zip(unset, key, strict=True):
@@ -174,7 +175,7 @@ def _key(params) -> list[int]:
 
 
 def _answer(params) -> list:
-    """How answers are sampled, the arguments of `Hard`."""
+    """The sampling of answers, as the arguments of `Hard`."""
     answer = [params.temperature, max(params.top_k, 0), params.top_p, params.min_p]
     for name, value in zip(("temperature", "top_k", "top_p", "min_p"), answer, strict=True):
         check(name, value)
@@ -183,22 +184,22 @@ def _answer(params) -> list:
 
 
 def _ends(params) -> list[int]:
-    """The tokens that end the completion, the model's own end of sequence first."""
+    """The tokens that end the completion. The model's own end of sequence comes first."""
     eos = sorted(params.all_stop_token_ids)
     if params.eos_token_id is not None:
         eos = [params.eos_token_id, *(token for token in eos if token != params.eos_token_id)]
     if len(eos) > STOPS:
         raise ValueError(
-            f"{len(eos)} tokens end the completion (`stop_token_ids`), and a soft request takes at most {STOPS}. Name fewer."
+            f"{len(eos)} tokens end the completion (`stop_token_ids`), but a soft request takes at most {STOPS}. Name fewer."
         )
     return eos
 
 
 def _refuse_sizes(params, settings: ThinkingSettings, eos: list[int], *, vocab_size: int, max_length: int) -> None:
-    """What is longer than a record, or counts more tokens than there are."""
+    """Refuse lengths beyond the record, and counts beyond the vocabulary."""
     if params.max_tokens > max_length:
         raise ValueError(
-            f"`max_tokens` is {params.max_tokens}, and the records of soft requests have room for {max_length} tokens. Lower "
+            f"`max_tokens` is {params.max_tokens}, but the records of soft requests have room for {max_length} tokens. Lower "
             f'it, or start the engine with `additional_config={{"trl_soft": {{"record_length": {params.max_tokens}}}}}`.'
         )
     for name, option in options().items():
@@ -208,13 +209,13 @@ def _refuse_sizes(params, settings: ThinkingSettings, eos: list[int], *, vocab_s
             )
     if settings.max_answer_length is not None and not eos:
         raise ValueError(
-            "`max_answer_length` is set, but no token ends a completion (`ignore_eos`), and vLLM would go on. Leave "
+            "`max_answer_length` is set, but no token ends a completion (`ignore_eos`), so vLLM would continue it. Leave "
             "one of the two out."
         )
 
 
 def _rules(plan: Plan, settings: ThinkingSettings, answer: list, evaluation: bool) -> str:
-    """What `plan_of` makes the same plan of; requests of the same rules share it."""
+    """The rules from which `plan_of` makes a plan. Requests with the same rules share the plan."""
     end = plan.stop.end
     rules = {
         "settings": {name: value for name, value in settings.thinking_dict().items() if value != _SETTINGS[name]},
@@ -240,16 +241,16 @@ def spec_of(
     prompt: Sequence[int] = (),
 ) -> tuple[dict, Plan]:
     """
-    The spec of a soft request: plain values, all that a worker needs, and the plan it makes (at a table's RMS of 1 where
-    the request names none).
+    The spec of a soft request: plain values with everything that a worker needs; and its plan, with an RMS of 1 for the table if
+    the request has none.
 
     Args:
-        params: sampling parameters as vLLM resolved them, ends of sequence and `max_tokens` among them.
-        max_length (`int`): C, most tokens of a completion that a record has room for.
-        prompt (`list[int]`): the request's; one that has closed its thought is answered at once.
+        params: sampling parameters as vLLM resolved them, with ends of sequence and `max_tokens`.
+        max_length (`int`): C, most tokens of a completion in a record.
+        prompt (`list[int]`): the prompt of the request. A prompt that has closed its thought is answered at once.
 
     Raises:
-        ValueError: for a setting that no thought can use, in a sentence.
+        ValueError: for a setting that no thought can use. The message is a sentence.
     """
     extra = params.extra_args
     settings = settings_of(extra, stored)
@@ -289,7 +290,7 @@ def spec_of(
 
 
 class Ends:
-    """The token that ends a thought, where no tokenizer is at hand."""
+    """The token that ends a thought, for a worker without a tokenizer."""
 
     is_token = True
 
@@ -302,8 +303,8 @@ def plan_of(rules: str, *, vocab_size: int, max_length: int, rms=None, tokenizer
     The plan of a spec's rules.
 
     Args:
-        rms: called for the RMS of the table where the settings name none and a thought's sigma is a share of it.
-        tokenizer: called for the tokenizer where a text ends thoughts.
+        rms: a function that returns the RMS of the table. Called if the settings have none and a thought's sigma needs it.
+        tokenizer: a function that returns the tokenizer. Called if a text ends thoughts.
     """
     of = json.loads(rules)
     settings = ThinkingSettings(**of["settings"])
