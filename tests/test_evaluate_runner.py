@@ -221,6 +221,16 @@ def test_scores_are_of_sealed_samples_alone(brief, tmp_path):
     assert plain(score(Store(tmp_path))) == plain(metrics)
 
 
+def test_a_chunk_that_lost_a_line_is_as_if_it_had_never_been(tmp_path):
+    (tmp_path / "samples").mkdir()
+    store = Store(tmp_path)
+    store.append(("b", "d", 0), [{"sample": 0}, {"sample": 1}], tokens=2, seconds=1.0)
+    assert [chunk for chunk, _, _ in store.chunks()] == [("b", "d", 0)]
+    begin, _, *rest = store.path.read_text().splitlines(True)
+    store.path.write_text("".join([begin, *rest]))
+    assert not list(store.chunks())
+
+
 def test_one_process_at_a_time_writes_a_file(tmp_path):
     (tmp_path / "samples").mkdir()
     first, second, other = Store(tmp_path), Store(tmp_path), Store(tmp_path, rank=1)
