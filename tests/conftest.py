@@ -73,3 +73,13 @@ def _seeded():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def oracle(monkeypatch) -> str:
+    """The naive oracle as an engine of `soft_generate`: its name."""
+    from tests.naive_rollout import naive
+    from trl_soft.rollout import ENGINES
+
+    monkeypatch.setitem(ENGINES, "naive", naive)
+    return "naive"

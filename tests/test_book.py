@@ -13,10 +13,9 @@ from tests import tiny
 from tests.test_vllm_parts import STEPS, C, H, V, assert_same, of_slots, plan, pool_of, read, served, whole
 from trl_soft import kernels
 from trl_soft.rollout import book
-from trl_soft.rollout.columns import FLAGS, NUMBERS, block_shapes
+from trl_soft.rollout.columns import FLAGS, NUMBERS, Rows, block_shapes
 from trl_soft.rollout.matcher import EndMatcher
 from trl_soft.rollout.rules import RULES, Rules
-from trl_soft.rollout.steps import Rows
 from trl_soft.rollout.stop import EndOfThinking
 from trl_soft.rollout.vllm.members import Members
 from trl_soft.rollout.vllm.pool import UNDO

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The slot engine against the simple loop: the same tokens, records and log-probabilities, however it is arranged."""
+"""Both engines against the naive oracle: the same tokens, records and log-probabilities, however a rollout is arranged."""
 
 import gc
 import weakref
@@ -11,6 +11,7 @@ import torch
 
 from tests import tiny
 from tests.capture import as_captured
+from tests.naive_rollout import naive
 from trl_soft import ThinkingSettings
 from trl_soft.forward import soft_tokens_added
 from trl_soft.rollout import ENGINES, EngineOptions, Key, assemble
@@ -36,7 +37,9 @@ def run(net, made, engine="slots", prompts=PROMPTS, samples=None, **options):
     sample = torch.arange(len(ids)) if samples is None else torch.tensor(samples)
     with soft_tokens_added(net):
         options = EngineOptions(**{"slots": len(ids)} | options)
-        return assemble(ENGINES[engine](net, ids, made, Key(3, 0, sample), options), len(ids), made)
+        return assemble(
+            {**ENGINES, "naive": naive}[engine](net, ids, made, Key(3, 0, sample), options), len(ids), made
+        )
 
 
 def assert_same(ours, theirs, gaussian=False):
@@ -45,8 +48,8 @@ def assert_same(ours, theirs, gaussian=False):
     assert torch.equal(ours.completion_mask, theirs.completion_mask)
     for mask in ("thinking_mask", "forced_mask"):
         assert torch.equal(getattr(ours.record, mask), getattr(theirs.record, mask))
-    assert torch.equal(ours.thinking_length, theirs.thinking_length)
-    assert torch.equal(ours.thinking_cut, theirs.thinking_cut)
+    for name in ("thinking_length", "thinking_surplus", "thinking_cut"):
+        assert torch.equal(getattr(ours, name), getattr(theirs, name))
     tolerance = {"rtol": 1e-4, "atol": 5e-5} if gaussian else {"rtol": 0, "atol": 1e-5}
     torch.testing.assert_close(ours.record.log_probs, theirs.record.log_probs, **tolerance)
     torch.testing.assert_close(ours.entropies, theirs.entropies, rtol=0, atol=1e-5)
@@ -64,26 +67,26 @@ ARRANGEMENTS = {
     "prompts in pieces": {"slots": 7, "prefill_tokens": 5},
     "every prompt by itself": {"slots": 7, "share_prompts": False},
     "seldom looked at": {"slots": 5, "check_every": 7},
+    "one padded batch": {"engine": "simple"},
+    "padded batches": {"engine": "simple", "slots": 5},
 }
 
-# Thoughts that every arrangement completes; the others are in two.
+# Thoughts that every arrangement completes; the others are in three.
 EVERYWHERE = ("hard", "gumbel-0.5", "gaussian-hidden")
 
 
 @pytest.mark.parametrize("settings", tiny.THOUGHTS, ids=tiny.name)
-def test_slots_are_the_simple_loop(settings):
+def test_engines_draw_what_the_oracle_draws(settings):
     net = tiny.model()
     made = plan(net, settings)
-    theirs = run(net, made, "simple")
+    theirs = run(net, made, "naive")
     assert len(set(theirs.completion_mask.sum(-1).tolist())) > 1 or settings["thought"] in ("soft", "latent")
     # Arrangements know nothing of thoughts but what a record holds, and where an embedding or a hidden state is in it.
-    named = ARRANGEMENTS if tiny.name(settings) in EVERYWHERE else ("all at once", "refilled")
+    named = ARRANGEMENTS if tiny.name(settings) in EVERYWHERE else ("all at once", "refilled", "padded batches")
     for arrangement in named:
         assert_same(run(net, made, **ARRANGEMENTS[arrangement]), theirs, settings["thought"] == "gaussian")
 
 
-# One slot takes the longest, and is refilled as five are.
-@pytest.mark.parametrize("arrangement", [name for name in ARRANGEMENTS if name != "one slot"])
 @pytest.mark.parametrize(
     "settings",
     [
@@ -93,12 +96,15 @@ def test_slots_are_the_simple_loop(settings):
     ],
     ids=["prefill", "text", "cold"],
 )
-def test_every_way_to_stop(settings, arrangement):
+def test_every_way_to_stop(settings):
     net = tiny.model()
     made = plan(net, settings)
-    theirs = run(net, made, "simple", prompts=PROMPTS * 3)
+    theirs = run(net, made, "naive", prompts=PROMPTS * 3)
     assert theirs.thinking_cut.any() and not theirs.thinking_cut.all()
-    assert_same(run(net, made, prompts=PROMPTS * 3, **ARRANGEMENTS[arrangement]), theirs)
+    for name, options in ARRANGEMENTS.items():
+        # One slot takes the longest, and is refilled as five are.
+        if name != "one slot":
+            assert_same(run(net, made, prompts=PROMPTS * 3, **options), theirs)
 
 
 def test_a_text_that_ends_thoughts_costs_no_step_and_no_decoding(monkeypatch):
@@ -122,9 +128,9 @@ def test_a_repetition_penalty(thought):
     net = tiny.model()
     for settings in ({}, {"end_of_thinking": "1;", "thinking_top_k": None if thought == "hard" else 20}):
         made = plan(net, {"thought": thought} | settings, repetition_penalty=1.7)
-        theirs = run(net, made, "simple", prompts=PROMPTS * 2)
+        theirs = run(net, made, "naive", prompts=PROMPTS * 2)
         # What a slot has seen begins anew with a completion and grows with each piece and token.
-        for name in ("all at once", "refilled", "prompts in pieces", "seldom looked at"):
+        for name in ("all at once", "refilled", "prompts in pieces", "seldom looked at", "padded batches"):
             assert_same(run(net, made, prompts=PROMPTS * 2, **ARRANGEMENTS[name]), theirs)
 
 
@@ -133,7 +139,7 @@ def test_a_cache_too_small_sends_the_youngest_back(settings, monkeypatch):
     """Read again from their records they go on as if they had never left; their shadow text would not do."""
     net = tiny.model()
     made = plan(net, settings)
-    theirs = run(net, made, "simple")
+    theirs = run(net, made, "naive")
     again = []
     read_again = engine_module._Run._read_again
     monkeypatch.setattr(
@@ -186,21 +192,22 @@ def test_a_length_of_its_own_for_each():
     net = tiny.model()
     made = plan(net, {}, eos_token_ids=[])
     lengths = [1 + (7 * i) % C for i in range(len(PROMPTS))]
-    theirs, ours = (run(net, made, engine, lengths=lengths, slots=4) for engine in ("simple", "slots"))
-    assert ours.completion_mask.sum(-1).tolist() == lengths
-    assert_same(ours, theirs)
+    theirs = run(net, made, "naive", lengths=lengths)
+    assert theirs.completion_mask.sum(-1).tolist() == lengths
+    for engine in ENGINES:
+        assert_same(run(net, made, engine, lengths=lengths, slots=4), theirs)
     with pytest.raises(ValueError, match="each of which must be whole and from 1 to"):
         run(net, made, lengths=[0] * len(PROMPTS))
 
 
-@pytest.mark.parametrize("engine", ["slots", "simple"])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_an_answer_has_a_cap_of_its_own(engine):
     net = tiny.model()
     made = plan(net, {"max_thinking_length": 5, "answer_prefill": ["=a", "b+"], "max_answer_length": 3})
     out = run(net, made, engine, slots=4)
     own = out.completion_mask & ~out.record.thinking_mask & ~out.record.forced_mask
     assert own.sum(-1).max() == 3 and out.thinking_length.unique().numel() > 1
-    assert_same(out, run(net, made, "slots", check_every=5))
+    assert_same(out, run(net, made, "naive"))
 
 
 def test_greedy_hard_tokens_are_those_of_generate():

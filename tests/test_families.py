@@ -211,25 +211,25 @@ def gpt_oss():
     return net
 
 
-SLOTS = {family: functools.partial(build, family) for family in FAMILIES if ENGINE[family] == "slots"}
-SLOTS |= {"GPT2": gpt2, "GptOss": gpt_oss}
+MODELS = {family: functools.partial(build, family) for family in FAMILIES} | {"GPT2": gpt2, "GptOss": gpt_oss}
 
 
-@pytest.mark.parametrize("family", SLOTS)
+@pytest.mark.parametrize("family", MODELS)
 @pytest.mark.parametrize("thought", ["hard", "gumbel"])
-def test_slots_draw_what_the_simple_loop_draws(family, thought):
-    """Windows shorter than a completion, capped scores, sinks, scaled embeddings: attention is the model's own."""
+def test_engines_draw_what_the_oracle_draws(family, thought, oracle):
+    """Windows shorter than a completion, capped scores, sinks, scaled embeddings, recurrent layers: all of it is the model's own."""
     settings = ThinkingSettings(thought=thought, max_thinking_length=16)
-    net = SLOTS[family]()
+    net = MODELS[family]()
     options = {"num_generations": 3, "max_completion_length": 24, "progress": False}
     prompts = ["1+2=", "12345678-87654321=", "9"]
-    ours, theirs = (
-        soft_generate(net, tiny.tokenizer(), prompts, settings, engine=engine, slots=4, **options)
-        for engine in ("slots", "simple")
-    )
-    assert ours.completion_ids == theirs.completion_ids
-    for have, want in zip(ours.log_probs, theirs.log_probs, strict=True):
-        torch.testing.assert_close(torch.tensor(have), torch.tensor(want), rtol=0, atol=1e-5)
+    theirs = soft_generate(net, tiny.tokenizer(), prompts, settings, engine=oracle, **options)
+    # Recurrent layers read the oracle's whole texts in chunks, and an engine's steps one by one: in float32, with other rounding.
+    tolerance = 5e-4 if family == "Qwen3_5" else 1e-5
+    for engine in ("simple",) if ENGINE.get(family) == "simple" else ("slots", "simple"):
+        ours = soft_generate(net, tiny.tokenizer(), prompts, settings, engine=engine, slots=4, **options)
+        assert ours.completion_ids == theirs.completion_ids
+        for have, want in zip(ours.log_probs, theirs.log_probs, strict=True):
+            torch.testing.assert_close(torch.tensor(have), torch.tensor(want), rtol=0, atol=tolerance)
 
 
 def test_a_hybrid_is_told_which_engine_runs_it(tmp_path):

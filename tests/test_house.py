@@ -14,23 +14,11 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "trl_soft"
 MODULE_LINES, FUNCTION_LINES = 400, 60
 
-CIRCLES = {
-    "trl_soft.evaluate.grading.mathematics",
-    "trl_soft.evaluate.grading.grading_process",
-    "trl_soft.rollout.book",
-    "trl_soft.rollout.steps",
-    "trl_soft.rollout.vllm.frontend",
-    "trl_soft.rollout.vllm.models",
-    "trl_soft.rollout.vllm.model_state",
-}
 LONG_MODULES: set[str] = set()
 # The two of `kernels` are Triton kernels: each is one pass over registers, which functions would have to hand on one by one.
 LONG_FUNCTIONS = {
     "trl_soft.kernels.decisions:decide_rows",
     "trl_soft.kernels.softmax_tiles:_fold",
-    "trl_soft.rollout.book:decide",
-    "trl_soft.rollout.generate:soft_generate",
-    "trl_soft.rollout.padded_engine:_batch",
 }
 SAME_MODULES: set[str] = set()
 SAME_CLASSES: set[str] = set()
@@ -105,7 +93,7 @@ def test_imports_are_read():
 
 def test_no_module_imports_itself_through_others():
     """Not even by imports within functions, which hide a circle."""
-    assert circles(graph()) <= CIRCLES
+    assert not circles(graph())
 
 
 def test_nothing_needs_the_scripts_or_the_tests():

@@ -10,7 +10,6 @@ import statistics
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 from transformers import AutoTokenizer
 from trl import ModelConfig
@@ -456,7 +455,7 @@ def ended(tok, rule: str, text: str) -> str | None:
     """What has been thought when the rule ends a thought that goes like `text`, one token a step; `None`: it does not."""
     end, ids = EndOfThinking(tok, rule), tok(text, add_special_tokens=False)["input_ids"]
     for step in range(1, len(ids) + 1):
-        if end(torch.tensor([ids[:step]])).item():
+        if end.rests([ids[:step]]) != [None]:
             return tok.decode(ids[:step])
     return None
 

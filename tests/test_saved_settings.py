@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from tests import tiny
 from trl_soft import ThinkingSettings, saved_settings, soft_generate
 from trl_soft.evaluate.runner import saved_beside
-from trl_soft.rollout.vllm.frontend import stored_of
+from trl_soft.rollout.vllm.engine_support import stored_of
 
 
 SETTINGS = {"thought": "gaussian", "noise_scale": 0.5, "max_thinking_length": 5}

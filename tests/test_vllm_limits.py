@@ -21,7 +21,7 @@ from trl_soft.rollout.columns import NUMBERS
 from trl_soft.rollout.pieces import Pieces
 from trl_soft.rollout.rules import Rules
 from trl_soft.rollout.stop import EndOfThinking
-from trl_soft.rollout.vllm import client, frontend, pool, request, timed_http
+from trl_soft.rollout.vllm import client, engine_support, frontend, pool, request, timed_http
 from trl_soft.rollout.vllm.client import Ask, ServerLost, complete, post, wait_for
 from trl_soft.rollout.vllm.layout import layout_of
 from trl_soft.rollout.vllm.record_store import Kept
@@ -157,7 +157,7 @@ def test_options_of_an_engine():
     ):
         config.additional_config = {"trl_soft": {"record_bytes": 8, **given}}
         with pytest.raises(ValueError, match=word):
-            frontend.options(config)
+            engine_support.options(config)
 
 
 def test_records_are_kept_where_somebody_can_fetch_them():

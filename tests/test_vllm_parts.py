@@ -21,7 +21,7 @@ from trl_soft.rollout.matcher import EndMatcher, table_of
 from trl_soft.rollout.pieces import Pieces
 from trl_soft.rollout.slots import Slots
 from trl_soft.rollout.stop import EndOfThinking
-from trl_soft.rollout.vllm import frontend
+from trl_soft.rollout.vllm import engine_support, frontend
 from trl_soft.rollout.vllm.client import Ask, ServerLost, same_text
 from trl_soft.rollout.vllm.layout import Layout, layout_of
 from trl_soft.rollout.vllm.pool import UNDO, Pool
@@ -554,8 +554,8 @@ def config(**changes):
     ids=lambda value: value if isinstance(value, str) else next(iter(value)),
 )
 def test_engines_that_cannot_think_softly(change, word):
-    assert frontend.why_off(config()) is None
-    assert word in frontend.why_off(config(**change))
+    assert engine_support.why_off(config()) is None
+    assert word in engine_support.why_off(config(**change))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")

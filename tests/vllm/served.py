@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from tests import tiny
+from tests.naive_rollout import naive
 from trl_soft import ThinkingSettings
 from trl_soft.forward import soft_tokens_added
 from trl_soft.record import SoftTokens
-from trl_soft.rollout import ENGINES, EngineOptions, Key, assemble
+from trl_soft.rollout import EngineOptions, Key, assemble
 from trl_soft.rollout.make_plan import make_plan, table_rms
 from trl_soft.thoughts import Hard
 from trl_soft.vocabulary.head_logits import DenseLogits
@@ -105,13 +106,12 @@ def plan(net, settings: dict, answer=None, max_tokens: int = 20, **changes):
     )  # fmt: skip
 
 
-def in_process(net, made, prompts, samples, seed: int = 3, generation: int = 0):
-    """What the slot engine makes of the same prompts and keys."""
+def by_oracle(net, made, prompts, samples, seed: int = 3, generation: int = 0):
+    """What the naive oracle makes of the same prompts and keys, with Hugging Face's model."""
     ids = [ids_of(p) if isinstance(p, str) else list(p) for p in prompts]
     key = Key(seed, generation, torch.tensor(samples))
     with soft_tokens_added(net):
-        parts = ENGINES["slots"](net, ids, made, key, EngineOptions(slots=len(ids)))
-        return assemble(parts, len(ids), made)
+        return assemble(naive(net, ids, made, key, EngineOptions()), len(ids), made)
 
 
 @torch.no_grad()

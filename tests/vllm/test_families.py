@@ -41,7 +41,7 @@ def test_families(family, tmp_path):
         out, bulks = served.generate(llm, PROMPTS[:3], params)
         for i, kind in enumerate(kinds):
             made = served.plan(net, kind, max_tokens=16)
-            theirs = served.in_process(net, made, PROMPTS[i : i + 1], [i])
+            theirs = served.by_oracle(net, made, PROMPTS[i : i + 1], [i])
             ((one,),) = rollouts(out[i : i + 1], bulks, made)
             assert_same(one, theirs, kind.get("thought") == "gaussian")
     finally:

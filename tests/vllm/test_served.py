@@ -92,7 +92,7 @@ def test_both_engines_think_the_same(llm, net, resumed):
         made = served.plan(net, settings)
         rows = slice(2 * i, 2 * i + 2)
         doubled = [prompt for prompt in prompts[rows] for _ in range(2)]
-        theirs = served.in_process(net, made, doubled, [10 * i + k for k in range(4)])
+        theirs = served.by_oracle(net, made, doubled, [10 * i + k for k in range(4)])
         ours = [one for of in rollouts(out[rows], bulks, made) for one in of]
         for k, one in enumerate(ours):
             assert_same(one, theirs[k : k + 1], settings.get("thought") == "gaussian")
@@ -167,7 +167,7 @@ def test_answers_have_their_own_sampling(llm, net, sampling):
     answer = Hard(**{"temperature": 1.0} | {key: sampling[key] for key in names if key in sampling})
     made = served.plan(net, {}, answer, repetition_penalty=sampling.get("repetition_penalty", 1.0))
     out, bulks = served.generate(llm, PROMPTS[:4], [served.soft({}, sample=i, **sampling) for i in range(4)])
-    theirs = served.in_process(net, made, PROMPTS[:4], list(range(4)))
+    theirs = served.by_oracle(net, made, PROMPTS[:4], list(range(4)))
     for k, (one,) in enumerate(rollouts(out, bulks, made)):
         assert_same(one, theirs[k : k + 1])
 
@@ -185,7 +185,7 @@ def test_weights_that_were_loaded_anew(llm, net):
     try:
         load(other)
         out, bulks = served.generate(llm, PROMPTS[:2], [served.soft({}, sample=i) for i in range(2)])
-        theirs = served.in_process(other, made, PROMPTS[:2], [0, 1])
+        theirs = served.by_oracle(other, made, PROMPTS[:2], [0, 1])
         for k, (one,) in enumerate(rollouts(out, bulks, made)):
             assert_same(one, theirs[k : k + 1])
     finally:

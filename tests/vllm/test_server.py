@@ -102,7 +102,7 @@ def test_a_request_by_hand(server):
     (bulk,) = post(server, "/collective_rpc", method="pop_soft_records", args=[["by hand"], True]).json()["results"][0]
     made = served.plan(net, DEFAULTS)
     ours = rollout_of(bulk, made, [("by hand", 0), ("by hand", 1)])
-    theirs = served.in_process(net, made, [PROMPTS[1]] * 2, [4, 5])
+    theirs = served.by_oracle(net, made, [PROMPTS[1]] * 2, [4, 5])
     for i, choice in enumerate(answer.json()["choices"]):
         one = ours[i : i + 1].columns(slice(0, int(ours.completion_mask[i].sum())))
         assert_same(one, theirs[i : i + 1])
@@ -169,7 +169,7 @@ def test_a_hostile_client_beside_an_ordinary_one(server):
     rollouts = [complete([server.url], "tiny", prompts, 2, ask)]
     thread.join()
     rollouts.append(complete([server.url], "tiny", prompts, 2, ask))
-    theirs = served.in_process(net, made, [p for p in PROMPTS[:3] for _ in range(2)], [10 + i for i in range(6)])
+    theirs = served.by_oracle(net, made, [p for p in PROMPTS[:3] for _ in range(2)], [10 + i for i in range(6)])
     for parts in rollouts:
         for i, part in enumerate(parts):
             assert_same(part, theirs[i : i + 1])
@@ -187,7 +187,7 @@ def test_several_addresses_and_records_that_are_gone(server):
     ask = Ask(made, ThinkingSettings(max_thinking_length=12), 3, 0, 10)
     prompts = [served.ids_of(prompt) for prompt in PROMPTS[:3]]
     parts = complete([server.url, server.url], "tiny", prompts, 2, ask)
-    theirs = served.in_process(net, made, [p for p in PROMPTS[:3] for _ in range(2)], [10 + i for i in range(6)])
+    theirs = served.by_oracle(net, made, [p for p in PROMPTS[:3] for _ in range(2)], [10 + i for i in range(6)])
     for i, part in enumerate(parts):
         assert_same(part, theirs[i : i + 1])
     with pytest.raises(ServerLost, match="did not answer to the end"):

@@ -6,17 +6,13 @@ On CUDA the kernels of `trl_soft.kernels.decisions` do the same, with one launch
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
 from .. import kernels
-from .columns import FLAGS, NUMBERS
+from .columns import FLAGS, NUMBERS, Rows
 from .rules import RULES, Rules
 
-
-if TYPE_CHECKING:
-    from .steps import Rows
 
 Score = tuple[torch.Tensor, torch.Tensor]
 
@@ -52,12 +48,12 @@ class Turn:
     closed: torch.Tensor
 
 
-def _rules_of(rows: "Rows", rules: Rules) -> dict[str, torch.Tensor]:
+def _rules_of(rows: Rows, rules: Rules) -> dict[str, torch.Tensor]:
     """The numbers of each row's plan, by name."""
     return dict(zip(RULES, rules.numbers.index_select(0, rows["rule"]).unbind(-1), strict=True))
 
 
-def turns(rows: "Rows", rules: Rules) -> Turns:
+def turns(rows: Rows, rules: Rules) -> Turns:
     """What each row does next."""
     active, thinking = rows.flags["active"], rows.flags["thinking"]
     script = rules.numbers[:, RULES.index("script")].index_select(0, rows["rule"]) + rows["script"]
@@ -69,7 +65,7 @@ def turns(rows: "Rows", rules: Rules) -> Turns:
 
 
 def decide(
-    rows: "Rows", rules: Rules, thought_token, answer_token, cold, closes_as_token: bool, now: Turns | None = None
+    rows: Rows, rules: Rules, thought_token, answer_token, cold, closes_as_token: bool, now: Turns | None = None
 ) -> Turn:
     """
     Update numbers, flags, ids and masks after a draw.
@@ -90,18 +86,10 @@ def decide(
     token = torch.where(thinks, thought_token, torch.where(answers, answer_token, now.token))
     is_eos = (token.unsqueeze(-1) == rules.eos.index_select(0, rows["rule"])).any(-1)
     ended = token == rule["end"]
-    matched, surplus, script = rows["matched"], rows["surplus"], rows["script"]
+    texts: dict[str, torch.Tensor] = {}
     if rules.texts:
-        m = rule["text_length"]
-        has, state = thinks & (m > 0), torch.minimum(matched, m - 1).clamp(min=0)
-        token_class = rules.classes[torch.where(has, rule["classes"] + token, 0)]
-        after = rules.matches[torch.where(has, rule["matches"] + state * rule["width"] + token_class, 0)].long()
-        kind = torch.where(has, (after - m).clamp(min=0), 0)
-        rest = rules.kinds.index_select(0, rule["kinds"] + kind)
-        matched = torch.where(has, after, matched)
-        surplus = torch.where(has, torch.where(is_eos, 0, rest[:, 0]), surplus)
-        script = torch.where(has, rest[:, 1], script)
-        ended |= has & (after >= m)
+        texts, completed = _read_texts(rows, rules, rule, token, is_eos, thinks)
+        ended |= completed
     closed = thinks & (ended | is_eos)
     thinking_length = rows["thinking_length"] + thinks
     too_long, calm = thinking_length >= rule["cap"], rows["calm"]
@@ -115,8 +103,8 @@ def decide(
     done = torch.where(thinks | answers, is_eos, flags["done"])
     changed = {
         "t": t, "cursor": rows["cursor"] + now.forced, "answered": answered, "calm": calm,
-        "thinking_length": thinking_length, "matched": matched, "surplus": surplus,
-        "script": torch.where(too_long, 1, script),
+        "thinking_length": thinking_length, **texts,
+        "script": torch.where(too_long, 1, texts.get("script", rows["script"])),
     }  # fmt: skip
     flagged = {
         "active": active & ~done & (t < rows["limit"]) & (answered < rule["answer_cap"]),
@@ -124,18 +112,47 @@ def decide(
         "done": done,
         "cut": torch.where(thinks, too_long, flags["cut"]),
     }
+    _write_state(rows, changed, flagged)
     blocks, index = rows.blocks, rows.index
-    if rows.undo is not None:
-        place = rows["t"] % rows.undo["numbers"].size(1)
-        rows.undo["numbers"][index, place] = rows.numbers
-        rows.undo["flags"][index, place] = torch.stack([flags[name] for name in FLAGS], -1)
-    blocks["numbers"][index] = torch.stack([changed.get(name, rows[name]) for name in NUMBERS], -1)
-    blocks["flags"][index] = torch.stack([flagged[name] for name in FLAGS], -1)
     column = rows["t"].clamp(max=blocks["ids"].size(1) - 1)
     is_thought = thinks & ~closed if closes_as_token else thinks
     masks = torch.stack((active, is_thought, now.forced), -1)
     put([blocks["ids"], blocks["masks"]], [token, masks], index, column, active)
     return Turn(token, torch.where(active, token, rule["filler"]), column, active, thinks, answers, closed)
+
+
+def _read_texts(
+    rows: Rows,
+    rules: Rules,
+    rule: dict[str, torch.Tensor],
+    token: torch.Tensor,
+    is_eos: torch.Tensor,
+    thinks: torch.Tensor,
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """What the tokens of thoughts change in the columns about the text that ends thoughts, and which of them complete it (N,)."""
+    m = rule["text_length"]
+    has, state = thinks & (m > 0), torch.minimum(rows["matched"], m - 1).clamp(min=0)
+    token_class = rules.classes[torch.where(has, rule["classes"] + token, 0)]
+    after = rules.matches[torch.where(has, rule["matches"] + state * rule["width"] + token_class, 0)].long()
+    kind = torch.where(has, (after - m).clamp(min=0), 0)
+    rest = rules.kinds.index_select(0, rule["kinds"] + kind)
+    changed = {
+        "matched": torch.where(has, after, rows["matched"]),
+        "surplus": torch.where(has, torch.where(is_eos, 0, rest[:, 0]), rows["surplus"]),
+        "script": torch.where(has, rest[:, 1], rows["script"]),
+    }
+    return changed, has & (after >= m)
+
+
+def _write_state(rows: Rows, changed: dict[str, torch.Tensor], flags: dict[str, torch.Tensor]) -> None:
+    """The columns that changed, and all flags; what was there before is kept where a step may be taken back."""
+    blocks, index = rows.blocks, rows.index
+    if rows.undo is not None:
+        place = rows["t"] % rows.undo["numbers"].size(1)
+        rows.undo["numbers"][index, place] = rows.numbers
+        rows.undo["flags"][index, place] = torch.stack([rows.flags[name] for name in FLAGS], -1)
+    blocks["numbers"][index] = torch.stack([changed.get(name, rows[name]) for name in NUMBERS], -1)
+    blocks["flags"][index] = torch.stack([flags[name] for name in FLAGS], -1)
 
 
 def put(targets: Sequence[torch.Tensor], values: Sequence[torch.Tensor], index, t, mask) -> None:

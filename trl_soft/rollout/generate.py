@@ -16,7 +16,7 @@ from ..settings import ThinkingSettings
 from ..thoughts import Hard
 from .completion_text import completion_texts
 from .engines import ENGINES
-from .interface import EngineOptions, Key
+from .interface import Engine, EngineOptions, Key, Plan, Rollout
 from .make_plan import check_prompts, make_plan, table_rms
 
 
@@ -55,29 +55,13 @@ class SoftCompletions:
 
 
 def soft_generate(
-    model,
-    tokenizer,
-    prompts: Sequence[str | list[int] | list[dict]],
-    settings: ThinkingSettings | None = None,
-    *,
-    num_generations: int = 1,
-    max_completion_length: int = 256,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float | None = None,
-    repetition_penalty: float = 1.0,
-    seed: int = 0,
-    generation: int = 0,
-    engine: str = "slots",
-    slots: int = 64,
-    cache_gb: float | None = None,
-    cuda_graphs: bool = True,
-    lengths: list[int] | None = None,
-    chat_template_kwargs: dict | None = None,
-    progress: bool = True,
-    evaluation: bool = False,
-) -> SoftCompletions:
+    model, tokenizer, prompts: Sequence[str | list[int] | list[dict]], settings: ThinkingSettings | None = None, *,
+    num_generations: int = 1, max_completion_length: int = 256,
+    temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float | None = None, repetition_penalty: float = 1.0,
+    seed: int = 0, generation: int = 0,
+    engine: str = "slots", slots: int = 64, cache_gb: float | None = None, cuda_graphs: bool = True,
+    lengths: list[int] | None = None, chat_template_kwargs: dict | None = None, progress: bool = True, evaluation: bool = False,
+) -> SoftCompletions:  # fmt: skip
     """
     Complete prompts with soft thoughts, then answers in tokens.
 
@@ -109,61 +93,97 @@ def soft_generate(
         progress (`bool`): show a bar over completions.
         evaluation (`bool`): think with `settings.eval_thought`, if it is set.
     """
+    _check_types(prompts, settings, engine)
+    _check_key(num_generations, max_completion_length, seed, generation)
+    options = EngineOptions(slots, cache_gb, cuda_graphs=cuda_graphs, lengths=lengths)
+    answer = _answer(temperature, top_k, top_p, min_p, repetition_penalty)
+    plan = _plan(model, tokenizer, settings, answer, max_completion_length, repetition_penalty, evaluation)
+    ids = _ids(tokenizer, prompts, chat_template_kwargs)
+    check_prompts(ids, _base(model).config.get_text_config().vocab_size, tokenizer)
+    ids = [row for row in ids for _ in range(num_generations)]
+    key = Key(seed, generation, torch.arange(len(ids), device=_base(model).device))
+    return _completions(tokenizer, plan, _rollouts(ENGINES[engine], model, ids, plan, key, options, progress))
+
+
+def _check_types(prompts, settings, engine: str) -> None:
     if isinstance(prompts, str):
         raise TypeError("`prompts` is one text, which would be read as a list of letters. Pass a list: `[prompt]`.")
     if not isinstance(prompts, (list, tuple)):
         raise TypeError(
             f"`prompts` is a {type(prompts).__name__}. Pass a list of texts, conversations or lists of ids."
         )
+    if not prompts:
+        raise ValueError("`prompts` is empty, so there is nothing to complete. Pass at least one prompt.")
     if settings is not None and not isinstance(settings, ThinkingSettings):
         raise TypeError(f"`settings` is a {type(settings).__name__}. Pass `ThinkingSettings(...)`.")
+    if engine not in ENGINES:
+        raise ValueError(f"`engine` is {engine!r}. Choose one of {', '.join(ENGINES)}.")
+
+
+def _check_key(num_generations: int, max_completion_length: int, seed: int, generation: int) -> None:
     check_number("num_generations", num_generations, 1, None, whole=True)
     check_number("max_completion_length", max_completion_length, 1, None, whole=True)
     check_number("seed", seed, 0, 2**64 - 1, whole=True)
     check_number("generation", generation, 0, 2**32 - 1, whole=True)
-    if engine not in ENGINES:
-        raise ValueError(f"`engine` is {engine!r}. Choose one of {', '.join(ENGINES)}.")
+
+
+def _answer(temperature: float, top_k: int, top_p: float, min_p: float | None, repetition_penalty: float) -> Hard:
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "repetition_penalty": repetition_penalty}
     for name, value in sampling.items():
         check(name, value)
     check("min_p", min_p, optional=True)
-    options = EngineOptions(slots, cache_gb, cuda_graphs=cuda_graphs, lengths=lengths)
+    return Hard(temperature, top_k, top_p, min_p)
+
+
+def _base(model):
+    """The causal LM under an adapter."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _plan(model, tokenizer, settings, answer: Hard, length: int, repetition_penalty: float, evaluation: bool) -> Plan:
+    """The plan of the settings, or of those that the model has brought along."""
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
         raise ValueError(
             "The tokenizer has neither a padding nor an end token to pad with. Set `tokenizer.pad_token`."
         )
-    if not prompts:
-        raise ValueError("`prompts` is empty, so there is nothing to complete. Pass at least one prompt.")
-    if settings is None:
-        settings = _brought(model)
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = _base(model)
     eos = base.generation_config.eos_token_id
     eos = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
     if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in eos:
         eos.append(tokenizer.eos_token_id)
-    plan = make_plan(
-        settings,
+    return make_plan(
+        _brought(model) if settings is None else settings,
         tokenizer,
-        Hard(temperature, top_k, top_p, min_p),
+        answer,
         vocab_size=base.config.get_text_config().vocab_size,
-        max_completion_length=max_completion_length,
+        max_completion_length=length,
         eos_token_ids=eos,
         rms=table_rms(base),
         evaluation=evaluation,
         repetition_penalty=repetition_penalty,
     )
-    ids = [row for row in _ids(tokenizer, prompts, chat_template_kwargs) for _ in range(num_generations)]
-    check_prompts(ids, base.config.get_text_config().vocab_size, tokenizer)
-    key = Key(seed, generation, torch.arange(len(ids), device=base.device))
-    parts: list = [None] * len(ids)
-    with soft_tokens_added(base), tqdm(total=len(ids), disable=not progress, desc="Generating", unit="sample") as bar:
-        with closing(ENGINES[engine](model, ids, plan, key, options)) as finished:
-            for numbers, rollout in finished:
-                rollout = rollout.to("cpu")
-                lengths_drawn = rollout.completion_mask.sum(-1).tolist()
-                for row, (number, length) in enumerate(zip(numbers, lengths_drawn, strict=True)):
-                    parts[number] = rollout[row : row + 1].columns(slice(0, length))
-                bar.update(len(numbers))
+
+
+def _rollouts(
+    engine: Engine, model, ids: list[list[int]], plan: Plan, key: Key, options: EngineOptions, progress: bool
+) -> list[Rollout]:
+    """What an engine makes of each of the n prompts, (1, its length), in the host's memory."""
+    parts: dict[int, Rollout] = {}
+    with (
+        soft_tokens_added(_base(model)),
+        tqdm(total=len(ids), disable=not progress, desc="Generating", unit="sample") as bar,
+        closing(engine(model, ids, plan, key, options)) as finished,
+    ):
+        for numbers, rollout in finished:
+            rollout = rollout.to("cpu")
+            lengths = rollout.completion_mask.sum(-1).tolist()
+            for row, (number, length) in enumerate(zip(numbers, lengths, strict=True)):
+                parts[number] = rollout[row : row + 1].columns(slice(0, length))
+            bar.update(len(numbers))
+    return [parts[number] for number in range(len(ids))]
+
+
+def _completions(tokenizer, plan: Plan, parts: list[Rollout]) -> SoftCompletions:
     completion_ids = [part.completion_ids[0].tolist() for part in parts]
     return SoftCompletions(
         texts=completion_texts(tokenizer, completion_ids, plan),
@@ -171,9 +191,9 @@ def soft_generate(
         records=[part.record for part in parts],
         log_probs=[part.record.log_probs[0].tolist() for part in parts],
         entropies=[part.entropies[0].tolist() for part in parts],
-        thinking_lengths=[part.thinking_length.item() for part in parts],
-        thinking_surplus=[part.thinking_surplus.item() for part in parts],
-        thinking_cut=[part.thinking_cut.item() for part in parts],
+        thinking_lengths=[int(part.thinking_length) for part in parts],
+        thinking_surplus=[int(part.thinking_surplus) for part in parts],
+        thinking_cut=[bool(part.thinking_cut) for part in parts],
     )
 
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 import torch
 
-from ..noise import KeyedNoise
 from ..ranges import check_number
 from ..record import SoftTokens
 from ..thoughts import Hard, Thought
@@ -51,14 +50,6 @@ class Plan:
     repetition_penalty: float = 1.0
     max_answer_length: int | None = None
 
-    def script(self, device) -> tuple[torch.Tensor, torch.Tensor]:
-        """The R forced texts as an (R, F) table and their lengths (R,)."""
-        lengths = torch.tensor([len(ids) for ids in self.forced], device=device)
-        table = torch.zeros(len(self.forced), max(1, *map(len, self.forced)), dtype=torch.long, device=device)
-        for row, ids in enumerate(self.forced):
-            table[row, : len(ids)] = torch.tensor(ids, dtype=torch.long, device=device)
-        return table, lengths
-
     @property
     def begins_answers(self) -> bool:
         """Whether a forced text begins the answer. Without a prefill only the end of a cut thought is forced."""
@@ -89,10 +80,6 @@ class Key:
     seed: int
     generation: int
     sample: torch.Tensor
-
-    def noise(self, rows: torch.Tensor, position: torch.Tensor) -> KeyedNoise:
-        """Noise of some completions at some positions, both (N,)."""
-        return KeyedNoise(self.seed, self.generation, self.sample[rows], position)
 
 
 @dataclass

@@ -20,11 +20,10 @@ import torch
 from transformers.utils import logging
 
 from ..record import SoftTokens
-from ..vocabulary.embedding_table import mixing_table
-from ..vocabulary.head_logits import DenseLogits, logit_transform, transformed
 from .cache import SlotCache, probe, slots_attended
 from .dropout import evaluating
 from .interface import EngineOptions, Key, Parts, Plan, Rollout
+from .model_head import ModelHead
 from .slots import Kept, Slots
 
 
@@ -80,7 +79,7 @@ class _Run:
         self.reached = [0] * count  # at most this many tokens are in a slot's cache
         self.size = count  # slots that take part in a step
         self.keeps_logits = "logits_to_keep" in inspect.signature(self.base.forward).parameters
-        self.head = _Head(self.base, plan.thought, self.device)
+        self.head = ModelHead(self.base, plan.thought)
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self.warm: dict[int, int] = {}  # eager steps of each size, before it is captured
         self.pool = torch.cuda.graph_pool_handle() if self.captures else None
@@ -343,32 +342,6 @@ class _Run:
                 self.reached[target] = self.reached[source]
                 self.owner[source] = None
         self.size = size
-
-
-class _Head:
-    """Turns the output of the model into the logits for a thought."""
-
-    def __init__(self, model, thought, device):
-        self.model, self.thought, self.hidden = model, thought, None
-        self.table = mixing_table(model.get_input_embeddings(), thought.mixes_vocabulary)
-
-    def watched(self) -> ExitStack:
-        """Keep the input of the LM head, for thoughts that need it."""
-        stack = ExitStack()
-        if self.thought.needs_hidden:
-
-            def keep(module, args):
-                self.hidden = args[0][:, -1]  # (B, H)
-
-            stack.callback(self.model.get_output_embeddings().register_forward_pre_hook(keep).remove)
-        return stack
-
-    def logits(self, z: torch.Tensor) -> DenseLogits:
-        return DenseLogits(z, *self.table, hidden=self.hidden, project=self._project)
-
-    def _project(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits of other hidden states (N, H), through the model's own head."""
-        return transformed(self.model.get_output_embeddings()(hidden).float(), *logit_transform(self.model.config))
 
 
 def free_memory(device: torch.device) -> int:

@@ -10,11 +10,11 @@ from ..noise import KeyedNoise
 from ..record import SoftTokens
 from ..vocabulary.head_logits import DenseLogits
 from . import book
-from .columns import FLAGS, NUMBERS, begin, block_shapes, by_name
+from .columns import FLAGS, NUMBERS, Rows, begin, block_shapes, by_name
 from .interface import Key, Plan, Rollout, packed
 from .matcher import looked_up
 from .rules import Rules
-from .steps import Rows, Steps
+from .steps import Steps
 
 
 Kept = dict[str, dict[str, torch.Tensor]]
@@ -24,12 +24,13 @@ class Slots:
     """
     Args:
         count (`int`): S. plan (`Plan`), key (`Key`). vocab_size (`int`): V. device.
+        looks_up (`bool`): find a text that ends thoughts in each step. False leaves it to the caller (`DecodedEnd`).
     """
 
-    def __init__(self, count: int, plan: Plan, key: Key, vocab_size: int, device):
+    def __init__(self, count: int, plan: Plan, key: Key, vocab_size: int, device, looks_up: bool = True):
         self.plan, self.key, self.device = plan, key, device
         rules = Rules(device)
-        self.rule = rules.add(looked_up(plan, vocab_size))
+        self.rule = rules.add(looked_up(plan, vocab_size) if looks_up else plan)
         self.steps = Steps(plan, rules)
         length = plan.max_completion_length
         kinds = block_shapes(count, length)
@@ -127,7 +128,15 @@ class Slots:
 
         `every_row`: compute for all slots and write for some, so that no count is read from the device.
         """
-        rows = Rows(self.blocks, self._of(size).index, seen=self.blocks.get("seen"))
+        self._draw(self._of(size).index, logits, every_row)
+
+    def draw_again(self, index: torch.Tensor, logits: DenseLogits) -> None:
+        """Draw one token or thought for some slots alone, from `logits` of all slots."""
+        self._draw(index, logits[index], every_row=False)
+
+    def _draw(self, index: torch.Tensor, logits: DenseLogits, every_row: bool) -> None:
+        """One token or thought for each active slot of `index` (N,), from N rows of `logits`."""
+        rows = Rows(self.blocks, index, seen=self.blocks.get("seen"))
         noise = KeyedNoise(self.key.seed, self.key.generation, rows["sample"], rows["t"])
         if self._answers_first and not self.action:
             # A record has the tensors of an action even if no completion thinks. This draw only makes the tensors.

@@ -5,7 +5,6 @@ The step owns no memory and knows no engine. The draw of a row depends only on t
 whose plans share a thought are drawn together.
 """
 
-import functools
 from types import SimpleNamespace
 
 import torch
@@ -15,37 +14,9 @@ from ..noise import KeyedNoise
 from ..thoughts import Hard
 from ..vocabulary.head_logits import DenseLogits
 from . import book
-from .columns import FLAGS, NUMBERS
+from .columns import Rows
 from .interface import Plan
 from .rules import Rules
-
-
-class Rows:
-    """
-    N rows before a step.
-
-    Args:
-        blocks: the blocks of `block_shapes`, for S completions.
-        index (`torch.Tensor` of shape `(N,)`, int64): the places of the rows among the S completions.
-        undo (*optional*): `numbers` (S, U, ...) and `flags`. A step stores there, at t modulo U, the values that it changes.
-        seen (`torch.Tensor` of shape `(S, V)`, bool, *optional*): True for tokens in the prompt and the shadow.
-    """
-
-    def __init__(self, blocks: dict[str, torch.Tensor], index: torch.Tensor, undo=None, seen=None):
-        self.blocks, self.index, self.undo, self.seen = blocks, index, undo, seen
-        self.numbers = blocks["numbers"].index_select(0, index)
-        self._of = dict(zip(NUMBERS, self.numbers.unbind(-1), strict=True))
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        """A number of each row, (N,)."""
-        return self._of[name]
-
-    @functools.cached_property
-    def flags(self) -> dict[str, torch.Tensor]:
-        return dict(zip(FLAGS, self.blocks["flags"].index_select(0, self.index).unbind(-1), strict=True))
 
 
 class Steps:

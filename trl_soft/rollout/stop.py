@@ -7,8 +7,6 @@ The *shadow* of a thought is the text of its shadow tokens: the one token that s
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 
 _BLANKS = 64  # tokens of blanks that may follow the end of thinking in a prompt
 
@@ -41,16 +39,6 @@ class EndOfThinking:
         # A token writes at least one byte, so the tail holds the text however it was cut.
         self.tail = len(text.encode()) + 1
 
-    def __call__(self, shadow: torch.Tensor) -> torch.Tensor:
-        """Whether the latest step of each row's shadow ids `(N, t)` ends the thinking: (N,) bool."""
-        if self.is_token:
-            return shadow[:, -1] == self.ids[0]
-        return torch.tensor(self.match(shadow[:, -self.tail :].tolist()), dtype=torch.bool, device=shadow.device)
-
-    def match(self, shadows: list[list[int]]) -> list[bool]:
-        """Whether the latest token of each shadow, of any lengths, completes the text."""
-        return [rest is not None for rest in self.rests(shadows)]
-
     def rests(self, shadows: list[list[int]]) -> list[str | None]:
         """The rest that the latest token of each shadow writes. `None` if the token does not complete the text."""
         if self.is_token:
@@ -78,6 +66,15 @@ class EndOfThinking:
 
     def _decode(self, rows: list[list[int]]) -> list[str]:
         return self.tokenizer.batch_decode(rows, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+class EndToken:
+    """The token that ends a thought, without a tokenizer."""
+
+    is_token = True
+
+    def __init__(self, token: int):
+        self.ids = [token]
 
 
 def overlap(rest: str, prefill: str) -> int:
@@ -112,19 +109,6 @@ class StopRule:
     cold_entropy: float | None = None
     cold_length: int = 256
     temperature: float = 1.0
-
-    def cut(self, thoughts: torch.Tensor, logits, calm: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """
-        Whether a thought is cut after `thoughts` (N,) thoughts, the latest drawn from `logits` with N rows.
-
-        `calm` (N,) counts the cold steps in a row before this one. Returns the cut (N,) bool, and `calm` after this step.
-        """
-        cut = torch.zeros_like(calm, dtype=torch.bool) if self.cap is None else thoughts >= self.cap
-        if self.cold_entropy is not None:
-            low = logits.entropy(self.temperature) < self.cold_entropy
-            calm = torch.where(low, calm + 1, 0)
-            cut = cut | (calm >= self.cold_length)
-        return cut, calm
 
 
 def encode(tokenizer, text: str, field: str) -> list[int]:

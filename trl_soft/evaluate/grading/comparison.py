@@ -16,6 +16,7 @@ Only the worker process imports this module: it imports sympy.
 """
 
 import functools
+from collections.abc import Mapping
 from fractions import Fraction
 
 import mpmath
@@ -55,6 +56,19 @@ def equal(gold: Reading, answer: Reading, tolerance: float | None = None) -> boo
     return all(any(_equal_elements(g, a, tolerance) for a in answer.elements) for g in gold.elements) and all(
         any(_equal_elements(g, a, tolerance) for g in gold.elements) for a in answer.elements
     )
+
+
+def judge(answer: str, gold: Mapping) -> dict:
+    """
+    The result of the worker: `correct`, and `vote`, which is the same for a right answer and the gold answer.
+
+    Args:
+        gold (`dict`): the fields of a `MathGold`.
+    """
+    target, found = (read(text, gold["unit"], gold["several"]) for text in (gold["answer"], answer))
+    own, golden = key(found, target), key(target, target)
+    correct = own == golden or equal(target, found, gold["tolerance"])
+    return {"correct": correct, "vote": golden if correct else own}
 
 
 def key(reading: Reading, gold: Reading) -> str:

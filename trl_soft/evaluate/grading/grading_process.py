@@ -35,7 +35,7 @@ def _serve() -> None:
     import logging
     import resource
 
-    from .mathematics import judge
+    from .comparison import judge
 
     logging.disable(logging.WARNING)  # math-verify warns about each answer that it cannot compare
     resource.setrlimit(resource.RLIMIT_AS, (_WORKER_BYTES, _WORKER_BYTES))

@@ -134,14 +134,3 @@ def _by_the_worker(answer: str, gold: MathGold, allowance: Allowance) -> Verdict
     if "error" in result:
         return Verdict(False, answer, _read(answer, gold.unit, gold.several).literal or None, result["error"])
     return Verdict(result["correct"], answer, result["vote"])
-
-
-def judge(answer: str, gold: Mapping) -> dict:
-    """The result of the worker: `correct`, and `vote`, which is the same for a right answer and the gold answer."""
-    from .comparison import equal, key
-
-    expected = MathGold(**gold)
-    target, reading = (_read(a, expected.unit, expected.several) for a in (expected.answer, answer))
-    own, golden = key(reading, target), key(target, target)
-    correct = own == golden or equal(target, reading, expected.tolerance)
-    return {"correct": correct, "vote": golden if correct else own}

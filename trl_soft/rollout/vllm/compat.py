@@ -5,7 +5,7 @@ import os
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
-from .models import ARCHITECTURES
+from .engine_support import ARCHITECTURES
 from .sources import Sources
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 
-from .frontend import options, why_off
+from .engine_support import options, why_off
 from .layout import layout_of
 from .members import Member, Members
 from .pool import Parked, Pool

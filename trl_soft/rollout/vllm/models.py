@@ -3,17 +3,7 @@
 
 import importlib
 
-
-# Architecture -> module of vllm.model_executor.models. Other architectures are refused by name.
-ARCHITECTURES = {
-    "LlamaForCausalLM": "llama",
-    "MistralForCausalLM": "mistral",
-    "Qwen2ForCausalLM": "qwen2",
-    "Qwen3ForCausalLM": "qwen3",
-    "GemmaForCausalLM": "gemma",
-    "Gemma2ForCausalLM": "gemma2",
-    "Gemma3ForCausalLM": "gemma3",
-}
+from .engine_support import ARCHITECTURES
 
 
 class SoftMixin:

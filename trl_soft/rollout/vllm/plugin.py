@@ -12,7 +12,7 @@ def register() -> None:
     from vllm import ModelRegistry
 
     from . import compat, frontend
-    from .models import ARCHITECTURES
+    from .engine_support import ARCHITECTURES
 
     if getattr(register, "done", False):
         return

@@ -17,10 +17,10 @@ from ...noise import KeyedNoise
 from ...thoughts import Thought
 from ...vocabulary.head_logits import DenseLogits
 from .. import book
-from ..columns import begin, block_shapes, by_name
+from ..columns import Rows, begin, block_shapes, by_name
 from ..interface import Plan
 from ..rules import Rules
-from ..steps import Rows, Steps
+from ..steps import Steps
 from .layout import Layout
 
 

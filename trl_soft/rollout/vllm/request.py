@@ -29,6 +29,7 @@ from ...thoughts.registry import options
 from ..interface import Plan
 from ..make_plan import make_plan, plan_of_ids
 from ..matcher import looked_up, matcher
+from ..stop import EndToken
 
 
 PREFIX = "soft_"
@@ -289,15 +290,6 @@ def spec_of(
     return spec, plan
 
 
-class Ends:
-    """The token that ends a thought, for a worker without a tokenizer."""
-
-    is_token = True
-
-    def __init__(self, token: int):
-        self.ids = [token]
-
-
 def plan_of(rules: str, *, vocab_size: int, max_length: int, rms=None, tokenizer=None) -> Plan:
     """
     The plan of a spec's rules.
@@ -313,7 +305,7 @@ def plan_of(rules: str, *, vocab_size: int, max_length: int, rms=None, tokenizer
         prefill = settings.answer_prefill[0] if settings.answer_prefill is not None else ""
         end: Any = matcher(tokenizer(), of["end"], vocab_size, prefill)
     else:
-        end = Ends(of["end"])
+        end = EndToken(of["end"])
     return plan_of_ids(
         settings,
         end,
