@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bytes that one device holds in each phase of training, as arithmetic: no model, no tensor, no device.
+"""Bytes that one device holds in each phase of training, by arithmetic alone: without a model, a tensor or a device.
 
     always      weights, master copies, optimiser states, reference, the batch and its record
-    rollout     the whole weights where they are sharded, keys and values, what the slots remember, a step's logits
+    rollout     the whole weights if they are sharded, keys and values, the record of the slots, a step's logits
     scoring     a forward without gradients (old and reference log-probabilities)
     update      gradients, activations, the logits' tiles, gathered layers
-    optimizer   gradients, and copies of them
+    optimizer   gradients and their copies
 
 Letters: P parameters, T trained parameters, n devices, S tokens of a row, V vocabulary, H hidden, F width of the MLP, A width
 of all query heads, KV of all key heads, L layers, K candidates, w bytes of a weight, c bytes of a number in a product. All
-figures are bytes. The coefficients are read off the saved tensors of transformers' gated decoders (Llama, Qwen2, Qwen3,
-Mistral), and hold to 15 % against `benchmarks/memory.py`.
+figures are bytes. The coefficients come from the saved tensors of transformers' gated decoders (Llama, Qwen2, Qwen3, Mistral).
+They agree with `benchmarks/memory.py` to 15 %.
 """
 
 from dataclasses import dataclass, replace
@@ -35,11 +35,12 @@ class Estimate:
     Bytes of one device.
 
     Attributes:
-        phases (`dict`): of each phase, its parts by name. The parts that are always there are in each.
-        host (`float`): bytes in the host's memory, where something is offloaded.
-        longest_slots (`float`): how many completions of full length the cache holds at once; below 1 a rollout is refused.
-        reserve (`float`): for the CUDA context and communication, in no phase.
-        memory (`float`, *optional*): of the device.
+        phases (`dict`): the parts of each phase, by name. Permanent parts are in every phase.
+        host (`float`): bytes in the host's memory, with offloading.
+        longest_slots (`float`): number of completions of full length that the cache holds at once. Below 1 a rollout is
+            refused.
+        reserve (`float`): for the CUDA context and communication. It is not a part of any phase.
+        memory (`float`, *optional*): memory of the device.
     """
 
     phases: dict[str, Parts]
@@ -62,7 +63,7 @@ class Estimate:
 
     @property
     def fits(self) -> bool:
-        """Whether the device holds the largest phase and the reserve, and the cache the longest completion."""
+        """Whether the device holds the largest phase and the reserve, and the cache holds the longest completion."""
         return self.longest_slots >= 1 and (self.memory is None or self.peak + self.reserve <= self.memory)
 
 
@@ -82,7 +83,7 @@ def estimate_bytes(shape: Shape, run: Run, reserve: float = 0.0) -> Estimate:
     return Estimate(with_base, host_bytes(shape, run), longest, reserve, run.memory)
 
 
-# States: what is always there, and gradients
+# States: the permanent parts, and gradients
 #
 #                 weights    master     AdamW's moments   gradients
 #     one, DDP    w P        -          2 w T             w T
@@ -113,7 +114,7 @@ def weights(shape: Shape, run: Run) -> float:
 
 
 def master(shape: Shape, run: Run) -> float:
-    """ZeRO's float32 copy of what is trained."""
+    """ZeRO's float32 copy of the trained weights."""
     return 0.0 if not run.world.stage or run.world.offload_optimizer else FLOAT * shape.trained / run.world.gpus
 
 
@@ -124,7 +125,7 @@ def optimiser(shape: Shape, run: Run) -> float:
 
 
 def reference(shape: Shape, run: Run) -> float:
-    """A second model where beta > 0 and there is no adapter to switch off; whole under ZeRO-1 and 2."""
+    """A second model if beta > 0 and there is no adapter to switch off. It is whole under ZeRO-1 and ZeRO-2."""
     if not run.reference or shape.adapter:
         return 0.0
     return run.weight * shape.parameters / (run.world.gpus if run.world.sharded else 1)
@@ -148,14 +149,14 @@ def _trained_weight(shape: Shape, run: Run) -> int:
 
 
 def gradient(parameters: float, shape: Shape, run: Run) -> float:
-    """Of a table or a layer, before it is added up or sent away."""
+    """The gradient of a table or a layer, before it is added up or sent."""
     if shape.adapter:
         return 0.0
     return parameters * (run.weight if run.world.replicated else run.compute)
 
 
 def buckets(shape: Shape, run: Run) -> float:
-    """What gradients travel in: DDP's copy of all of them, ZeRO's bucket of 5e8 numbers whatever the model."""
+    """Buffers for sending gradients: DDP's copy of all of them, or ZeRO's bucket of 5e8 numbers for any model."""
     if run.world.backend == "ddp" and run.world.gpus > 1:
         return _trained_weight(shape, run) * shape.trained
     if run.world.deepspeed:
@@ -166,7 +167,7 @@ def buckets(shape: Shape, run: Run) -> float:
 def gathered(shape: Shape, run: Run) -> float:
     """
     Weights that are whole at once in forward and backward. ZeRO-3: up to 1e9 live parameters and the next 5e7. FSDP2: the
-    tables for the whole pass, the layer at work and the next, and a layer's gradients on their way out.
+    tables for the whole pass, the current layer and the next, and one layer's gradients on their way out.
     """
     if not run.world.sharded:
         return 0.0
@@ -176,7 +177,7 @@ def gathered(shape: Shape, run: Run) -> float:
 
 
 def host_bytes(shape: Shape, run: Run) -> float:
-    """What offloading moves to the host, for each device: masters, moments and gradients; and weights."""
+    """Bytes that offloading moves to the host, for each device: masters, moments and gradients; and weights."""
     world, total = run.world, 0.0
     if world.stage and world.offload_optimizer:
         total += (FLOAT + run.state + run.compute) * shape.trained / world.gpus
@@ -189,7 +190,7 @@ def host_bytes(shape: Shape, run: Run) -> float:
 
 
 def mask_bytes(run: Run) -> float:
-    """The additive mask that each layer's attention makes of the boolean mask: c S^2 a row."""
+    """The additive mask that each layer's attention makes from the boolean mask: c S^2 for each row."""
     return run.micro_batch * run.length**2 * run.compute if run.attention == "sdpa" else 0.0
 
 
@@ -200,12 +201,12 @@ def cast_weights(parameters: float, run: Run) -> float:
 
 def layer_activations(shape: Shape, run: Run) -> float:
     """
-    What one layer keeps for the backward, with the rows of a micro-batch padded to one length.
+    Bytes that one layer keeps for the backward, with the rows of a micro-batch padded to one length.
 
-        norms       2 x (4 H, and w H where it is trained), their output c H; once for each product under autocast
-        attention   c 4 A: queries, output, and keys and values repeated for the mask; 4 bytes a head; the mask
+        norms       2 x (4 H, and w H if they are trained), their output c H, once for each product under autocast
+        attention   c 4 A: queries, output, and keys and values repeated for the mask; 4 bytes for each head; the mask
         MLP         c 4 F: gate, silu(gate), up and their product
-        adapters    4 r each, and a float32 copy of each input in place of the linear layers' inputs
+        adapters    4 r each, and a float32 copy of each input instead of the linear layers' inputs
     """
     H, F, c = shape.hidden, shape.intermediate, run.compute
     A, KV = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
@@ -222,14 +223,14 @@ def layer_activations(shape: Shape, run: Run) -> float:
 
 
 def activations(shape: Shape, run: Run) -> float:
-    """Of all layers: with checkpointing the input of each alone. The embeddings, and the last norm and its output."""
+    """Activations of all layers (with checkpointing only the input of each), the embeddings, and the last norm with its output."""
     residual = (FLOAT if run.autocast else run.compute) * shape.hidden
     each = run.tokens * residual if run.checkpointing else layer_activations(shape, run)
     return run.tokens * (2 * residual + 2 * FLOAT * shape.hidden) + shape.layers * each
 
 
 def layer_backward(shape: Shape, run: Run) -> float:
-    """What one layer's backward holds besides: gradients through the MLP, and with checkpointing the layer again."""
+    """Further bytes of one layer's backward: gradients through the MLP, and with checkpointing the layer again."""
     through = run.tokens * 3 * run.compute * shape.intermediate
     return through + (layer_activations(shape, run) if run.checkpointing else 0.0)
 
@@ -238,7 +239,7 @@ def layer_backward(shape: Shape, run: Run) -> float:
 
 
 def answer_tile(shape: Shape, run: Run, backward: bool) -> float:
-    """TRL's tile of logits: one of 4096 x 32768 in c, and on the CPU what torch's operations make of it besides."""
+    """TRL's tile of logits: one of 4096 x 32768 in c, and on the CPU the further tensors of torch's operations."""
     rows, columns = min(run.answers, _TRL_TILE[0]), min(shape.vocab, _TRL_TILE[1])
     tile = run.compute * rows * _TRL_TILE[1]
     # Forward: z, e, and two on the way. Backward: y, z, log p, p, gradient, target, a difference, and where it is.
@@ -247,8 +248,9 @@ def answer_tile(shape: Shape, run: Run, backward: bool) -> float:
 
 def thought_tile(shape: Shape, run: Run, backward: bool) -> float:
     """
-    Ours: K rows a position, or a tile. Forward a tile is z, and exp(x) where thoughts mix the vocabulary; backward it is z, its
-    gradient, and <g, E_v> and exp(x). On the CPU it is three float32 numbers, and the rows of W and E that made them.
+    The thoughts' part: K rows for each position, or a tile. In the forward a tile is z, and exp(x) if thoughts mix the
+    vocabulary. In the backward it is z, its gradient, and <g, E_v> and exp(x). On the CPU it is three float32 numbers, and the
+    rows of W and E behind them.
     """
     n, H = run.thoughts, shape.hidden
     if n == 0 or run.candidates:
@@ -256,7 +258,7 @@ def thought_tile(shape: Shape, run: Run, backward: bool) -> float:
     columns = tile_columns(n, shape.vocab, "cuda" if run.cuda else "cpu")
     if run.cuda:
         numbers = FLOAT * (1 + run.mixes)
-        if backward:  # a gradient in float32 takes the place of z
+        if backward:  # a gradient in float32 overwrites z
             numbers = FLOAT + (run.compute if run.compute < FLOAT else 0) + run.mixes * (FLOAT + run.weight)
         rows_of_tables = cast_weights(columns * H, run)
     else:
@@ -266,7 +268,7 @@ def thought_tile(shape: Shape, run: Run, backward: bool) -> float:
 
 def head_backward(shape: Shape, run: Run) -> float:
     """
-    The backward of the scores. The thoughts' backward comes first and leaves the gradient of a table (of two where they mix
+    The backward of the scores. The thoughts' backward comes first and leaves the gradient of a table (of two if they mix
     the vocabulary). The answers' backward sums another in float32 and rounds it.
     """
     of_thoughts = gradient(shape.table * (1 + run.mixes), shape, run) if run.thoughts else 0.0
@@ -288,12 +290,13 @@ def rollout(shape: Shape, run: Run, free: float | None = None) -> Parts:
     """
     The whole weights, the cache, and a step's logits or a piece of the prompts, whichever is larger.
 
-    The cache holds slots x (prompt + completion) tokens, as far as its budget goes: `rollout_cache_gb`, or half of what is
-    left of `free` beside whole weights or a copy. Slots remember ids, masks, values and action, and hand them on.
+    The cache holds slots x (prompt + completion) tokens within its budget: `rollout_cache_gb`, or half of the rest of `free`
+    after whole weights or a copy. The record of the slots has ids, masks, values and actions, once in the slots and once in
+    the rollout that is returned.
     """
     world, slots, compute = run.world, run.slots or run.rows, run.copy or run.compute
     whole = run.compute * shape.parameters if world.sharded else 0.0
-    # An adapter is float32, so a copy has all of it, and of the other weights those that are wider than the copy.
+    # An adapter is float32, so a copy has all of it, and also the other weights that are wider than the copy.
     whole += run.copy * ((shape.parameters if run.weight > run.copy else 0) + shape.adapter)
     budget = run.cache if run.cache is not None else None if free is None else max(free - whole, 0) / 2
     keys = slots * run.length * per_token(shape, run)
@@ -308,7 +311,7 @@ def rollout(shape: Shape, run: Run, free: float | None = None) -> Parts:
 
 
 def scoring(shape: Shape, run: Run) -> Parts:
-    """A micro-batch forward without gradients, over a batch that is on its way into another order."""
+    """The forward of a micro-batch without gradients, while the batch is being reordered."""
     needed = run.old_logps or run.reference
     layer = run.tokens * (run.compute * 3 * shape.intermediate + 4 * FLOAT * shape.hidden)
     return {
@@ -329,7 +332,7 @@ def update(shape: Shape, run: Run) -> Parts:
     saved, sums = activations(shape, run), gradients(shape, run)
     before = sums if run.accumulates or run.world.stage == 3 else 0.0
     table, layer = gradient(shape.table, shape, run), gradient(shape.layer, shape, run)
-    # Where nothing accumulates, a device without shards has the head's gradient first and the embedding's last.
+    # Without accumulation, a device without shards has the head's gradient first and the embedding's last.
     spread = run.accumulates or run.world.stage >= 2 or run.world.fsdp
     head, embedding = 0.0 if spread else table, 0.0 if spread or shape.tied else table
     scores = max(answer_tile(shape, run, False), thought_tile(shape, run, False))
@@ -340,7 +343,7 @@ def update(shape: Shape, run: Run) -> Parts:
         (before, saved, head_backward(shape, run)),
         (before + head + layer, saved + layer_backward(shape, run), 0.0),
         (max(sums - embedding, 0.0) + layer, first, 0.0),
-        # Candidates' embeddings take a gradient besides the tokens'.
+        # The embeddings of candidates get a gradient, besides those of tokens.
         (sums + table * (2 if run.candidates and not run.hard else 1), run.tokens * FLOAT * shape.hidden, 0.0),
     )
     largest = max(moments, key=sum)

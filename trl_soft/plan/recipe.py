@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Will a recipe fit? Memory of each phase on each GPU, worked out from the recipe and the model's sizes alone.
+"""The memory of each phase on each GPU, computed from the recipe and the sizes of the model alone.
 
     python -m trl_soft.plan --config RECIPE.yaml [--accelerate_config recipes/accelerate/zero3.yaml] [--num_gpus 8]
         [--gpu_gb 80] [--model_config recipes/models/MODEL.json] [--algorithm rloo] [--prompt_length 1024] [--json]
         [any setting of the recipe, as a flag]
 
-The recipe is read as the training scripts read it; nothing is downloaded but the model's `config.json`, and nothing with
-`--model_config`. Ends with status 1 where it does not fit. The arithmetic is in `trl_soft.plan.memory`, what is and is not
-counted in docs/plan.md.
+The recipe is read as by the training scripts. Only the model's `config.json` is downloaded, and nothing with `--model_config`.
+The exit status is 1 if the run does not fit. `trl_soft.plan.memory` has the arithmetic. docs/plan.md says what is counted.
 """
 
 import argparse
@@ -46,14 +45,14 @@ def estimate(
     cuda: bool = True,
 ) -> Estimate:
     """
-    What a run takes on one device.
+    The memory of a run on one device.
 
     Args:
-        training: the trainer's config. config: the model's. model (`ModelConfig`): precision, attention, LoRA.
-        world (`World`, *optional*): `None` is one device.
+        training: the trainer's config. config: the model's config. model (`ModelConfig`): precision, attention, LoRA.
+        world (`World`, *optional*): `None` means one device.
         prompt_length (`int`): tokens of the longest prompt.
-        gpu_gb (`float`, *optional*): of the device; what is free of it bounds the rollout's cache.
-        cuda (`bool`): False counts what TRL's scores cost on the CPU.
+        gpu_gb (`float`, *optional*): memory of the device. Its free part bounds the rollout's cache.
+        cuda (`bool`): False counts the cost of TRL's scores on the CPU.
     """
     model, world = model or ModelConfig(), world or World()
     shape = shape_of(config, get_peft_config(model))
@@ -68,7 +67,7 @@ def knobs(training, world: World) -> dict[str, tuple[Any, World]]:
     A setting that cannot be lowered is left out.
 
     Returns:
-        For each, as a recipe would have it, the training config and the world that come of it.
+        For each setting, written as in a recipe: the training config and the world that result.
     """
     alternatives: dict[str, tuple[Any, World]] = {}
     batch, steps = training.per_device_train_batch_size, training.gradient_accumulation_steps
@@ -84,7 +83,7 @@ def knobs(training, world: World) -> dict[str, tuple[Any, World]]:
         if (training.max_thinking_length or 0) >= shorter:
             changes["max_thinking_length"] = shorter - 1
         alternatives[_as_yaml(changes)] = _with(training, changes), world
-    # Under ZeRO no copy is made for rollouts.
+    # Under ZeRO there is no copy for rollouts.
     no_copy = _with(training, {"rollout_dtype": "auto"})
     zero3 = World("zero3", world.gpus, half=True)
     if world.gpus > 1 and not world.sharded:
@@ -96,7 +95,7 @@ def knobs(training, world: World) -> dict[str, tuple[Any, World]]:
 
 
 def _with(training, changes: dict[str, Any]):
-    """A copy of a config with other values. What the config derived from the values it had stays."""
+    """A copy of a config with other values. Values that the config derived from the old ones stay."""
     other = copy.copy(training)
     vars(other).update(changes)
     return other
@@ -107,7 +106,7 @@ def _as_yaml(changes: dict[str, int]) -> str:
 
 
 def table(memory: Estimate) -> str:
-    """Parts down, phases across, in GB."""
+    """A table in GB: one row for each part, one column for each phase."""
     names = dict.fromkeys(name for parts in memory.phases.values() for name in parts)
     rows = {name: [parts.get(name, 0.0) for parts in memory.phases.values()] for name in names}
     rows = {name: values for name, values in rows.items() if any(values)}
@@ -123,7 +122,7 @@ def table(memory: Estimate) -> str:
 
 
 def report(memory: Estimate, alternatives: dict[str, Estimate], shape: Shape, run: Run) -> dict:
-    """All of it as JSON values, sizes in GB."""
+    """The result as JSON values, sizes in GB."""
     return {
         "phases_gb": {phase: {k: v / GB for k, v in parts.items()} for phase, parts in memory.phases.items()},
         "peaks_gb": {phase: value / GB for phase, value in memory.peaks.items()},
@@ -147,7 +146,7 @@ def report(memory: Estimate, alternatives: dict[str, Estimate], shape: Shape, ru
 
 
 def sentences(memory: Estimate, alternatives: dict[str, Estimate], shape: Shape, run: Run) -> Iterable[str]:
-    """What stands around the table and below it."""
+    """The sentences around the table."""
     device = memory.memory or 0.0
     yield f"{shape.parameters / GB:.2f}e9 parameters, {shape.trained / GB:.3g}e9 trained, {run.world.backend} on {run.world.gpus} GPUs"
     yield (
@@ -173,7 +172,7 @@ def sentences(memory: Estimate, alternatives: dict[str, Estimate], shape: Shape,
     if memory.longest_slots < 1:
         yield (
             f"A rollout would be refused: the longest prompt and completion take {run.length * per_token(shape, run) / GB:.2f} "
-            f"GB of keys and values, and the cache may have {memory.phases['rollout']['keys and values'] / GB:.2f} GB."
+            f"GB of keys and values, but the cache may have {memory.phases['rollout']['keys and values'] / GB:.2f} GB."
         )
     over = (memory.peak + memory.reserve - device) / GB
     if over > 0:
@@ -183,7 +182,7 @@ def sentences(memory: Estimate, alternatives: dict[str, Estimate], shape: Shape,
 
 
 def settings_in(flags: list[str]) -> dict[str, Any]:
-    """The settings of the recipe's file and of the flags, before they are checked. A flag beats the file."""
+    """The settings of the recipe's file and of the flags, before any check. A flag overrides the file."""
     settings = dict(read_recipe_file(flags))
     for flag, following in zip(flags, [*flags[1:], "--"], strict=True):
         if flag.startswith("--"):
@@ -194,12 +193,12 @@ def settings_in(flags: list[str]) -> dict[str, Any]:
 
 def read_recipe(flags: list[str], algorithm: str | None, gpus: int) -> tuple[Any, Any, ModelConfig, bool]:
     """
-    SoftScriptArguments, training and model settings as the script would have them with `gpus` processes, and whether on
-    CUDA. Where `algorithm` is unset it is rloo if there is a setting that `SoftRLOOConfig` alone reads.
+    SoftScriptArguments, training and model settings as in the script with `gpus` processes, and whether the run uses CUDA. If
+    `algorithm` is unset, it is rloo if only `SoftRLOOConfig` reads one of the settings.
     """
     settings = settings_in(flags)
     kind = _CONFIGS[algorithm or algorithm_of(flags)]
-    # Batches are counted over all processes, of which this one is not; and bf16 is refused where there is no GPU.
+    # Batches are counted over the processes of the run, not of the planner. Without a GPU, bf16 would be refused.
     planned = type(kind.__name__, (kind,), {"world_size": property(lambda self: gpus)})
     on_cpu = str(settings.get("use_cpu")).lower() == "true"
     if not torch.cuda.is_available() and not on_cpu:
@@ -220,15 +219,15 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--accelerate_config", help="YAML that `accelerate launch --config_file` takes")
+    parser.add_argument("--accelerate_config", help="YAML file for `accelerate launch --config_file`")
     parser.add_argument(
-        "--num_gpus", type=int, help="processes of all machines together; beats the accelerate config's"
+        "--num_gpus", type=int, help="processes of all machines together; overrides the accelerate config"
     )
     parser.add_argument("--gpu_gb", type=float, default=80.0, help="memory of one GPU, in 10**9 bytes")
-    parser.add_argument("--model_config", help="a model's config.json, where there is no hub")
-    parser.add_argument("--algorithm", choices=sorted(_CONFIGS), help="else by the recipe's keys")
+    parser.add_argument("--model_config", help="a model's config.json, if there is no hub")
+    parser.add_argument("--algorithm", choices=sorted(_CONFIGS), help="unset: by the keys of the recipe")
     parser.add_argument(
-        "--prompt_length", type=int, help=f"longest prompt in tokens; else the recipe's, else {PROMPT_LENGTH}"
+        "--prompt_length", type=int, help=f"longest prompt in tokens; unset: the recipe's, or {PROMPT_LENGTH}"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     return parser

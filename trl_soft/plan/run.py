@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The settings of a run that cost memory, read off a trainer's config, a model's config and the devices."""
+"""The settings of a run that cost memory, from a trainer's config, a model's config and the devices."""
 
 from dataclasses import dataclass, field
 
@@ -29,21 +29,21 @@ _OPTIMISERS = {
 @dataclass(frozen=True)
 class Run:
     """
-    Settings that cost memory. All but `world` are of one device.
+    Settings that cost memory. All except `world` are those of one device.
 
     Args:
         rows (`int`): completions of a rollout. micro_batch (`int`): rows of a forward.
-        prompt, completion (`int`): tokens at most; thinking (`int`): of the completion, at most.
-        weight, compute (`int`): bytes of a weight as a device holds it, and of the numbers that a product multiplies.
-        copy (`int`): bytes of a weight in the copy that a rollout runs on (`rollout_dtype`); 0: there is no copy.
+        prompt, completion (`int`): most tokens of each. thinking (`int`): most thinking tokens of a completion.
+        weight, compute (`int`): bytes of a weight on the device, and of a number in a product.
+        copy (`int`): bytes of a weight in the copy for rollouts (`rollout_dtype`). 0: there is no copy.
         action (`int`): bytes of a thought's action at one position.
-        candidates (`int`): K; 0 where the thought is scored over the whole vocabulary.
+        candidates (`int`): K. 0 if the thought is scored over the whole vocabulary.
         mixes (`bool`): thoughts mix the whole vocabulary. hard (`bool`): thoughts are tokens.
         accumulates (`bool`): the gradients of an earlier micro-batch are already there.
         state (`float`): bytes of optimiser state for each trained number.
         foreach (`bool`): the optimiser makes lists of temporaries.
         old_logps, reference (`bool`): whether old log-probabilities and a reference model are needed.
-        slots (`int`), cache (`float`, bytes, *optional*): of a rollout.
+        slots (`int`), cache (`float`, bytes, *optional*): slots and cache of a rollout.
         attention (`str`): sdpa, eager or flash.
         cuda (`bool`): TRL scores answers by its Triton kernels.
         memory (`float`, *optional*): bytes of the device.
@@ -109,15 +109,15 @@ def run_of(
     gpu_gb: float | None,
     cuda: bool = True,
 ) -> Run:
-    """What costs memory, of a trainer's config, a model's config and the devices."""
+    """The `Run` of a trainer's config, a model's config and the devices."""
     _refuse(training, model)
     loaded, compute, copy = _precision(training, shape, config, model, world, cuda)
-    # DeepSpeed holds what it multiplies; FSDP2 holds what it trains in float32.
+    # DeepSpeed holds weights in the type of the products. FSDP2 holds trained weights in float32.
     weight = compute if world.deepspeed else FLOAT if world.fsdp and not shape.adapter else loaded
     optimiser = str(getattr(training.optim, "value", training.optim))
     state = _OPTIMISERS[optimiser]
     if state >= FLOAT and world.backend in ("single", "ddp", "zero0") and not shape.adapter:
-        state *= weight / FLOAT  # moments are as precise as the weight; 8-bit states are bytes whatever it is
+        state *= weight / FLOAT  # moments are as precise as the weight; 8-bit states take one byte in any case
     thought = training.make_thought(Hard(training.temperature), table_rms=1.0)
     rows = training.generation_batch_size // world.gpus
     updates = training.steps_per_generation * training.num_iterations
@@ -153,7 +153,7 @@ def run_of(
 
 
 def _refuse(training, model: ModelConfig) -> None:
-    """Raise `ValueError` for what is not worked out."""
+    """Raise a `ValueError` for settings that the planner does not support."""
     for name in ("deepspeed", "fsdp"):
         if getattr(training, name, None):
             raise ValueError(
@@ -162,21 +162,23 @@ def _refuse(training, model: ModelConfig) -> None:
             )
     if training.use_vllm:
         raise ValueError(
-            "`use_vllm` is true, but what vLLM holds is not worked out here: colocated it keeps "
-            "`vllm_gpu_memory_utilization` of the device, beside training too unless it sleeps. Pass `--use_vllm false` and, "
-            "where it is colocated, a `--gpu_gb` lower by that share."
+            "`use_vllm` is true, but the planner does not compute vLLM's memory. Colocated, vLLM keeps "
+            "`vllm_gpu_memory_utilization` of the device, during training too unless it sleeps. Pass `--use_vllm false` and, "
+            "if it is colocated, a `--gpu_gb` that is lower by this share."
         )
     if model.load_in_4bit or model.load_in_8bit:
         raise ValueError(
-            "`load_in_4bit` and `load_in_8bit` are not worked out here. Plan without them: it is an upper bound."
+            "The planner does not support `load_in_4bit` and `load_in_8bit`. Plan without them: this gives an upper bound."
         )
     name = str(getattr(training.optim, "value", training.optim))
     if name not in _OPTIMISERS:
-        raise ValueError(f"`optim` is {name!r}, whose states are not known here. Known are {', '.join(_OPTIMISERS)}.")
+        raise ValueError(
+            f"`optim` is {name!r}, whose states the planner does not know. It knows {', '.join(_OPTIMISERS)}."
+        )
 
 
 def _precision(training, shape: Shape, config, model: ModelConfig, world: World, cuda: bool) -> tuple[int, int, int]:
-    """Bytes of a weight as it is loaded, as it is multiplied, and in the copy that a rollout runs on (0: no copy)."""
+    """Bytes of a weight as loaded, in a product, and in the copy for rollouts (0: no copy)."""
     dtype = (training.model_init_kwargs or {}).get("dtype") or model.dtype
     if dtype == "auto":
         dtype = config.dtype or "float32"
@@ -196,12 +198,12 @@ def _attention(model: ModelConfig) -> str:
         if part in name:
             return kind
     raise ValueError(
-        f"`attn_implementation` is {name!r}, whose memory is not worked out here. Use sdpa, eager or flash_attention_2."
+        f"`attn_implementation` is {name!r}, whose memory the planner does not know. Use sdpa, eager or flash_attention_2."
     )
 
 
 def action_bytes(settings, hidden: int, dtype: torch.dtype) -> int:
-    """Bytes of a thought's action at one position, as a thought that is drawn shows."""
+    """Bytes of a thought's action at one position, measured on a drawn thought."""
     thought = settings.make_thought(Hard(settings.temperature), table_rms=1.0)
     action = blank_action(thought, max(thought.top_k, 64), hidden, dtype)
     return sum(value.nbytes for value in action.values())

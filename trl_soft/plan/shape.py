@@ -16,7 +16,7 @@ class Shape:
 
     Args:
         parameters (`int`): of the model without adapters. Tied tables count once.
-        adapter (`int`): trainable parameters of LoRA; 0 is full fine-tuning.
+        adapter (`int`): trainable parameters of LoRA. 0 means full fine-tuning.
         adapted (`tuple` of `int`): input width of each adapted module of a layer.
         lora_r (`int`): rank of the adapters.
         qk_norm (`bool`): queries and keys are normalised (Qwen3).
@@ -75,17 +75,17 @@ def read_config(name: str | None, file: str | None = None, **options):
 
 def shape_of(config, peft_config=None) -> Shape:
     """
-    The sizes of a model of this config. The model is built on the meta device, which takes no memory.
+    The sizes of a model with this config. The model is built on the meta device, which takes no memory.
 
     Raises:
-        ValueError: for a model of experts, and for a model that is no decoder with a gated MLP.
+        ValueError: for a model with experts, and for a model that is not a decoder with a gated MLP.
     """
     text = config.get_text_config()
     for field in ("num_experts", "num_local_experts", "n_routed_experts"):
         if getattr(text, field, None):
             raise ValueError(
-                f"The model has experts (`{field}: {getattr(text, field)}`), whose activations depend on the routing and "
-                "are not worked out here. Plan for a dense model."
+                f"The model has experts (`{field}: {getattr(text, field)}`), whose activations depend on the routing. "
+                "The planner does not support them. Plan for a dense model."
             )
     missing = [f for f in ("hidden_size", "intermediate_size", "num_attention_heads") if not getattr(text, f, None)]
     if missing:

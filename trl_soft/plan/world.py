@@ -14,9 +14,9 @@ class World:
 
     Args:
         backend (`str`): `single`, `ddp`, `zero0` to `zero3` or `fsdp2`.
-        gpus (`int`): of all machines together.
-        offload_optimizer, offload_parameters (`bool`): DeepSpeed's, to the host.
-        half (`bool`): whether accelerate asks for bf16 or fp16, whatever the recipe says.
+        gpus (`int`): number of GPUs of all machines together.
+        offload_optimizer, offload_parameters (`bool`): whether DeepSpeed offloads them to the host.
+        half (`bool`): whether the accelerate config sets bf16 or fp16. It overrides the recipe.
     """
 
     backend: str = "single"
@@ -50,7 +50,7 @@ class World:
 
 
 def read_world(path: str | None, gpus: int | None) -> World:
-    """The world that an accelerate config describes. Without one: one process, or DDP where `gpus` is above 1."""
+    """The world of an accelerate config. Without a config: one process, or DDP if `gpus` is above 1."""
     if path is None:
         return World("ddp" if (gpus or 1) > 1 else "single", gpus or 1)
     with open(path, encoding="utf-8") as file:
@@ -63,7 +63,7 @@ def read_world(path: str | None, gpus: int | None) -> World:
         options = values.get("fsdp_config") or {}
         if int(options.get("fsdp_version", 1)) != 2 or options.get("fsdp_offload_params"):
             raise ValueError(
-                f"{path} asks for FSDP1 or for offloaded parameters, whose memory is not worked out here. Set "
+                f"{path} asks for FSDP1 or for offloaded parameters, which the planner does not support. Set "
                 "`fsdp_version: 2` and `fsdp_offload_params: false`, or plan for recipes/accelerate/zero3_offload.yaml."
             )
         return World("fsdp2", count, half=half)
@@ -73,7 +73,7 @@ def read_world(path: str | None, gpus: int | None) -> World:
 
 
 def _deepspeed_world(options: dict, count: int, half: bool) -> World:
-    """The options stand in the accelerate config, or in the DeepSpeed file that it names."""
+    """The world of DeepSpeed's options, which are in the accelerate config or in the DeepSpeed file that it names."""
     stage = options.get("zero_stage", 2)
     devices = [options.get(f"{name}_device") for name in ("offload_optimizer", "offload_param")]
     if options.get("deepspeed_config_file"):
