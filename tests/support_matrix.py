@@ -100,7 +100,9 @@ class TestFile:
                 calls = [mark for mark in node.decorator_list if isinstance(mark, ast.Call)]
                 marks = [mark for mark in calls if ast.unparse(mark.func) == "pytest.mark.parametrize"]
                 return {ast.literal_eval(mark.args[0]): mark.args[1] for mark in marks}
-        raise LookupError(f"{self.path} has no test {function}. Correct tests/support_matrix.py.")
+        raise LookupError(
+            f"{self.path} has no test {function}. Correct the name in tests/support_matrix.py, then run `make support`."
+        )
 
     def parameters(self, function: str) -> dict[str, list]:
         """The values of each parameter of a test."""
@@ -155,7 +157,7 @@ def _weights() -> Iterator[Tested]:
 def _engines() -> Iterator[Tested]:
     tiny = TestFile("tests/tiny.py").names["THOUGHTS"]
     file = TestFile("tests/test_engine.py")
-    name = "test_slots_are_the_simple_loop"
+    name = "test_engines_draw_what_the_oracle_draws"
     assert set(file.marks(name)) == {"settings"}  # tiny.THOUGHTS
     for settings in tiny:
         for engine in ("slots", "simple"):
