@@ -14,6 +14,7 @@ from tests import evaluated, forked, tiny
 from tests.evaluated import BRIEF, evaluation
 from trl_soft import ThinkingSettings, soft_generate
 from trl_soft.evaluate.decoding import Decoding, soft_tokens_grid
+from trl_soft.evaluate.difference import NOT_RECORDED, difference
 from trl_soft.evaluate.grading import GRADERS, grade_exact
 from trl_soft.evaluate.presets import PRESETS, PromptFormat
 from trl_soft.evaluate.runner import evaluate, score
@@ -96,16 +97,27 @@ def test_thoughts_are_written_as_they_were(finished):
     for line in lines(folder):
         steps = line["thoughts"]
         assert len(steps) == line["length"]
-        mixed = [step for step in steps if step["candidates"]]
+        thoughts = [step for step in steps if step["thought"]]
+        tokens = [step for step in steps if step.get("drawn")]
+        assert tokens and len(tokens) < len(steps) or line["decoding"] == "hard greedy"
+        for step in tokens:  # a token shows what else it could have been
+            named = dict(step["candidates"])
+            assert step["token"] in named and 1 <= len(named) <= 3 and sum(named.values()) <= 1.0002
         if line["decoding"] == "as saved":
-            assert mixed and all(1 <= len(step["candidates"]) <= 3 for step in mixed)
-            for step in mixed:
+            for step in thoughts:
                 weights = [weight for _, weight in step["candidates"]]
-                assert weights == sorted(weights, reverse=True) and step["candidates"][0][0] == step["token"]
+                assert 1 <= len(weights) <= 3 and weights == sorted(weights, reverse=True)
+                assert step["candidates"][0][0] == step["token"]
         elif line["decoding"] == "hard greedy":
-            assert all(step["candidates"] == [[step["token"], 1.0]] for step in mixed)
+            assert all(step["candidates"][0][0] == step["token"] for step in tokens)
         else:  # noise on an embedding has no candidates
-            assert not mixed
+            assert not any(step["candidates"] for step in thoughts)
+
+
+def test_steps_of_some_samples_alone(world, tmp_path):
+    evaluate(evaluation(world, tmp_path, limit=2, candidates=2, candidates_samples=1))
+    rows = lines(tmp_path)
+    assert {row["sample"] for row in rows if "thoughts" in row} == {0} and max(row["sample"] for row in rows) > 0
 
 
 def test_a_finished_run_computes_nothing_again(world, finished, monkeypatch):
@@ -115,11 +127,50 @@ def test_a_finished_run_computes_nothing_again(world, finished, monkeypatch):
     assert len(json.loads((folder / "manifest.json").read_text())["resumed"]) >= 1
 
 
+def refusal(run) -> str:
+    """The error of an evaluation. The exception is not kept: it would hold the lock of the folder."""
+    try:
+        evaluate(run)
+    except ValueError as error:
+        return str(error)
+    return pytest.fail("it was not refused")
+
+
 def test_another_question_in_the_same_folder_is_refused(world, finished):
     folder, _ = finished
-    for changes in ({"preset": "soft_grpo"}, {"limit": 3}, {"chunk": 11}, {"max_completion_length": 13}):
-        with pytest.raises(ValueError, match="samples of two runs would be mixed"):
-            evaluate(evaluation(world, folder, **changes))
+    for changes, named in (
+        ({"preset": "soft_grpo"}, "preset"), ({"limit": 3}, "limit"), ({"chunk": 11}, "chunk"),
+        ({"max_completion_length": 13}, "max_completion_length"), ({"candidates": 4}, "`candidates` is 3, and now it is 4"),
+        ({"candidates": 0}, "`candidates` is 3"), ({"candidates_samples": 2}, "candidates_samples"),
+        ({"entropy_positions": 2}, "`entropy_positions` is 0, and now it is 2"),
+    ):  # fmt: skip
+        told = refusal(evaluation(world, folder, **{"candidates": 3} | changes))
+        assert "samples of two runs would be mixed" in told and named in told and len(told) < 600
+
+
+def test_a_changed_setting_names_itself_and_its_two_values(world, finished):
+    folder, _ = finished
+    run = evaluation(world, folder, candidates=3)
+    changed = [replace(run.decodings[0], thinking={**run.decodings[0].thinking, "thinking_temperature": 0.25})]
+    told = refusal(replace(run, decodings=[*changed, *run.decodings[1:]]))
+    assert f"`decodings.{changed[0].name}.thinking.thinking_temperature` is " in told and "now it is 0.25" in told
+    with pytest.raises(ValueError, match=r"`decodings` is \['.*, and now it is \['"):
+        evaluate(replace(run, decodings=run.decodings[:1]))
+
+
+@pytest.mark.parametrize(
+    "before, now, found",
+    [
+        ({"a": 1}, {"a": 1}, None),
+        ({"a": {"b": [1, 2]}}, {"a": {"b": [1, 3]}}, ("a.b", [1, 2], [1, 3])),
+        ({}, {"a": 0}, ("a", NOT_RECORDED, 0)),
+        ({"d": [{"name": "x", "n": 1}]}, {"d": [{"name": "x", "n": 2}]}, ("d.x.n", 1, 2)),
+        ({"d": [{"name": "x"}]}, {"d": [{"name": "y"}]}, ("d", ["x"], ["y"])),
+        ({"a": 1, "b": 2}, {"b": 3, "a": 4}, ("b", 2, 3)),
+    ],
+)
+def test_the_first_difference_of_two_manifests(before, now, found):
+    assert difference(before, now) == found
 
 
 def test_other_rows_weights_or_thoughts_under_the_same_path_are_refused(world, tmp_path):
@@ -129,16 +180,16 @@ def test_other_rows_weights_or_thoughts_under_the_same_path_are_refused(world, t
     rows, kept = own / "sums.jsonl", (own / "sums.jsonl").read_text()
     thinking = ThinkingSettings.load_thinking(own / "model")
     rows.write_text(kept.replace("0+1", "8+8"))
-    with pytest.raises(ValueError, match="whose `problems` is"):
+    with pytest.raises(ValueError, match=r"whose `problems\..*sha256` is"):
         evaluate(evaluation(own, tmp_path / "out", limit=2))
     rows.write_text(kept)
     ThinkingSettings.load_thinking(own / "model", thinking_top_k=3).save_thinking(own / "model")
-    with pytest.raises(ValueError, match="whose `decodings` is"):
+    with pytest.raises(ValueError, match="whose `decodings.as saved.thinking.thinking_top_k` is 4, and now it is 3"):
         evaluate(evaluation(own, tmp_path / "out", limit=2))
     thinking.save_thinking(own / "model")
     evaluate(evaluation(own, tmp_path / "out", limit=2))
     tiny.model(seed=5).save_pretrained(own / "model")
-    with pytest.raises(ValueError, match="whose `weights` is"):
+    with pytest.raises(ValueError, match=r"whose `weights\..*` is"):
         evaluate(evaluation(own, tmp_path / "out", limit=2))
     (tmp_path / "out" / "manifest.json").unlink()
     with pytest.raises(ValueError, match="no manifest that describes them"):

@@ -1,11 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The record of a rollout's thoughts, in a form that survives TRL's shuffling, splitting and buffering."""
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 
 from .thoughts import Thought
 from .vocabulary.embedding_table import Lookup
+
+
+if TYPE_CHECKING:
+    import pandas
 
 
 _PREFIX = "soft_"
@@ -52,6 +58,61 @@ class SoftTokens:
     def shape(self) -> torch.Size:
         """(B, C)."""
         return self.thinking_mask.shape
+
+    def __repr__(self) -> str:
+        count = int(self.thinking_mask.sum())
+        return f"SoftTokens(shape={tuple(self.shape)}, thought={self.thought.name!r}, thoughts={count})"
+
+    def candidates(self, i: int) -> torch.Tensor:
+        """
+        The tokens that the thoughts of completion `i` are made of: ids (n, K) int64, for its n thoughts in their order. K is 0
+        for a thought that keeps no candidates: one that is fed as an embedding.
+        """
+        return self._mixtures(i)[0]
+
+    def weights(self, i: int) -> torch.Tensor:
+        """The weights of `candidates(i)` in the mixture that was fed, (n, K) float32; 0 where a candidate is no part of it."""
+        return self._mixtures(i)[1]
+
+    def _mixtures(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
+        action = {name: value[i][self.thinking_mask[i]] for name, value in self.action.items()}
+        if self.thought.is_token:
+            ids = action["ids"].long().unsqueeze(-1)
+            return ids, torch.ones_like(ids, dtype=torch.float32)
+        weights = self.thought.weights(action)
+        if weights is None:
+            none = self.log_probs.new_zeros(int(self.thinking_mask[i].sum()), 0)
+            return none.long(), none
+        return action["ids"].long(), weights.float() + 0.0  # -0.0 becomes 0.0
+
+    def to_pandas(self, entropies: list[list[float]] | None = None) -> "pandas.DataFrame":
+        """
+        The thoughts as a table with one row for each candidate that has a weight. A thought that keeps no candidates has one row,
+        without a token and a weight.
+
+        Args:
+            entropies (`list[list[float]]`, *optional*):
+                Entropy in nats of each position of each completion, as [`soft_generate`] returns them. The record does not hold
+                them: without them the column is empty.
+
+        Returns:
+            Columns `completion`, `position` and `token_id` (integers), `weight`, `log_prob` (of the whole thought, in nats) and
+            `entropy`.
+        """
+        import pandas
+
+        rows: list[tuple] = []
+        for i in range(self.shape[0]):
+            ids, weights = self._mixtures(i)
+            positions = self.thinking_mask[i].nonzero().squeeze(-1).tolist()
+            log_probs = (self.log_probs[i] + 0.0).tolist()
+            for t, tokens, shares in zip(positions, ids.tolist(), weights.tolist(), strict=True):
+                entropy = None if entropies is None else entropies[i][t] + 0.0
+                pairs = [pair for pair in zip(tokens, shares, strict=True) if pair[1] != 0.0] or [(None, None)]
+                rows += [(i, t, token, weight, log_probs[t], entropy) for token, weight in pairs]
+        columns = ["completion", "position", "token_id", "weight", "log_prob", "entropy"]
+        types = dict.fromkeys(columns[:2], "int64") | {"token_id": "Int64"} | dict.fromkeys(columns[3:], "float64")
+        return pandas.DataFrame(rows, columns=columns).astype(types)
 
     def map(self, function) -> "SoftTokens":
         """The record with `function` applied to each of its tensors."""

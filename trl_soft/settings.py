@@ -219,6 +219,22 @@ class ThinkingSettings(_Options, SharedSettings):
                 values[name] = made.defaults.get(name)
         return SimpleNamespace(**values)
 
+    def resolved(self, evaluation: bool = False) -> dict[str, Any]:
+        """
+        What the thought reads, and nothing else, by field: the kind's defaults in the place of what is unset. A field that stays
+        unset (a hard thought takes its sampling from the answer, a cap is off) is left out.
+
+        Args:
+            evaluation (`bool`): of `eval_thought`, where it is set.
+        """
+        kind = (self.eval_thought if evaluation else None) or self.thought
+        made, values = THOUGHTS[kind].variant(self), vars(self.values(kind))
+        read = {"thought": kind} | {name: values[name] for name in (*made.truncations, *made.options)}
+        ends = ["end_of_thinking", "max_thinking_length", "answer_prefill", "max_answer_length", "cold_stop_entropy"]
+        ends += [] if self.cold_stop_entropy is None else ["cold_stop_length"]
+        read |= {name: getattr(self, name) for name in ends}
+        return {name: value for name, value in read.items() if value is not None}
+
     def make_thought(self, answer: Hard, table_rms: float | None = None, evaluation: bool = False) -> Thought:
         """
         The thought of these settings.

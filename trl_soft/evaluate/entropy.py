@@ -16,9 +16,9 @@ from ..vocabulary.head_logits import HeadLogits, logit_transform
 
 
 @torch.no_grad()
-def entropies(model, prompt: list[int], rollout: Rollout) -> torch.Tensor:
+def read_again(model, prompt: list[int], rollout: Rollout) -> HeadLogits:
     """
-    Entropies of the distributions from which one completion was drawn.
+    The logits from which one completion was drawn.
 
     Args:
         model: a causal language model that takes `soft_tokens=` (`trl_soft.forward`).
@@ -26,7 +26,7 @@ def entropies(model, prompt: list[int], rollout: Rollout) -> torch.Tensor:
         rollout (`Rollout`): of one row.
 
     Returns:
-        `torch.Tensor` of shape `(C,)`, float32: nats at temperature 1. C is the length of the completion.
+        `HeadLogits` of C rows. C is the length of the completion.
     """
     length = int(rollout.completion_mask.sum())
     ids = torch.tensor([prompt], device=rollout.completion_ids.device)
@@ -37,7 +37,16 @@ def entropies(model, prompt: list[int], rollout: Rollout) -> torch.Tensor:
     hidden = out.hidden_states[-1][0, len(prompt) - 1 : -1]  # (C, H): the state before a token predicts it
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     scale, softcap = logit_transform(model.config)
-    return HeadLogits(hidden, head, embedding, scale, softcap, embedding_scale(embedding)).entropy(1.0)
+    return HeadLogits(hidden, head, embedding, scale, softcap, embedding_scale(embedding))
+
+
+@torch.no_grad()
+def entropies(model, prompt: list[int], rollout: Rollout) -> torch.Tensor:
+    """
+    Entropies of the distributions from which one completion was drawn, (C,) float32: nats at temperature 1. The arguments are those
+    of `read_again`.
+    """
+    return read_again(model, prompt, rollout).entropy(1.0)
 
 
 class PositionMeans:

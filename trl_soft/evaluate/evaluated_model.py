@@ -2,6 +2,7 @@
 """A model that is evaluated: it completes prompts, a grader judges the answers, and each sample becomes a line."""
 
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import closing
 from statistics import mean
@@ -17,8 +18,9 @@ from ..rollout.completion_text import answer_phase, answer_start, completion_tex
 from ..rollout.interface import Plan
 from ..rollout.make_plan import check_prompts, make_plan, table_rms
 from ..thoughts import Hard
+from .alternatives import alternatives
 from .decoding import Decoding, saved_beside
-from .entropy import PositionMeans, entropies
+from .entropy import PositionMeans, read_again
 from .evaluation import Evaluation
 from .grading import GRADERS
 from .presets import answer_text, build_prompt, get_preset
@@ -41,6 +43,7 @@ class EvaluatedModel:
         self.tokenizer = AutoTokenizer.from_pretrained(path)
         self.model = AutoModelForCausalLM.from_pretrained(path, dtype=run.dtype).to(device).eval()
         self.saved = saved_beside(path)
+        self._texts: dict[int, str] = {}
         eos = self.model.generation_config.eos_token_id
         eos = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
         self.eos = sorted({*eos, *([] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id])})
@@ -97,24 +100,33 @@ class EvaluatedModel:
                 for index, row in enumerate(rows):
                     problem, sample = part[row]
                     one = rollout[index : index + 1]
-                    if entropy is not None:
-                        forced = one.record.forced_mask[
-                            0, : int(one.completion_mask.sum())
-                        ]  # forced tokens are not drawn
-                        entropy.add(entropies(self.model, ids[row], one), ~forced)
+                    steps = self.run.candidates > 0 and (
+                        self.run.candidates_samples is None or sample < self.run.candidates_samples
+                    )
+                    others = {}
+                    if steps or entropy is not None:
+                        logits = read_again(self.model, ids[row], one)
+                        if entropy is not None:
+                            forced = one.record.forced_mask[0, : len(logits)]  # forced tokens are not drawn
+                            entropy.add(logits.entropy(1.0), ~forced)
+                        if steps:
+                            others = alternatives(logits, ids[row], one, plan, self.run.candidates)
                     lines[row] = {
                         "benchmark": benchmark,
                         "decoding": decoding.name,
                         "problem": problem.number,
                         "sample": sample,
                         "prompt": prompts[row],
-                        **self._line(one.to("cpu"), plan, problem, kind),
+                        **self._line(one.to("cpu"), plan, problem, kind, others if steps else None),
                     }
                 bar.update(len(rows))
         return [line for line in lines if line is not None], entropy
 
-    def _line(self, rollout: Rollout, plan: Plan, problem: Problem, kind: str) -> dict[str, Any]:
-        """One completion as a line: its text, its verdict, its lengths and entropy, and its steps if the run writes them."""
+    def _line(self, rollout: Rollout, plan: Plan, problem: Problem, kind: str, others: dict | None) -> dict[str, Any]:
+        """
+        One completion as a line: its text, its verdict, its lengths and entropy, and its steps where `others`, what its tokens could
+        have been, is given.
+        """
         length = int(rollout.completion_mask.sum())
         ids = rollout.completion_ids[0, :length].tolist()
         lengths = int(rollout.thinking_length), int(rollout.thinking_surplus)
@@ -131,32 +143,40 @@ class EvaluatedModel:
             "thinking_surplus": lengths[1],
             "thinking_cut": rollout.thinking_cut.item(),
             "clipped": ids[-1] not in self.eos,  # a cap ended it: of the completion, or of the answer
-            "entropy": entropy.mean().item() if len(entropy) else None,
+            "entropy": entropy.mean().item() + 0.0 if len(entropy) else None,  # -0.0 is 0.0
         }
-        if self.run.candidates:
-            line["thoughts"] = self._steps(rollout, length)
+        if others is not None:
+            line["thoughts"] = self._steps(rollout, length, others)
         line |= {"answer": verdict.answer, "vote": verdict.vote, "correct": verdict.correct}
         return line | ({"reason": verdict.reason} if verdict.reason else {})
 
-    def _steps(self, rollout: Rollout, length: int) -> list[dict]:
-        """The token, the entropy and the heaviest candidates of each step."""
-        record, decode = rollout.record, self.tokenizer.decode
-        weights = record.thought.weights({name: value[0, :length] for name, value in record.action.items()})
+    def _steps(self, rollout: Rollout, length: int, others: dict[int, list[tuple[int, float]]]) -> list[dict]:
+        """
+        The token, the entropy and the candidates of each step. Of a soft thought they are its heaviest ones with their weights; of a
+        token, which is `drawn`, the likeliest ones with their probabilities.
+        """
+        record = rollout.record
+        thinks = record.thinking_mask[0, :length].tolist()
+        mixtures = iter(zip(record.candidates(0).tolist(), record.weights(0).tolist(), strict=True))
         steps: list[dict] = []
-        for t in range(length):
-            thought = bool(record.thinking_mask[0, t])
+        for t, (token, entropy, thought) in enumerate(
+            zip(rollout.completion_ids[0].tolist(), rollout.entropies[0].tolist(), thinks, strict=False)
+        ):
+            weights: dict[int, float] = defaultdict(float)  # a token may be drawn twice
+            for candidate, weight in zip(*next(mixtures), strict=True) if thought else ():
+                weights[candidate] += weight
+            drawn = t in others
+            pairs = others[t] if drawn else sorted(weights.items(), key=lambda pair: -pair[1])[: self.run.candidates]
             step: dict[str, Any] = {
-                "token": decode([int(rollout.completion_ids[0, t])]),
-                "entropy": round(rollout.entropies[0, t].item(), 4),
+                "token": self._text_of(token),
+                "entropy": round(entropy, 4) + 0.0,
                 "thought": thought,
-                "candidates": [],
+                "candidates": [[self._text_of(i), round(w, 4)] for i, w in pairs if w >= 5e-5 or (drawn and i == token)],
             }
-            if thought and record.thought.is_token:
-                step["candidates"] = [[step["token"], 1.0]]
-            elif thought and weights is not None:
-                heaviest = weights[t].topk(min(self.run.candidates, weights.size(-1)))
-                ids = record.action["ids"][0, t][heaviest.indices]
-                pairs = zip(ids.tolist(), heaviest.values.tolist(), strict=True)
-                step["candidates"] = [[decode([i]), round(w, 4)] for i, w in pairs if w > 0]
-            steps.append(step)
+            steps.append(step | ({"drawn": True} if drawn else {}))
         return steps
+
+    def _text_of(self, token: int) -> str:
+        if token not in self._texts:
+            self._texts[token] = self.tokenizer.decode([token])
+        return self._texts[token]

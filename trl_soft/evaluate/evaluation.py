@@ -25,7 +25,10 @@ class Evaluation:
         data_dir (`str`, *optional*), limit (`int`, *optional*), question_column, answer_column: see `load_problems`.
         grader (`str`, *optional*): replaces the grader of the benchmark.
         chunk (`int`): samples that are computed and written together.
-        candidates (`int`): number of heaviest candidates to write for each step; 0 writes no steps.
+        candidates (`int`):
+            Number of candidates to write for each step: of a soft thought the heaviest ones, of a token the likeliest ones of the
+            distribution it was drawn from, for which each completion is read once more. 0 writes no steps.
+        candidates_samples (`int`, *optional*): write the steps of so many samples of each problem. `None`: of all.
         entropy_positions (`int`):
             Number of positions, from the first, whose entropy is measured (`trl_soft.evaluate.entropy`). The measurement
             reads each completion once more. 0 measures none.
@@ -48,6 +51,7 @@ class Evaluation:
     grader: str | None = None
     chunk: int = 256
     candidates: int = 0
+    candidates_samples: int | None = None
     entropy_positions: int = 0
     slots: int = 64
     cache_gb: float | None = None
@@ -58,10 +62,10 @@ class Evaluation:
     k_values: list[int] | None = None
     name: str | None = None
 
-    # These settings determine the samples: a run with another value is another run.
+    # These settings determine the samples, or what is written of them: a run with another value is another run.
     ASKED = (
-        "model", "benchmarks", "decodings", "preset", "limit", "question_column", "answer_column", "grader", "chunk",
-        "engine", "dtype", "max_completion_length", "option_seed",
+        "model", "benchmarks", "preset", "limit", "question_column", "answer_column", "grader", "chunk",
+        "engine", "dtype", "max_completion_length", "option_seed", "candidates", "candidates_samples", "entropy_positions", "decodings",
     )  # fmt: skip
     # Digests of the rows and of the weights, because a path can later hold other rows or weights.
     SETTLED = (*ASKED, "problems", "weights")
@@ -85,6 +89,10 @@ class Evaluation:
             raise ValueError(
                 f"`entropy_positions` is {self.entropy_positions}, but it counts positions: 0 measures none."
             )
+        for name, least in (("candidates", 0), ("candidates_samples", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"`{name}` is {value}, but it is a number from {least} up.")
         if self.chunk < 1:
             raise ValueError(f"`chunk` is {self.chunk}, but it counts samples and must be at least 1.")
         for name in filter(None, [self.name, *names]):

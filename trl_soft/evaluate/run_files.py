@@ -111,7 +111,7 @@ _CANDIDATE = where(
 )
 _STEP = record(
     {"token": anything},
-    {"entropy": optional(_NATS), "thought": flag, "candidates": optional(list_of(_CANDIDATE))},
+    {"entropy": optional(_NATS), "thought": flag, "drawn": flag, "candidates": optional(list_of(_CANDIDATE))},
 )
 _SHOWN = {"benchmark": text, "decoding": text, "problem": count, "sample": count, "text": text}
 _SHOWN_TOO = {name: optional(check) for name, check in _SCORED.items() if name not in _SHOWN} | {

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import parse_json, read_object, replace_text
+from .difference import difference
 from .shapes import is_count, is_number
 
 
@@ -52,12 +53,12 @@ class Store:
         if file.exists():
             before = read_object(file, "nothing says what its samples are of")
             current = json.loads(json.dumps(manifest))
-            different = [key for key in settled if before.get(key) != current.get(key)]
-            if different:
-                key = different[0]
+            found = difference(*({key: side[key] for key in settled if key in side} for side in (before, current)))
+            if found is not None:
+                name, old, new = found
                 raise ValueError(
-                    f"{self.folder} holds a run whose `{key}` is {before.get(key)!r}, and now it is {current.get(key)!r}: the samples "
-                    "of two runs would be mixed. Set the same value, or another output folder."
+                    f"{self.folder} holds a run whose `{name}` is {_short(old)}, and now it is {_short(new)}: the samples of two runs "
+                    "would be mixed. Set the same value, or another output folder."
                 )
             resumed = before.get("resumed")
             resumed = resumed if isinstance(resumed, list) else []
@@ -141,6 +142,11 @@ class Store:
     def write(self, name: str, content: Any) -> None:
         """Write a JSON file of the run. A reader finds the whole file or none."""
         replace_text(self.folder / name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 160 else f"{text[:160]} and {len(text) - 160} characters more"
 
 
 def _refuse_folder(path: Path) -> None:

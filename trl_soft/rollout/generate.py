@@ -53,6 +53,10 @@ class SoftCompletions:
         """All records as one, (n, C)."""
         return SoftTokens.cat(self.records)
 
+    def to_pandas(self):
+        """All thoughts as one table with their entropies; see [`SoftTokens.to_pandas`]."""
+        return self.record.to_pandas(self.entropies)
+
 
 def soft_generate(
     model, tokenizer, prompts: Sequence[str | list[int] | list[dict]], settings: ThinkingSettings | None = None, *,
@@ -189,8 +193,8 @@ def _completions(tokenizer, plan: Plan, parts: list[Rollout]) -> SoftCompletions
         texts=completion_texts(tokenizer, completion_ids, plan),
         completion_ids=completion_ids,
         records=[part.record for part in parts],
-        log_probs=[part.record.log_probs[0].tolist() for part in parts],
-        entropies=[part.entropies[0].tolist() for part in parts],
+        log_probs=[(part.record.log_probs[0] + 0.0).tolist() for part in parts],  # -0.0 becomes 0.0
+        entropies=[(part.entropies[0] + 0.0).tolist() for part in parts],
         thinking_lengths=[int(part.thinking_length) for part in parts],
         thinking_surplus=[int(part.thinking_surplus) for part in parts],
         thinking_cut=[bool(part.thinking_cut) for part in parts],

@@ -45,6 +45,7 @@ class EvaluationArguments:
     seed: int = _help("Seed of the noise.", 0)
     chunk: int = _help("Samples computed and written together.", 256)
     candidates: int = _help("Candidates of each step to write down, for `inspect`; 0: none.", 0)
+    candidates_samples: int | None = _help("Of so many samples of each problem; unset: all.")
     entropy_positions: int = _help(
         "Positions whose entropy is measured, by reading completions once more; 0: none.", 0
     )
@@ -103,7 +104,7 @@ def run(arguments: EvaluationArguments) -> None:
             name: getattr(arguments, name)
             for name in (
                 "name", "benchmarks", "output_dir", "preset", "data_dir", "limit", "question_column", "answer_column", "grader",
-                "chunk", "candidates", "entropy_positions", "slots", "cache_gb", "engine", "dtype", "max_completion_length", "k_values",
+                "chunk", "candidates", "candidates_samples", "entropy_positions", "slots", "cache_gb", "engine", "dtype", "max_completion_length", "k_values",
             )
         },
     )  # fmt: skip

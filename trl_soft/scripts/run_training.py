@@ -141,6 +141,11 @@ def load_datasets(
     return train, evaluation
 
 
+def source_of(name: str) -> str:
+    """What a model card calls the data set: a benchmark by its id on the hub."""
+    return BENCHMARKS[name].hub_id if name in BENCHMARKS else name
+
+
 def train(arguments: SoftScriptArguments, training, model: ModelConfig, trainer_class) -> None:
     """Train as the settings say, and save the model into `output_dir`, in which `{seed}` stands for the seed."""
     refuse(arguments, training, model)
@@ -165,6 +170,7 @@ def train(arguments: SoftScriptArguments, training, model: ModelConfig, trainer_
         quantization_config=get_quantization_config(model),
         peft_config=get_peft_config(model),
     )
+    trainer.dataset_name = source_of(cast(str, arguments.dataset_name))
     # On the command line and in YAML the field is text: a folder, `true` for the latest whole checkpoint of output_dir, or
     # `auto` for the same where there is one, which is what a job that is queued again wants.
     resume = training.resume_from_checkpoint
@@ -172,4 +178,4 @@ def train(arguments: SoftScriptArguments, training, model: ModelConfig, trainer_
     trainer.save_model(training.output_dir)
     trainer.save_state()
     if training.push_to_hub:
-        trainer.push_to_hub(dataset_name=arguments.dataset_name)
+        trainer.push_to_hub()

@@ -2,6 +2,7 @@
 """The kinds of thought: what a thinking step feeds back. Each kind is one file; all follow one protocol."""
 
 from .option import Option as Option
+from .paper import Paper as Paper
 from .protocol import Action as Action
 from .protocol import Thought as Thought
 from .registry import THOUGHTS as THOUGHTS

@@ -24,6 +24,7 @@ import torch
 from ..ranges import POSITIVE
 from .candidates import candidates, on_support
 from .option import Option, truncation
+from .paper import Paper
 from .protocol import Thought
 from .registry import register
 from .tolerance import Tolerance
@@ -54,6 +55,12 @@ class Dirichlet(Thought):
         "thinking_top_p": 0.95,
         "thinking_min_p": 0.0,
     }
+    paper = Paper(
+        "LLMs are Single-threaded Reasoners: Demystifying the Working Mechanism of Soft Thinking",
+        "2508.03440",
+        ("Junhong Wu", "Jinliang Lu", "Zixuan Ren", "Gangqiang Hu", "Zhi Wu", "Dai Dai", "Hua Wu"),
+    )
+    equation = "p = softmax(z/T) on the kept candidates\ny ~ Dirichlet(alpha * p),   next input = sum_i y_i e_i"
     tolerances: ClassVar = {"dirichlet": Tolerance(1e-3, 0.4, size=5)}
 
     def __init__(self, temperature=0.6, top_k=5, top_p=0.95, min_p=0.0, concentration: float = 1.0):

@@ -27,6 +27,7 @@ import torch
 from ..ranges import POSITIVE
 from .candidates import candidates, on_support, softmax_on
 from .option import NOISE_SCALE, TRUNCATION, Option, truncation
+from .paper import Paper
 from .protocol import Thought
 from .registry import register
 from .tolerance import Tolerance
@@ -77,6 +78,15 @@ class Gaussian(Thought):
     )
     # `soft` of 2509.19170.
     defaults: ClassVar = {"thinking_temperature": 0.5, "noise_scale": 0.33}
+    paper = Paper(
+        "Soft Tokens, Hard Truths",
+        "2509.19170",
+        ("Natasha Butt", "Ariel Kwiatkowski", "Ismail Labiad", "Julia Kempe", "Yann Ollivier"),
+    )
+    equation = (
+        "h = sum_v softmax(z/T)_v e_v over the whole vocabulary\n"
+        "next input = h + sigma * eps,   eps ~ N(0, 1) for each coordinate"
+    )
     can_be_greedy = True
     exact_weights = "a gaussian thought's density multiplies the rounding of a copy by 1/sigma^2"
     # The density multiplies the rounding of H coordinates by 1/sigma^2. `hidden` compares hidden states themselves.
@@ -159,6 +169,10 @@ class HiddenGaussian(Gaussian):
     """
 
     needs_hidden = True
+    equation = (
+        "h' = h + sigma * eps, h the last hidden state,   eps ~ N(0, 1) for each coordinate\n"
+        "next input = sum_v softmax(z(h')/T)_v e_v over the whole vocabulary"
+    )
 
     def sample(self, logits, noise):
         noisy = self._around(logits.hidden, noise, logits.hidden.dtype, logits.fused)
@@ -181,6 +195,9 @@ class LogitsGaussian(Gaussian):
     mixes_vocabulary = False
     scores_vocabulary = False
     fed = ("ids", "noisy", "kept")
+    equation = (
+        "z~ = z + sigma * eps on the K most likely candidates,   eps ~ N(0, 1)\nnext input = sum_i softmax(z~/T)_i e_i"
+    )
     options: ClassVar = {"noise_scale": NOISE_SCALE, "noise_placement": _PLACEMENT}
     truncations = ("thinking_temperature", "thinking_top_k")
     defaults: ClassVar = {"thinking_temperature": 0.5, "thinking_top_k": 50, "noise_scale": 1.0}
@@ -240,6 +257,10 @@ class ProbabilitiesGaussian(Gaussian):
     mixes_vocabulary = False
     scores_vocabulary = False
     fed = ("ids", "noisy")
+    equation = (
+        "x = p + sigma * eps, p = softmax(z/T) on the kept candidates,   eps ~ N(0, 1)\n"
+        "next input = sum_i x_i / sum_j x_j e_i"
+    )
     options: ClassVar = {"noise_scale": NOISE_SCALE, "noise_placement": _PLACEMENT}
     truncations = TRUNCATION
     # Of SofT-GRPO's ablation.

@@ -36,6 +36,7 @@ from .. import kernels
 from ..ranges import POSITIVE
 from .candidates import candidates, on_support, renormalised
 from .option import NOISE_SCALE, Option, truncation
+from .paper import Paper
 from .protocol import Thought
 from .registry import register
 from .tolerance import Tolerance
@@ -89,6 +90,16 @@ class Gumbel(Thought):
         "thinking_min_p": 0.0,
         "noise_scale": 1.0,
     }
+    paper = Paper(
+        "SofT-GRPO: Surpassing Discrete-Token LLM Reinforcement Learning via Gumbel-Reparameterized Soft-Thinking Policy "
+        "Optimization",
+        "2511.06411",
+        ("Zhi Zheng", "Yu Gu", "Wei Liu", "Yee Whye Teh", "Wee Sun Lee"),
+    )
+    equation = (
+        "p = softmax(z/T) on the kept candidates,   g' = log p + s * eps,   eps ~ Gumbel(0, 1)\n"
+        "y = softmax(g'/tau_g),   next input = sum_i y_i e_i"
+    )
     can_be_greedy = True
     tolerances: ClassVar = {
         "gumbel": Tolerance(1e-3, 0.2, size=5, power=1),

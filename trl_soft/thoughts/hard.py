@@ -31,6 +31,7 @@ class Hard(Thought):
     name = "hard"
     is_token = True
     fed = ("ids",)
+    equation = "x ~ Categorical(softmax(z/T)),   next input = e_x"
     can_be_greedy = True
     tolerances: ClassVar = {"hard": Tolerance(1e-3, 0.15)}
 

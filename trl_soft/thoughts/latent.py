@@ -12,6 +12,7 @@ from typing import ClassVar
 
 import torch
 
+from .paper import Paper
 from .protocol import Thought
 from .registry import register
 
@@ -29,6 +30,14 @@ class Latent(Thought):
     truncations = ("thinking_temperature",)
     untruncated = "feeds the hidden state back and mixes nothing (arXiv 2412.06769)"
     defaults: ClassVar = {"thinking_temperature": 1.0}
+    paper = Paper(
+        "Training Large Language Models to Reason in a Continuous Latent Space",
+        "2412.06769",
+        (
+            "Shibo Hao", "Sainbayar Sukhbaatar", "DiJia Su", "Xian Li", "Zhiting Hu", "Jason Weston", "Yuandong Tian",
+        ),
+    )  # fmt: skip
+    equation = "next input = h, the last hidden state"
     can_be_greedy = True
 
     def __init__(self, temperature: float = 1.0):

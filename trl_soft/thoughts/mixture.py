@@ -18,6 +18,7 @@ from ..ranges import POSITIVE
 from ..vocabulary.categorical import pick
 from .candidates import candidates, on_support
 from .option import Option, truncation
+from .paper import Paper
 from .protocol import Thought
 from .registry import register
 from .tolerance import Tolerance
@@ -49,6 +50,15 @@ class Mixture(Thought):
         "thinking_top_p": 1.0,
         "thinking_min_p": 0.0,
     }
+    paper = Paper(
+        "Text Generation Beyond Discrete Token Sampling",
+        "2505.14827",
+        ("Yufan Zhuang", "Liyuan Liu", "Chandan Singh", "Jingbo Shang", "Jianfeng Gao"),
+    )
+    equation = (
+        "p = softmax(z/T) on the kept candidates,   x ~ Categorical(p),   H = entropy(p) / log n\n"
+        "w_i = (H p_i + (beta + 1 - H) 1{i = x}) / (beta + 1),   next input = sum_i w_i e_i"
+    )
     tolerances: ClassVar = {"mixture": Tolerance(1e-3, 0.1)}
 
     def __init__(self, temperature=1.0, top_k=20, top_p=0.95, min_p=0.0, beta: float = 1.0):

@@ -21,6 +21,7 @@ import torch
 
 from ..ranges import Range
 from .option import Option
+from .paper import Paper
 from .protocol import Thought
 from .registry import register
 from .tolerance import Tolerance
@@ -72,6 +73,12 @@ class Multiplex(Thought):
     truncations = ("thinking_temperature",)
     untruncated = "draws from the whole vocabulary (arXiv 2601.08808)"
     defaults: ClassVar = {"thinking_temperature": 1.0}
+    paper = Paper(
+        "Multiplex Thinking: Reasoning via Token-wise Branch-and-Merge",
+        "2601.08808",
+        ("Yao Tang", "Li Dong", "Yaru Hao", "Qingxiu Dong", "Furu Wei", "Jiatao Gu"),
+    )
+    equation = "v_1 .. v_K ~ Categorical(softmax(z/T)), i.i.d.,   next input = sum_k w_k e_{v_k}"
     several_ratios = ("multiplex_ratio", "draw", "step")
     tolerances: ClassVar = {"multiplex": Tolerance(1e-3, 0.5, size=3)}
 

@@ -15,6 +15,7 @@ import torch
 from ..noise import KeyedNoise
 from ..vocabulary.embedding_table import Lookup
 from .option import TRUNCATION, Option
+from .paper import Paper
 from .tolerance import Tolerance
 
 
@@ -56,6 +57,8 @@ class Thought:
             several ratios, and its value for a single ratio.
         exact_weights (`str`, *optional*): why a rollout must not run on weights of less precision, as a clause.
         tolerances (`Mapping[str, Tolerance]`): by the result of `label`.
+        paper (`Paper`, *optional*): where the kind comes from. Model cards cite it.
+        equation (`str`): what is drawn and fed back, in one or two lines, for model cards.
     """
 
     name: str
@@ -80,6 +83,8 @@ class Thought:
     several_ratios: tuple[str, str, str] | None = None
     exact_weights: str | None = None
     tolerances: ClassVar[Mapping[str, Tolerance]] = {}
+    paper: Paper | None = None
+    equation = ""
 
     @classmethod
     def variant(cls, settings) -> type["Thought"]:

@@ -15,6 +15,7 @@ from ..ranges import COUNT
 from ..vocabulary.dense_logits import entropy_of
 from .candidates import candidates
 from .option import Option, truncation
+from .paper import Paper
 from .protocol import Thought
 from .registry import register
 
@@ -48,6 +49,15 @@ class Soft(Thought):
         "thinking_top_p": 0.95,
         "thinking_min_p": 0.001,
     }
+    paper = Paper(
+        "Soft Thinking: Unlocking the Reasoning Potential of LLMs in Continuous Concept Space",
+        "2505.15778",
+        (
+            "Zhen Zhang", "Xuehai He", "Weixiang Yan", "Ao Shen", "Chenyang Zhao", "Shuohang Wang", "Yelong Shen",
+            "Xin Eric Wang",
+        ),
+    )  # fmt: skip
+    equation = "p = softmax(z/T) on the kept candidates,   next input = sum_i p_i e_i over the n most likely"
     can_be_greedy = True
 
     def __init__(self, temperature: float, top_k: int, top_p: float = 1.0, min_p: float = 0.0, width: int = 10):

@@ -11,6 +11,7 @@ from ..runs.resume import ResumableMixin
 from .config import SoftGRPOConfig, SoftRLOOConfig
 from .in_flight import InFlight, Phase
 from .metrics import own_lengths, share
+from .model_card import ModelCardMixin
 from .ratio_bound import LOG_RATIO_BOUND, bounded, bounded_mean, cut
 from .soft_tokens_mixin import SoftTokensMixin
 
@@ -19,7 +20,7 @@ from .soft_tokens_mixin import SoftTokensMixin
 _DETACHED_WEIGHTS = ("cispo", "vespo")
 
 
-class SoftGRPOTrainer(ResumableMixin, NonfiniteMixin, SoftTokensMixin, GRPOTrainer):
+class SoftGRPOTrainer(ResumableMixin, NonfiniteMixin, ModelCardMixin, SoftTokensMixin, GRPOTrainer):
     """
     Drop-in for [`~trl.GRPOTrainer`] whose policy thinks in soft tokens. It takes the same arguments in the same order. `args`
     is a [`SoftGRPOConfig`].
@@ -113,7 +114,7 @@ class SoftGRPOTrainer(ResumableMixin, NonfiniteMixin, SoftTokensMixin, GRPOTrain
         return None if flight.record.thought.is_token else flight.old_logps
 
 
-class SoftRLOOTrainer(ResumableMixin, NonfiniteMixin, SoftTokensMixin, RLOOTrainer):
+class SoftRLOOTrainer(ResumableMixin, NonfiniteMixin, ModelCardMixin, SoftTokensMixin, RLOOTrainer):
     """
     Drop-in for [`~trl.RLOOTrainer`] whose policy thinks in soft tokens, with `args` a [`SoftRLOOConfig`].
 
