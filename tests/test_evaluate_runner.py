@@ -94,12 +94,13 @@ def test_every_sample_is_there_once_and_scored(world, finished):
 
 def test_thoughts_are_written_as_they_were(finished):
     folder, _ = finished
+    drawn = 0
     for line in lines(folder):
         steps = line["thoughts"]
         assert len(steps) == line["length"]
         thoughts = [step for step in steps if step["thought"]]
         tokens = [step for step in steps if step.get("drawn")]
-        assert tokens and len(tokens) < len(steps) or line["decoding"] == "hard greedy"
+        drawn += len(tokens)
         for step in tokens:  # a token shows what else it could have been
             named = dict(step["candidates"])
             assert step["token"] in named and 1 <= len(named) <= 3 and sum(named.values()) <= 1.0002
@@ -112,6 +113,7 @@ def test_thoughts_are_written_as_they_were(finished):
             assert all(step["candidates"][0][0] == step["token"] for step in tokens)
         else:  # noise on an embedding has no candidates
             assert not any(step["candidates"] for step in thoughts)
+    assert drawn > 0
 
 
 def test_steps_of_some_samples_alone(world, tmp_path):
@@ -184,7 +186,9 @@ def test_other_rows_weights_or_thoughts_under_the_same_path_are_refused(world, t
         evaluate(evaluation(own, tmp_path / "out", limit=2))
     rows.write_text(kept)
     ThinkingSettings.load_thinking(own / "model", thinking_top_k=3).save_thinking(own / "model")
-    with pytest.raises(ValueError, match="whose `decodings.as saved.thinking.thinking_top_k` is 4, and now it is 3"):
+    with pytest.raises(
+        ValueError, match=r"whose `decodings\.as saved\.thinking\.thinking_top_k` is 4, and now it is 3"
+    ):
         evaluate(evaluation(own, tmp_path / "out", limit=2))
     thinking.save_thinking(own / "model")
     evaluate(evaluation(own, tmp_path / "out", limit=2))

@@ -29,7 +29,8 @@ def difference(before: Any, now: Any, name: str = "") -> tuple[str, Any, Any] | 
         names = [[entry["name"] for entry in entries] for entries in (before, now)]
         if names[0] != names[1]:
             return name, names[0], names[1]
-        return difference(*(dict(zip(names[0], entries, strict=True)) for entries in (before, now)), name)
+        old, new = (dict(zip(names[0], entries, strict=True)) for entries in (before, now))
+        return difference(old, new, name)
     return None if before == now else (name, before, now)
 
 

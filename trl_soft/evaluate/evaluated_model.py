@@ -171,12 +171,14 @@ class EvaluatedModel:
                 "token": self._text_of(token),
                 "entropy": round(entropy, 4) + 0.0,
                 "thought": thought,
-                "candidates": [[self._text_of(i), round(w, 4)] for i, w in pairs if w >= 5e-5 or (drawn and i == token)],
+                "candidates": [
+                    [self._text_of(i), round(w, 4)] for i, w in pairs if w >= 5e-5 or (drawn and i == token)
+                ],
             }
             steps.append(step | ({"drawn": True} if drawn else {}))
         return steps
 
     def _text_of(self, token: int) -> str:
         if token not in self._texts:
-            self._texts[token] = self.tokenizer.decode([token])
+            self._texts[token] = str(self.tokenizer.decode([token]))
         return self._texts[token]

@@ -53,11 +53,12 @@ class Store:
         if file.exists():
             before = read_object(file, "nothing says what its samples are of")
             current = json.loads(json.dumps(manifest))
-            found = difference(*({key: side[key] for key in settled if key in side} for side in (before, current)))
+            old, new = ({key: side[key] for key in settled if key in side} for side in (before, current))
+            found = difference(old, new)
             if found is not None:
-                name, old, new = found
+                name, *values = found
                 raise ValueError(
-                    f"{self.folder} holds a run whose `{name}` is {_short(old)}, and now it is {_short(new)}: the samples of two runs "
+                    f"{self.folder} holds a run whose `{name}` is {_short(values[0])}, and now it is {_short(values[1])}: the samples of two runs "
                     "would be mixed. Set the same value, or another output folder."
                 )
             resumed = before.get("resumed")

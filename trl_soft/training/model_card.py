@@ -67,7 +67,7 @@ class ModelCardMixin(_Host):
     dataset_name: str | None = None
     _tags: tuple[str, ...] = ()
 
-    def create_model_card(
+    def create_model_card(  # type: ignore[override]  # TRL's arguments, which are not transformers'
         self,
         model_name: str | None = None,
         dataset_name: str | None = None,
