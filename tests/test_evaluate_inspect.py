@@ -13,6 +13,7 @@ import pytest
 
 from tests import chromium
 from tests.synthetic_run import write_run
+from trl_soft import ThinkingSettings
 from trl_soft.evaluate.report.thoughts_page import inspect_page, main
 from trl_soft.evaluate.store import Store
 
@@ -146,7 +147,7 @@ def test_nothing_to_show_is_an_error(tmp_path, capsys):
     run = write_run(tmp_path / "run", problems=1)
     with pytest.raises(ValueError, match=r"nothing to show. It has the benchmarks \['gsm8k', 'math500'\]"):
         inspect_page(run, tmp_path / "p.html", benchmark="aime")
-    with pytest.raises(ValueError, match=r"the run has \['hard', 'gumbel'\]"):
+    with pytest.raises(ValueError, match=r"/run has \['hard', 'gumbel'\]"):
         inspect_page(run, tmp_path / "p.html", decodings=["fuzzy"])
     with pytest.raises(SystemExit):
         main([str(tmp_path), "-o", str(tmp_path / "p.html")])
@@ -162,6 +163,62 @@ def test_what_a_killed_run_left_unsealed_is_passed_over(tmp_path):
     file.write_text(whole[: whole.index('{"seal"')])
     with pytest.raises(FileNotFoundError, match="no finished chunk"):
         inspect_page(run, tmp_path / "p.html")
+
+
+def test_only_settings_that_the_thought_reads_are_shown(tmp_path):
+    thinking = ThinkingSettings(thought="gumbel", thinking_top_k=7, max_thinking_length=9).thinking_dict()
+    run = run_of(tmp_path / "run", [sample("gumbel", ["a", "2"]), sample("hard", ["a", "2"])])
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["decodings"][0] |= {"thinking": thinking, "answer": {"temperature": 1.0, "min_p": None}}
+    manifest["decodings"][1]["thinking"] = ThinkingSettings(thought="hard").thinking_dict()
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    soft, hard = (d["about"] for d in page_data(inspect_page(run, tmp_path / "p.html"))["decodings"])
+    assert soft == (
+        "thought gumbel, thinking_temperature 1.0, thinking_top_k 7, thinking_top_p 0.95, thinking_min_p 0.0, "
+        "gumbel_temperature 0.1, gumbel_density gumbel, noise_scale 1.0, end_of_thinking </think>, max_thinking_length 9, "
+        "answer temperature 1.0"
+    )
+    assert hard == "thought hard, end_of_thinking </think>"
+
+
+def test_two_runs_stand_side_by_side(tmp_path):
+    runs = [
+        run_of(tmp_path / name, [sample(d, [name, "2"]) for d in ("hard", "gumbel")], name=name)
+        for name in ("before", "after")
+    ]
+    main([*map(str, runs), "-o", str(tmp_path / "p.html")])
+    data = page_data(tmp_path / "p.html")
+    assert data["first"] == {"left": "before: gumbel", "right": "after: gumbel"} and data["name"] == "before and after"
+    assert [d["name"] for d in data["decodings"]] == ["before: hard", "before: gumbel", "after: hard", "after: gumbel"]
+    by = data["benchmarks"]["b"]["problems"]["0"]
+    assert {name: line["0"]["thoughts"][0]["token"] for name, line in by.items()} == {
+        "before: hard": "before", "before: gumbel": "before", "after: hard": "after", "after: gumbel": "after",
+    }  # fmt: skip
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders_and_other_problems_are_refused(tmp_path):
+    runs = [run_of(tmp_path / name, [sample("gumbel", ["a", "2"])], name="same") for name in ("x", "y")]
+    assert [d["name"] for d in page_data(inspect_page(runs, tmp_path / "p.html"))["decodings"]] == [
+        "x: gumbel",
+        "y: gumbel",
+    ]
+    for folder, digest in zip(runs, ("1", "2"), strict=True):
+        manifest = json.loads((folder / "manifest.json").read_text())
+        (folder / "manifest.json").write_text(json.dumps(manifest | {"problems": {"b": {"sha256": digest}}}))
+    with pytest.raises(ValueError, match="other problems under the name 'b'"):
+        inspect_page(runs, tmp_path / "p.html")
+
+
+def test_minus_zero_is_shown_as_zero(tmp_path):
+    lines = [sample("soft", ["a", "2"], entropy=-0.0)]
+    lines[0]["thoughts"][0] |= {"entropy": -1e-9, "candidates": [["a", -0.0]]}
+    assert (
+        "-0.0"
+        not in inspect_page(run_of(tmp_path / "run", lines), tmp_path / "p.html")
+        .read_text()
+        .partition('data">')[2]
+        .partition("<")[0]
+    )
 
 
 TOKENS = (
@@ -301,4 +358,50 @@ def test_in_a_browser_hostile_text_runs_nothing(tmp_path):
         # The other side has no steps, and says so.
         assert browser.value("[...document.querySelectorAll('.unrecorded')].map(n => n.textContent.slice(0, 45))") == ["The steps of this sample were not recorded: o"]  # fmt: skip
         assert browser.value("document.querySelectorAll('pre.text')[1].textContent") == HOSTILE
+        healthy(browser)
+
+
+@browser_only
+def test_in_a_browser_keys_work_from_the_first_moment_and_tokens_show_what_they_were_drawn_from(tmp_path):
+    hard = sample("hard", ["one", " two", "2"])
+    for s in hard["thoughts"]:
+        s["drawn"] = True
+    page = inspect_page(run_of(tmp_path / "run", [hard, sample("gumbel", ["one", " 2", "2"])]), tmp_path / "p.html")
+    chosen = "[...document.querySelectorAll('.step[aria-current]')].map(b => Number(b.dataset.step))"
+    with chromium.Browser(tmp_path / "profile") as browser:
+        browser.open(address(page))
+        assert browser.value("document.activeElement === document.body") and browser.value(chosen) == [1, 1]
+        for key, code, expected in (("ArrowLeft", 37, 0), ("ArrowRight", 39, 1), ("End", 35, 2), ("Home", 36, 0)):
+            browser.press(key, code)
+            assert browser.value(chosen) == [expected, expected]
+        panels = "[...document.querySelectorAll('.dock .panel p')].map(p => p.textContent)"
+        assert [text.rpartition(" · ")[2] for text in browser.value(panels)] == [
+            "hard thought, drawn from", "thought of 2 candidates",
+        ]  # fmt: skip
+        assert browser.value("[...document.querySelectorAll('.dock tr.drawn th')].map(h => h.textContent)") == [
+            "one drawn"
+        ]
+        # Only a mixture has a line that splits by weights.
+        mixed = "[...document.querySelectorAll('.side')].map(s => s.querySelectorAll('.mix').length)"
+        assert browser.value(mixed) == [0, 2]
+        # The keys of a menu are the menu's.
+        browser.value("document.getElementById('choose-sample').focus()")
+        browser.press("End", 35)
+        assert browser.value(chosen) == [0, 0]
+        healthy(browser)
+
+
+@browser_only
+def test_in_a_browser_nothing_is_wider_than_a_phone(tmp_path):
+    wide = "x" * 90
+    lines = [sample(d, [wide, " two", "</think>", wide], prompt=wide * 3, answer=wide) for d in ("hard", "gumbel")]
+    lines[1]["thoughts"][0]["candidates"] = [[wide, 0.7], ["y" * 50, 0.3]]
+    page = inspect_page(run_of(tmp_path / "run", lines), tmp_path / "p.html")
+    with chromium.Browser(tmp_path / "profile") as browser:
+        browser.call("Emulation.setDeviceMetricsOverride", width=420, height=900, deviceScaleFactor=1, mobile=True)
+        browser.open(address(page))
+        assert browser.value("innerWidth") == 420 and browser.value("document.documentElement.scrollWidth") <= 420
+        wider = "[...document.querySelectorAll('main *, header *')].filter(n => n.getBoundingClientRect().right > 420.5).length"
+        assert browser.value(wider) == 0
+        assert browser.value("[...document.querySelectorAll('.controls button')].every(b => b.offsetHeight >= 40)")
         healthy(browser)

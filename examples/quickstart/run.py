@@ -3,12 +3,13 @@
 
     python examples/quickstart/run.py --seed 0
 
-Writes `outputs/quickstart/summary.json`, a reward curve and the trained model beside them.
+Writes `outputs/quickstart/summary.json`, a reward curve, a page that shows thoughts before and after, and the trained model.
 """
 
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -23,6 +24,9 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_soft import ThinkingSettings, soft_generate
+from trl_soft.evaluate import Decoding, Evaluation
+from trl_soft.evaluate import evaluate as run_evaluation
+from trl_soft.evaluate.inspect import inspect_page
 from trl_soft.rewards import exact_answer_reward
 from trl_soft.saved_settings import FILE_NAME
 
@@ -30,6 +34,7 @@ from trl_soft.saved_settings import FILE_NAME
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 SAMPLES = 16
+SHOWN = 4  # samples of a problem on the page of thoughts
 
 
 def accuracy(model_dir: Path, settings: ThinkingSettings, problems: list[dict], samples: int, **sampling) -> tuple:
@@ -65,6 +70,23 @@ def evaluate(model_dir: Path, settings: ThinkingSettings, problems: list[dict]) 
         f"soft_pass{SAMPLES}": soft_any,
     }
     return figures, length
+
+
+def show_thoughts(before: Path, after: Path, settings: ThinkingSettings, out: Path) -> Path:
+    """A page with the steps of some completions of both models, side by side."""
+    shutil.rmtree(out / "thoughts", ignore_errors=True)  # of an earlier run, whose weights were others
+    kinds = {"hard": {"thought": "hard"}} | {settings.thought: settings.resolved()}
+    decodings = [Decoding(name, thinking, {}, SHOWN) for name, thinking in kinds.items()]
+    runs = []
+    for name, model in (("before", before), ("after", after)):
+        runs.append(out / "thoughts" / name)
+        run_evaluation(
+            Evaluation(
+                str(model), [str(HERE / "test.jsonl")], decodings, str(runs[-1]), grader="exact", limit=8,
+                max_completion_length=48, candidates=8, dtype="float32",
+            )
+        )  # fmt: skip
+    return inspect_page(runs, out / "thoughts.html")
 
 
 def plot(rewards: list[tuple[int, float]], path: Path) -> None:
@@ -116,6 +138,7 @@ def main():
     console.print(table)
 
     plot(rewards, out / "reward.png")
+    show_thoughts(HERE / "reasoner", trained, settings, out)
     summary = {
         # Means over five steps: one step's 32 problems leave a standard error of 0.03.
         "reward_first": statistics.mean(reward for _, reward in rewards[:5]),
@@ -128,7 +151,9 @@ def main():
         "seed": options.seed,
     }
     (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    console.print(f"Wrote {out}/summary.json, reward.png and model/ (weights and {FILE_NAME}).")
+    console.print(
+        f"Wrote {out}/summary.json, reward.png, thoughts.html and model/ (weights, {FILE_NAME} and a model card)."
+    )
 
 
 if __name__ == "__main__":

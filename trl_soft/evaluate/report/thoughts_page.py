@@ -2,6 +2,7 @@
 """One self-contained HTML page that shows the thoughts of a run: candidates, weights, and entropy at each step.
 
 python -m trl_soft.evaluate.inspect outputs/eval/run -o thoughts.html
+python -m trl_soft.evaluate.inspect outputs/eval/before outputs/eval/after -o thoughts.html
 """
 
 import argparse
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from ...files import printable
+from ...settings import ThinkingSettings
+from ...thoughts import THOUGHTS
 from ..run_files import read_manifest, shown_samples
 from ..store import Store
 from .run_results import decodings_of
@@ -29,7 +32,7 @@ PathLike = str | Path
 
 
 def inspect_page(
-    run_folder: PathLike,
+    runs: PathLike | Sequence[PathLike],
     output_html: PathLike,
     benchmark: str | None = None,
     decodings: Sequence[str] | None = None,
@@ -40,8 +43,9 @@ def inspect_page(
     Write a self-contained page. It loads nothing, and its security policy forbids it to load anything.
 
     Args:
-        run_folder (`path`):
-            A folder with `manifest.json` and `samples/*.jsonl`. A sample without `thoughts` shows its text.
+        runs (`path` or `list[path]`):
+            A folder with `manifest.json` and `samples/*.jsonl`, or several whose problems are the same. A sample without
+            `thoughts` shows its text.
         output_html (`path`): the page.
         benchmark (`str`, *optional*): the only benchmark to show. Default: all.
         decodings (`list[str]`, *optional*): the decodings to show. Default: all.
@@ -49,31 +53,76 @@ def inspect_page(
         samples (`int`): how many samples of each problem, from number 0 on.
 
     Returns:
-        The path of the page. It opens with a hard and a soft decoding side by side.
+        The path of the page. Of one run it opens with a hard and a soft decoding side by side, of several with the same soft
+        decoding of the first and of the last, such as before and after training.
 
     Raises:
-        ValueError: if there is nothing to show.
+        ValueError: if there is nothing to show, or if the problems of the runs differ.
     """
-    folder = Path(run_folder)
-    manifest = read_manifest(folder)
-    entries = decodings_of(manifest)
-    unknown = [name for name in decodings or () if name not in entries]
-    if unknown:
-        raise ValueError(f"`decodings` names {unknown}, but the run has {list(entries)}. Choose among these.")
-    names = list(decodings or entries)
+    folders = [Path(runs)] if isinstance(runs, (str, Path)) else [Path(run) for run in runs]
     numbers = None if problems is None else sorted(set(problems))
-    selection, counts = _select(folder, benchmark, names, numbers, samples)
+    manifests = [read_manifest(folder) for folder in folders]
+    _check_problems(folders, manifests)
+    labels = _labels(folders, manifests)
+    shown: dict[str, dict] = {}
+    first: dict[str, Any] = {}
+    counts: dict[str, tuple[set[int], set[int]]] = {}
+    selection: dict[str, dict[int, dict[str, dict[int, dict]]]] = {}
+    pairs = []
+    for folder, manifest, label in zip(folders, manifests, labels, strict=True):
+        entries = decodings_of(manifest)
+        unknown = [name for name in decodings or () if name not in entries]
+        if unknown:
+            raise ValueError(f"`decodings` names {unknown}, but {folder} has {list(entries)}. Choose among these.")
+        names = {name: f"{label}: {name}" if label else name for name in decodings or entries}
+        pairs.append({name: names[name] for name in names if _is_soft(entries[name])} or names)
+        shown |= {names[name]: entries[name] | {"name": names[name]} for name in names}
+        _select(folder, benchmark, names, numbers, samples, selection, counts)
     if not selection:
         raise ValueError(
-            f"{folder} has no sample of benchmark {benchmark or 'any'}, decodings {names} and problems "
-            f"{'any' if numbers is None else numbers}, so there is nothing to show. It has the benchmarks "
-            f"{sorted(counts)}."
+            f"{', '.join(map(str, folders))} has no sample of benchmark {benchmark or 'any'}, decodings "
+            f"{list(decodings or shown)} and problems {'any' if numbers is None else numbers}, so there is nothing to show. It has "
+            f"the benchmarks {sorted(counts)}."
         )
-    data = _page_data(manifest, folder, [entries[name] for name in names], selection, counts)
+    if len(folders) > 1:
+        for both in [name for name in pairs[0] if name in pairs[-1]][:1]:
+            first = {"left": pairs[0][both], "right": pairs[-1][both]}
+    name = " and ".join(dict.fromkeys(str(m.get("name") or f.name) for f, m in zip(folders, manifests, strict=True)))
+    model = ", then ".join(dict.fromkeys(str(m.get("model") or "model not recorded") for m in manifests))
+    data = _page_data(name, model, manifests[0], list(shown.values()), selection, counts) | {"first": first}
     output = Path(output_html)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(_fill(data), encoding="utf-8", newline="\n")
     return output
+
+
+def _labels(folders: list[Path], manifests: list[dict]) -> list[str]:
+    """What tells runs apart: their names, or else their folders. Empty for one run."""
+    if len(folders) == 1:
+        return [""]
+    for labels in (
+        [str(m.get("name") or f.name) for f, m in zip(folders, manifests, strict=True)],
+        [f.resolve().name for f in folders],
+    ):
+        if len(set(labels)) == len(labels):
+            return labels
+    return [str(folder) for folder in folders]
+
+
+def _check_problems(folders: list[Path], manifests: list[dict]) -> None:
+    """The same number is the same problem in every run."""
+    for folder, manifest in zip(folders[1:], manifests[1:], strict=True):
+        for benchmark, problems in (manifest.get("problems") or {}).items():
+            ours = (manifests[0].get("problems") or {}).get(benchmark)
+            if ours is not None and ours.get("sha256") != problems.get("sha256"):
+                raise ValueError(
+                    f"{folders[0]} and {folder} have other problems under the name {printable(benchmark)!r}, so they cannot stand "
+                    "side by side. Evaluate both on the same problems."
+                )
+
+
+def _is_soft(entry: dict) -> bool:
+    return (entry.get("thinking") or {}).get("thought", "hard") != "hard"
 
 
 def read_samples(folder: Path) -> Iterator[dict]:
@@ -89,13 +138,19 @@ def read_samples(folder: Path) -> Iterator[dict]:
         )
 
 
-def _select(folder: Path, benchmark: str | None, names: list[str], numbers: list[int] | None, samples: int):
+def _select(
+    folder: Path,
+    benchmark: str | None,
+    names: dict[str, str],
+    numbers: list[int] | None,
+    samples: int,
+    selection: dict,
+    counts: dict,
+) -> None:
     """
-    The samples to show, by benchmark, problem, decoding and number; and for each benchmark the numbers of all its problems
-    and of all its samples.
+    Add the samples of a run that are shown to `selection`, by benchmark, problem, decoding (by the name on the page) and number;
+    and to `counts`, for each benchmark, the numbers of all its problems and of all its samples.
     """
-    selection: dict[str, dict[int, dict[str, dict[int, dict]]]] = {}
-    counts: dict[str, tuple[set[int], set[int]]] = {}
     for line in read_samples(folder):
         where, decoding, problem, sample = (line[name] for name in ("benchmark", "decoding", "problem", "sample"))
         all_problems, all_samples = counts.setdefault(where, (set(), set()))
@@ -106,13 +161,14 @@ def _select(folder: Path, benchmark: str | None, names: list[str], numbers: list
         if numbers is not None and problem not in numbers:
             continue
         by_problem = selection.setdefault(where, {})
-        by_problem.setdefault(problem, {}).setdefault(decoding, {})[sample] = line
+        by_problem.setdefault(problem, {}).setdefault(names[decoding], {})[sample] = line
         if numbers is None and len(by_problem) > PROBLEMS:
             del by_problem[max(by_problem)]
-    return selection, counts
 
 
-def _page_data(manifest: dict, folder: Path, entries: list[dict], selection: dict, counts: dict) -> dict[str, Any]:
+def _page_data(
+    name: str, model: str, manifest: dict, entries: list[dict], selection: dict, counts: dict
+) -> dict[str, Any]:
     thinking = {str(entry["name"]): entry.get("thinking") or {} for entry in entries}
     prompts: dict[str, int] = {}
     order = [b for b in manifest.get("benchmarks") or [] if b in selection]
@@ -126,7 +182,7 @@ def _page_data(manifest: dict, folder: Path, entries: list[dict], selection: dic
             "problems": {
                 problem: {
                     decoding: {
-                        number: _line(sample, thinking[decoding], prompts)
+                        number: _line(decoding, sample, thinking[decoding], prompts)
                         for number, sample in sorted(samples.items())
                     }
                     for decoding, samples in decodings.items()
@@ -143,8 +199,8 @@ def _page_data(manifest: dict, folder: Path, entries: list[dict], selection: dic
         for step in sample.get("thoughts") or ()
     ]
     return {
-        "name": str(manifest.get("name") or folder.name),
-        "model": str(manifest.get("model") or "model not recorded"),
+        "name": name,
+        "model": model,
         "ceiling": max(0.5, math.ceil(2 * max(entropies, default=0.0)) / 2),
         "decodings": [_decoding(entry) for entry in entries],
         "benchmarks": benchmarks,
@@ -153,20 +209,26 @@ def _page_data(manifest: dict, folder: Path, entries: list[dict], selection: dic
 
 
 def _decoding(entry: dict) -> dict[str, Any]:
-    """A decoding, with its settings in one line."""
-    thinking = entry.get("thinking") or {}
-    settings = thinking | {f"answer {key}": value for key, value in (entry.get("answer") or {}).items()}
-    about = ", ".join(f"{key} {value}" for key, value in settings.items() if value is not None)
-    return {"name": str(entry["name"]), "about": about, "soft": thinking.get("thought", "hard") != "hard"}
+    """A decoding, with the settings that its thought reads in one line."""
+    answer = {f"answer {key}": value for key, value in (entry.get("answer") or {}).items() if value is not None}
+    about = ", ".join(f"{key} {value}" for key, value in (_read(entry.get("thinking") or {}) | answer).items())
+    return {"name": str(entry["name"]), "about": about, "soft": _is_soft(entry)}
 
 
-def _line(sample: dict, thinking: dict, prompts: dict[str, int]) -> dict[str, Any]:
+def _read(thinking: dict) -> dict[str, Any]:
+    """The settings that the thought of a manifest reads; those that are set, where the kind is not installed here."""
+    if thinking.get("thought") not in THOUGHTS:
+        return {key: value for key, value in thinking.items() if value is not None}
+    return ThinkingSettings.of_stored(thinking, "The manifest").resolved()
+
+
+def _line(decoding: str, sample: dict, thinking: dict, prompts: dict[str, int]) -> dict[str, Any]:
     """The parts of a sample that the page shows."""
     steps = sample.get("thoughts") or None
     length = int(sample.get("thinking_length") or 0)
     text = str(sample["text"])
     return {
-        "decoding": sample["decoding"],
+        "decoding": decoding,
         "prompt": prompts.setdefault(str(sample.get("prompt", "")), len(prompts)),
         "text": text,
         "answer_at": _answer_at(sample, text, steps, length, thinking),
@@ -210,6 +272,7 @@ def _step(step: dict, in_thought: bool) -> dict[str, Any]:
         "token": str(step["token"]),
         "entropy": _finite(step.get("entropy")),
         "thought": bool(step.get("thought", in_thought)),
+        "drawn": bool(step.get("drawn")),
         "candidates": [[str(token), _finite(weight)] for token, weight in (step.get("candidates") or [])[:CANDIDATES]],
     }
 
@@ -219,8 +282,8 @@ def _text(value: Any) -> str | None:
 
 
 def _finite(value: Any) -> float | None:
-    """A number rounded to five decimals; `None` for a number that JSON cannot hold."""
-    return round(float(value), 5) if isinstance(value, (int, float)) and math.isfinite(value) else None
+    """A number rounded to five decimals, -0.0 as 0.0; `None` for a number that JSON cannot hold."""
+    return round(float(value), 5) + 0.0 if isinstance(value, (int, float)) and math.isfinite(value) else None
 
 
 def _fill(data: dict) -> str:
@@ -254,7 +317,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m trl_soft.evaluate.inspect", description="One HTML page that shows the thoughts of a run."
     )
-    parser.add_argument("run", help="run folder, with its thoughts recorded")
+    parser.add_argument(
+        "runs", nargs="+", metavar="run", help="run folder, with its thoughts recorded; two stand side by side"
+    )
     parser.add_argument("-o", "--output", required=True, metavar="HTML", help="the page")
     parser.add_argument("--benchmark", help="the only benchmark to show (default: all)")
     parser.add_argument("--decodings", nargs="+", help="the decodings to show (default: all)")
@@ -265,7 +330,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     try:
         page = inspect_page(
-            options.run, options.output, options.benchmark, options.decodings, options.problems, options.samples
+            options.runs, options.output, options.benchmark, options.decodings, options.problems, options.samples
         )
     except (OSError, ValueError) as error:
         parser.exit(2, f"{printable(str(error))}\n")
