@@ -1,0 +1,11 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command `python -m trl_soft.evaluate.picture`, which draws the thoughts of one completion."""
+
+from .report.thought_picture import main, thought_picture
+
+
+__all__ = ["main", "thought_picture"]
+
+
+if __name__ == "__main__":
+    main()
