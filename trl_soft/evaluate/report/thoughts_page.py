@@ -61,64 +61,89 @@ def inspect_page(
     """
     folders = [Path(runs)] if isinstance(runs, (str, Path)) else [Path(run) for run in runs]
     numbers = None if problems is None else sorted(set(problems))
-    manifests = [read_manifest(folder) for folder in folders]
-    _check_problems(folders, manifests)
-    labels = _labels(folders, manifests)
-    shown: dict[str, dict] = {}
-    first: dict[str, Any] = {}
-    counts: dict[str, tuple[set[int], set[int]]] = {}
+    chosen = [ShownRun(folder, decodings) for folder in folders]
+    _check_problems(chosen)
+    _name_apart(chosen)
     selection: dict[str, dict[int, dict[str, dict[int, dict]]]] = {}
-    pairs = []
-    for folder, manifest, label in zip(folders, manifests, labels, strict=True):
-        entries = decodings_of(manifest)
-        unknown = [name for name in decodings or () if name not in entries]
-        if unknown:
-            raise ValueError(f"`decodings` names {unknown}, but {folder} has {list(entries)}. Choose among these.")
-        names = {name: f"{label}: {name}" if label else name for name in decodings or entries}
-        pairs.append({name: names[name] for name in names if _is_soft(entries[name])} or names)
-        shown |= {names[name]: entries[name] | {"name": names[name]} for name in names}
-        _select(folder, benchmark, names, numbers, samples, selection, counts)
+    counts: dict[str, tuple[set[int], set[int]]] = {}
+    for run in chosen:
+        _select(run, benchmark, numbers, samples, selection, counts)
     if not selection:
         raise ValueError(
             f"{', '.join(map(str, folders))} has no sample of benchmark {benchmark or 'any'}, decodings "
-            f"{list(decodings or shown)} and problems {'any' if numbers is None else numbers}, so there is nothing to show. It has "
+            f"{list(chosen[0].entries)} and problems {'any' if numbers is None else numbers}, so there is nothing to show. It has "
             f"the benchmarks {sorted(counts)}."
         )
-    if len(folders) > 1:
-        for both in [name for name in pairs[0] if name in pairs[-1]][:1]:
-            first = {"left": pairs[0][both], "right": pairs[-1][both]}
-    name = " and ".join(dict.fromkeys(str(m.get("name") or f.name) for f, m in zip(folders, manifests, strict=True)))
-    model = ", then ".join(dict.fromkeys(str(m.get("model") or "model not recorded") for m in manifests))
-    data = _page_data(name, model, manifests[0], list(shown.values()), selection, counts) | {"first": first}
     output = Path(output_html)
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(_fill(data), encoding="utf-8", newline="\n")
+    output.write_text(_fill(_page_data(chosen, selection, counts)), encoding="utf-8", newline="\n")
     return output
 
 
-def _labels(folders: list[Path], manifests: list[dict]) -> list[str]:
-    """What tells runs apart: their names, or else their folders. Empty for one run."""
-    if len(folders) == 1:
-        return [""]
+class ShownRun:
+    """
+    A run on a page.
+
+    Args:
+        folder (`Path`).
+        decodings (`list[str]`, *optional*): those to show; `None`: all.
+
+    Attributes:
+        manifest (`dict`), name (`str`): what the run says of itself.
+        entries (`dict`): the shown decodings by name.
+        shown (`dict`): their names on the page.
+    """
+
+    def __init__(self, folder: Path, decodings: Sequence[str] | None):
+        self.folder, self.manifest = folder, read_manifest(folder)
+        entries = decodings_of(self.manifest)
+        unknown = [name for name in decodings or () if name not in entries]
+        if unknown:
+            raise ValueError(f"`decodings` names {unknown}, but {folder} has {list(entries)}. Choose among these.")
+        self.entries = {name: entries[name] for name in decodings or entries}
+        self.shown = {name: name for name in self.entries}
+        self.name = str(self.manifest.get("name") or folder.name)
+
+    @property
+    def soft(self) -> list[str]:
+        """The soft decodings; all where none is soft."""
+        return [name for name, entry in self.entries.items() if _is_soft(entry)] or list(self.entries)
+
+
+def _name_apart(runs: list[ShownRun]) -> None:
+    """Put before the decodings of several runs the runs' names, or else their folders, whichever differ."""
+    if len(runs) == 1:
+        return
     for labels in (
-        [str(m.get("name") or f.name) for f, m in zip(folders, manifests, strict=True)],
-        [f.resolve().name for f in folders],
+        [run.name for run in runs],
+        [run.folder.resolve().name for run in runs],
+        [str(run.folder) for run in runs],
     ):
         if len(set(labels)) == len(labels):
-            return labels
-    return [str(folder) for folder in folders]
+            break
+    for run, label in zip(runs, labels, strict=True):
+        run.shown = {name: f"{label}: {name}" for name in run.entries}
 
 
-def _check_problems(folders: list[Path], manifests: list[dict]) -> None:
+def _check_problems(runs: list[ShownRun]) -> None:
     """The same number is the same problem in every run."""
-    for folder, manifest in zip(folders[1:], manifests[1:], strict=True):
-        for benchmark, problems in (manifest.get("problems") or {}).items():
-            ours = (manifests[0].get("problems") or {}).get(benchmark)
-            if ours is not None and ours.get("sha256") != problems.get("sha256"):
+    first = runs[0].manifest.get("problems") or {}
+    for run in runs[1:]:
+        for benchmark, problems in (run.manifest.get("problems") or {}).items():
+            if benchmark in first and first[benchmark].get("sha256") != problems.get("sha256"):
                 raise ValueError(
-                    f"{folders[0]} and {folder} have other problems under the name {printable(benchmark)!r}, so they cannot stand "
-                    "side by side. Evaluate both on the same problems."
+                    f"{runs[0].folder} and {run.folder} have other problems under the name {printable(benchmark)!r}, so they cannot "
+                    "stand side by side. Evaluate both on the same problems."
                 )
+
+
+def _opening(runs: list[ShownRun]) -> dict[str, str]:
+    """Of several runs, the decodings with which the page opens: the same one of the first and of the last."""
+    if len(runs) > 1:
+        for name in runs[0].soft:
+            if name in runs[-1].entries:
+                return {"left": runs[0].shown[name], "right": runs[-1].shown[name]}
+    return {}
 
 
 def _is_soft(entry: dict) -> bool:
@@ -139,39 +164,31 @@ def read_samples(folder: Path) -> Iterator[dict]:
 
 
 def _select(
-    folder: Path,
-    benchmark: str | None,
-    names: dict[str, str],
-    numbers: list[int] | None,
-    samples: int,
-    selection: dict,
-    counts: dict,
+    run: ShownRun, benchmark: str | None, numbers: list[int] | None, samples: int, selection: dict, counts: dict
 ) -> None:
     """
     Add the samples of a run that are shown to `selection`, by benchmark, problem, decoding (by the name on the page) and number;
     and to `counts`, for each benchmark, the numbers of all its problems and of all its samples.
     """
-    for line in read_samples(folder):
+    for line in read_samples(run.folder):
         where, decoding, problem, sample = (line[name] for name in ("benchmark", "decoding", "problem", "sample"))
         all_problems, all_samples = counts.setdefault(where, (set(), set()))
         all_problems.add(problem)
         all_samples.add(sample)
-        if benchmark not in (None, where) or decoding not in names or sample >= samples:
+        if benchmark not in (None, where) or decoding not in run.shown or sample >= samples:
             continue
         if numbers is not None and problem not in numbers:
             continue
         by_problem = selection.setdefault(where, {})
-        by_problem.setdefault(problem, {}).setdefault(names[decoding], {})[sample] = line
+        by_problem.setdefault(problem, {}).setdefault(run.shown[decoding], {})[sample] = line
         if numbers is None and len(by_problem) > PROBLEMS:
             del by_problem[max(by_problem)]
 
 
-def _page_data(
-    name: str, model: str, manifest: dict, entries: list[dict], selection: dict, counts: dict
-) -> dict[str, Any]:
-    thinking = {str(entry["name"]): entry.get("thinking") or {} for entry in entries}
+def _page_data(runs: list[ShownRun], selection: dict, counts: dict) -> dict[str, Any]:
+    thinking = {run.shown[name]: entry.get("thinking") or {} for run in runs for name, entry in run.entries.items()}
     prompts: dict[str, int] = {}
-    order = [b for b in manifest.get("benchmarks") or [] if b in selection]
+    order = [b for b in runs[0].manifest.get("benchmarks") or [] if b in selection]
     benchmarks = {}
     for benchmark in [*order, *sorted(set(selection) - set(order))]:
         by = selection[benchmark]
@@ -199,20 +216,28 @@ def _page_data(
         for step in sample.get("thoughts") or ()
     ]
     return {
-        "name": name,
-        "model": model,
+        "name": " and ".join(dict.fromkeys(run.name for run in runs)),
+        "model": ", then ".join(dict.fromkeys(str(run.manifest.get("model") or "model not recorded") for run in runs)),
+        "first": _opening(runs),
         "ceiling": max(0.5, math.ceil(2 * max(entropies, default=0.0)) / 2),
-        "decodings": [_decoding(entry) for entry in entries],
+        "decodings": [_decoding(run, name) for run in runs for name in run.entries],
         "benchmarks": benchmarks,
         "prompts": list(prompts),
     }
 
 
-def _decoding(entry: dict) -> dict[str, Any]:
+def _decoding(run: ShownRun, name: str) -> dict[str, Any]:
     """A decoding, with the settings that its thought reads in one line."""
+    entry = run.entries[name]
+    try:
+        read = _read(entry.get("thinking") or {})
+    except ValueError as error:
+        raise ValueError(
+            f"{printable(str(run.folder / 'manifest.json'))}: the decoding {printable(name)!r} cannot be shown: {error}"
+        ) from error
     answer = {f"answer {key}": value for key, value in (entry.get("answer") or {}).items() if value is not None}
-    about = ", ".join(f"{key} {value}" for key, value in (_read(entry.get("thinking") or {}) | answer).items())
-    return {"name": str(entry["name"]), "about": about, "soft": _is_soft(entry)}
+    about = ", ".join(f"{key} {value}" for key, value in (read | answer).items())
+    return {"name": run.shown[name], "about": about, "soft": _is_soft(entry)}
 
 
 def _read(thinking: dict) -> dict[str, Any]:
