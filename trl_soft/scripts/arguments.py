@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The arguments of a training script beside the trainer's and the model's: what to train on, and how to grade it."""
+"""The arguments of a training script besides those of trainer and model: the data, and how to grade them."""
 
 from dataclasses import dataclass, field
 from typing import cast
@@ -12,7 +12,7 @@ from ..rewards import REWARDS
 
 @dataclass
 class SoftScriptArguments(ScriptArguments):
-    """What to train on, and how to grade it."""
+    """The data to train on, and how to grade them."""
 
     dataset_test_name: str | None = field(
         default=None, metadata={"help": "Hub id or file to evaluate on; unset: dataset_test_split of dataset_name."}
@@ -30,7 +30,7 @@ class SoftScriptArguments(ScriptArguments):
     question_column: str = field(default="question", metadata={"help": "Column that holds the question."})
     answer_column: str = field(default="answer", metadata={"help": "Column that holds the answer."})
     answer_marker: str | None = field(
-        default=None, metadata={"help": "The answer is what follows the last of these marks (GSM8K: '####')."}
+        default=None, metadata={"help": "The answer is the text after the last of these marks (GSM8K: '####')."}
     )
     prompt_template: str = field(default="{question}", metadata={"help": "The prompt, with {question} in it."})
     raw_prompt: bool = field(default=False, metadata={"help": "The prompt is text, without the chat template."})
@@ -40,12 +40,12 @@ class SoftScriptArguments(ScriptArguments):
     )
     contamination: list[str] | None = field(
         default=None,
-        metadata={"help": "Benchmarks, files or hub ids whose questions are looked for among the training ones."},
+        metadata={"help": "Benchmarks, files or hub ids whose questions are searched in the training set."},
     )
     drop_contaminated: bool = field(default=False, metadata={"help": "Leave those training questions out."})
     completions_per_update: int | None = field(
         default=None,
-        metadata={"help": "Refuse to start where processes, batch and accumulation do not make so many an update."},
+        metadata={"help": "Refuse to start if processes, batch and accumulation do not make this many per update."},
     )
     reward_funcs: list[str] = field(
         default_factory=lambda: ["math"], metadata={"help": f"Rewards, among {', '.join(REWARDS)}."}
@@ -53,7 +53,7 @@ class SoftScriptArguments(ScriptArguments):
 
 
 def check_update(arguments: SoftScriptArguments, training) -> None:
-    """Hold the size of an update, which nothing else does when the number of processes changes."""
+    """Check the size of an update, because it changes with the number of processes."""
     wanted = arguments.completions_per_update
     at_once = training.per_device_train_batch_size * training.world_size
     have = at_once * training.gradient_accumulation_steps

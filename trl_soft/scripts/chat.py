@@ -22,7 +22,7 @@ def load(path: str, dtype: str, device: str | None):
     Model and tokenizer, on the device.
 
     Raises:
-        OSError: if there is no such model, in one sentence.
+        OSError: if there is no such model. The message is one sentence.
     """
     with model_at(path):
         tokenizer = AutoTokenizer.from_pretrained(path)
@@ -31,7 +31,7 @@ def load(path: str, dtype: str, device: str | None):
 
 
 def settings_of(model, thought: str | None) -> ThinkingSettings:
-    """How the model was trained to think, or another kind of thought at its defaults."""
+    """The settings that the model was trained with, or another kind of thought with its defaults."""
     stored = saved_settings.of_model(model)
     if stored is None:
         return ThinkingSettings(thought=thought or "hard")
@@ -106,19 +106,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser("trl-soft chat", description="Type a question, see the thought and the answer.")
     parser.add_argument("model", help="path or hub id")
     parser.add_argument("question", nargs="*", help="questions; without one, they are typed")
-    parser.add_argument(
-        "--thought", help="another kind of thought than the model was trained with; hard: ordinary tokens"
-    )
+    parser.add_argument("--thought", help="a kind of thought instead of the trained one; hard: ordinary tokens")
     parser.add_argument("--candidates", type=int, default=5, help="candidate tokens to show of each step (default: 5)")
     parser.add_argument("--no_thought", action="store_true", help="show answers alone")
-    parser.add_argument("--history", action="store_true", help="let each question know those before it")
+    parser.add_argument(
+        "--history", action="store_true", help="keep earlier questions and answers in the conversation"
+    )
     parser.add_argument("--max_completion_length", type=int, default=1024)
-    parser.add_argument("--temperature", type=float, default=1.0, help="of the answer (default: 1.0)")
+    parser.add_argument("--temperature", type=float, default=1.0, help="temperature of the answer (default: 1.0)")
     parser.add_argument("--top_p", type=float, default=1.0)
     parser.add_argument("--top_k", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--device", help="else CUDA where there is one")
+    parser.add_argument("--device", help="device (default: CUDA if there is one)")
     options = parser.parse_args(argv)
     model, tokenizer = load(options.model, options.dtype, options.device)
     console = Console(highlight=False)

@@ -24,9 +24,9 @@ from ..version import __version__
 class Finding:
     """
     Args:
-        subject (`str`): what was looked at.
+        subject (`str`): what was checked.
         state (`str`): `ok`, `note` (works, with a cost) or `problem` (will not work).
-        sentence (`str`): what there is, and what to do where it is not `ok`.
+        sentence (`str`): the state in words, and what to do if it is not `ok`.
     """
 
     subject: str
@@ -56,7 +56,7 @@ def _version(name: str) -> str | None:
 
 
 def ranges() -> dict[str, Requirement]:
-    """The version ranges that this installation states, by package; empty where trl_soft itself is not installed."""
+    """The version ranges of this installation, by package. Empty if trl_soft itself is not installed."""
     try:
         stated = [Requirement(text) for text in requires("trl_soft") or ()]
     except PackageNotFoundError:
@@ -65,7 +65,7 @@ def ranges() -> dict[str, Requirement]:
 
 
 def packages() -> Iterator[Finding]:
-    """Python and the packages, held against the ranges that were tested."""
+    """Python and the packages, compared with the tested ranges."""
     yield Finding("python", "ok", platform.python_version())
     known = ranges()
     if not known:
@@ -169,7 +169,7 @@ def surroundings() -> Iterator[Finding]:
 
     try:
         yield Finding("sandbox of programs", "ok", isolation())
-    except Exception as error:  # whatever the kernel refuses
+    except Exception as error:  # the kernel can refuse for any reason
         yield Finding(
             "sandbox of programs", "note", f"{error} HumanEval and MBPP cannot be graded here; all else works."
         )

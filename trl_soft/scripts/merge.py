@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`trl-soft merge`: an adapter and its model as one model, which still says how it thinks."""
+"""`trl-soft merge`: merge an adapter into its model, and keep the thinking settings."""
 
 import argparse
 from collections.abc import Sequence
@@ -14,13 +14,13 @@ def merge(adapter: str, output: Path, model: str | None = None, dtype: str = "au
 
     Args:
         adapter (`str`): folder or hub id of the adapter.
-        output (`Path`): folder to write, which must be empty.
-        model (`str`, *optional*): the model; `None`: the one that the adapter names.
-        dtype (`str`): of the weights; `auto`: those of the model.
+        output (`Path`): folder to write. It must be empty.
+        model (`str`, *optional*): the model. `None`: the one that the adapter names.
+        dtype (`str`): type of the weights. `auto`: that of the model.
 
     Raises:
         FileExistsError: if `output` holds files.
-        ValueError: if `adapter` is no adapter.
+        ValueError: if `adapter` is not an adapter.
         ImportError: if PEFT is not installed.
     """
     try:
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser("trl-soft merge", description="Merge an adapter into its model.")
     parser.add_argument("adapter", help="folder or hub id of the adapter")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder to write")
-    parser.add_argument("--model", help="the model; else the one that the adapter names")
-    parser.add_argument("--dtype", default="auto", help="of the merged weights (default: the model's)")
+    parser.add_argument("--model", help="the model (default: the one that the adapter names)")
+    parser.add_argument("--dtype", default="auto", help="type of the merged weights (default: the model's)")
     options = parser.parse_args(argv)
     print(f"Wrote {merge(options.adapter, options.output, options.model, options.dtype)}")

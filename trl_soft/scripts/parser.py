@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`SoftParser`: YAML files and flags in which every key is known and stands once."""
+"""`SoftParser`: YAML files and flags in which every key is known and occurs once."""
 
 import difflib
 import logging
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML whose mappings have each key once, and text for keys."""
+    """YAML whose mappings have each key once, and only texts as keys."""
 
     def construct_mapping(self, node, deep=False):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -35,10 +35,10 @@ class _StrictLoader(yaml.SafeLoader):
 
 def read_recipe_file(flags: list[str]) -> dict[str, Any]:
     """
-    The YAML file that `--config` names among these words; empty without one.
+    The content of the YAML file that `--config` names. Empty without `--config`.
 
     Raises:
-        ValueError: for a key that stands twice or is no text, and for a file that holds no mapping.
+        ValueError: for a key that occurs twice or is not a text, and for a file without a mapping.
     """
     if "--config" not in flags[:-1]:
         return {}
@@ -49,14 +49,14 @@ def read_recipe_file(flags: list[str]) -> dict[str, Any]:
         try:
             config = yaml.load(file, _StrictLoader)
         except yaml.YAMLError as error:
-            raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}. Correct it.") from error
+            raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}. Correct it.") from error
     if not isinstance(config, dict):
-        raise ValueError(f"{path} holds no keys with values. Write one `key: value` a line.")
+        raise ValueError(f"{path} holds no keys with values. Write one `key: value` in each line.")
     return config
 
 
 def algorithm_of(flags: list[str]) -> str:
-    """`rloo` where the recipe or a flag is what `SoftRLOOConfig` alone reads, else `grpo`."""
+    """`rloo` if only `SoftRLOOConfig` reads a key of the recipe or a flag, otherwise `grpo`."""
     keys = {flag.partition("=")[0].lstrip("-") for flag in flags if flag.startswith("--")} | set(
         read_recipe_file(flags)
     )
@@ -112,17 +112,17 @@ def _without_nulls(args: list[str]) -> tuple[list[str], list[str]]:
 
 class SoftParser(TrlParser):
     """
-    [`~trl.TrlParser`] that takes no unknown key, from YAML or command line, and names the nearest known one.
+    [`~trl.TrlParser`] that refuses unknown keys, from YAML or command line, and names the nearest known one.
 
-    `--key null` on the command line takes a key of the YAML file back: the field has its default. `--thought KIND` takes back
+    `--key null` on the command line removes a key of the YAML file: the field then has its default. `--thought KIND` takes back
     what shaped another kind of thought.
     """
 
     def __init__(self, dataclass_types=None, **kwargs):
-        # An abbreviated flag reads well until a longer one is added.
+        # No abbreviated flags: they would break when a longer flag is added.
         super().__init__(dataclass_types, allow_abbrev=False, **kwargs)
         self.others: set[str] = set()  # flags that the command takes before these words are parsed
-        self._unset: list[str] = []  # keys of the YAML file that the command line takes back
+        self._unset: list[str] = []  # keys of the YAML file that the command line removes
 
     def parse_args_and_config(self, args=None, *positional, **kwargs):
         args = list(sys.argv[1:] if args is None else args)
@@ -136,7 +136,7 @@ class SoftParser(TrlParser):
         return super().set_defaults_with_config(**{k: v for k, v in config.items() if k not in self._unset})
 
     def error(self, message: str):
-        """One sentence. argparse would print some 250 lines of usage before it."""
+        """Print one sentence. argparse would print some 250 lines of usage first."""
         self.exit(MISTAKE, f"error: {message}. `--help` lists all flags.\n")
 
     def parse_known_args(self, args=None, namespace=None):

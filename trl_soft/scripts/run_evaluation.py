@@ -23,24 +23,24 @@ def _help(text: str, default=None):
 
 @dataclass
 class EvaluationArguments:
-    """What to evaluate, and how; see `trl_soft.evaluate.runner.Evaluation`."""
+    """The settings of an evaluation. See `trl_soft.evaluate.Evaluation`."""
 
     model_name_or_path: str | None = _help("Path or hub id of the model.")
     benchmarks: list[str] = field(default_factory=list, metadata={"help": "Names, files or hub ids."})
     name: str | None = _help("The run's name in reports, where runs of one name are its seeds; unset: the folder's.")
-    output_dir: str = _help("The run's folder; run again to go on.", "outputs/evaluation")
+    output_dir: str = _help("The run's folder. Run again to continue.", "outputs/evaluation")
     preset: str = _help("Prompts, caps, sampling: soft_grpo, soft_tokens or plain.", "plain")
     decodings: list[dict] | None = _help("YAML only: a list of {name, thought, temperature, num_samples, ...}.")
     grid_models: list[str] | None = _help(
         "label=path of trained models: the six inference settings of 2509.19170 each."
     )
-    num_samples: int | None = _help("Samples of each problem, where a decoding says nothing.")
+    num_samples: int | None = _help("Samples of each problem, for decodings without their own number.")
     data_dir: str | None = _help("Folder with local files of the benchmarks; unset: the hub.")
-    limit: int | None = _help("Only the first so many problems.")
+    limit: int | None = _help("Use only this many problems, from the first.")
     question_column: str | None = _help("Column of the question, for files and hub ids.")
     answer_column: str | None = _help("Column of the answer, for files and hub ids.")
-    grader: str | None = _help("Grader in place of the benchmark's own: math, exact, letters.")
-    max_completion_length: int | None = _help("Cap of thought and answer, in place of the preset's.")
+    grader: str | None = _help("Grader instead of the benchmark's own: math, exact, letters.")
+    max_completion_length: int | None = _help("Cap of thought and answer, instead of the preset's.")
     k_values: list[int] | None = _help("The k of pass@k and maj@k; unset: powers of two.")
     seed: int = _help("Seed of the noise.", 0)
     chunk: int = _help("Samples computed and written together.", 256)
@@ -56,7 +56,7 @@ class EvaluationArguments:
 
 
 def decodings_of(arguments: EvaluationArguments) -> list[Decoding]:
-    """The YAML's list, or the grid, or the thought saved beside the model."""
+    """The list in the YAML file, or the grid, or the thought saved with the model."""
     if arguments.grid_models:
         pairs = [entry.partition("=") for entry in arguments.grid_models]
         if not all(equals and label and path for label, equals, path in pairs):
@@ -73,7 +73,7 @@ def decodings_of(arguments: EvaluationArguments) -> list[Decoding]:
 
 
 def show(metrics: dict) -> None:
-    """One row a benchmark and decoding."""
+    """Print one row for each benchmark and decoding."""
     table = Table(title="mean@n with its 95 % interval over problems")
     for column in ("benchmark", "decoding", "problems", "n", "mean@n", "interval", "pass@n", "maj@n", "tokens"):
         table.add_column(column, justify="left" if column in ("benchmark", "decoding") else "right")

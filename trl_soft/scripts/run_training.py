@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A training run from its settings: prompts of a data set or a benchmark, a trainer, and what the run leaves."""
+"""A training run from its settings: prompts of a data set or a benchmark, a trainer, and the saved model."""
 
 import logging
 import sys
@@ -41,7 +41,7 @@ def questions(arguments: SoftScriptArguments, name: str, split: str) -> Dataset:
 
 
 def without_held_out(arguments: SoftScriptArguments, name: str, rows: Dataset) -> Dataset:
-    """The training rows, with a count of those that some benchmark asks too; without them if so wanted."""
+    """The training rows. Rows that a benchmark asks too are counted, and dropped with `drop_contaminated`."""
     found: set[int] = set()
     for benchmark in arguments.contamination or ():
         held_out = load_problems(benchmark, arguments.data_dir)
@@ -58,7 +58,7 @@ def without_held_out(arguments: SoftScriptArguments, name: str, rows: Dataset) -
 def load_prompts(
     arguments: SoftScriptArguments, name: str, split: str, tokenizer, limit: int, training: bool
 ) -> Dataset:
-    """Prompts that fit the context, with the counts of those that do not and of those that are elsewhere too."""
+    """Prompts that fit the context. The log counts the others, and the prompts that are also in a benchmark."""
     rows = questions(arguments, name, split)
     prompts = to_prompts(
         without_held_out(arguments, name, rows) if training else rows,
@@ -89,7 +89,7 @@ def split_off(prompts: Dataset, count: int) -> tuple[Dataset, Dataset]:
 
 
 def check_rows(train: Dataset, training) -> None:
-    """TRL leaves out a rollout it cannot fill, and takes no step at all where that is the first."""
+    """Refuse too few rows: TRL leaves out a rollout that it cannot fill, and takes no step if that is the first one."""
     prompts = training.generation_batch_size // training.num_generations
     if len(train) < prompts:
         raise ValueError(
@@ -100,7 +100,7 @@ def check_rows(train: Dataset, training) -> None:
 
 
 def refuse(arguments: SoftScriptArguments, training, model: ModelConfig) -> None:
-    """Settings of the script that cannot work, before a model or a data set is read."""
+    """Refuse settings of the script that cannot work, before a model or a data set is read."""
     if arguments.dataset_name is None or model.model_name_or_path is None:
         raise ValueError("`dataset_name` and `model_name_or_path` must both be set, in the YAML file or as flags.")
     if arguments.dataset_streaming:
@@ -121,13 +121,13 @@ def refuse(arguments: SoftScriptArguments, training, model: ModelConfig) -> None
 def load_datasets(
     arguments: SoftScriptArguments, training, model: ModelConfig, tokenizer
 ) -> tuple[Dataset, Dataset | None]:
-    """Prompts to train on, and prompts to evaluate on where the settings ask for an evaluation."""
+    """Prompts to train on, and prompts to evaluate on if the settings ask for an evaluation."""
     config = AutoConfig.from_pretrained(
         cast(str, model.model_name_or_path),
         revision=model.model_revision,
         trust_remote_code=training.trust_remote_code,
     ).get_text_config()
-    # Models without a fixed context (ALiBi, say) have no such field, and no prompt is too long for them.
+    # Models without a fixed context (such as ALiBi) have no such field, and no prompt is too long for them.
     limit = getattr(config, "max_position_embeddings", sys.maxsize) - training.max_completion_length
     name = cast(str, arguments.dataset_name)
     train = load_prompts(arguments, name, arguments.dataset_train_split, tokenizer, limit, True)
@@ -147,7 +147,7 @@ def source_of(name: str) -> str:
 
 
 def train(arguments: SoftScriptArguments, training, model: ModelConfig, trainer_class) -> None:
-    """Train as the settings say, and save the model into `output_dir`, in which `{seed}` stands for the seed."""
+    """Train by the settings, and save the model into `output_dir`, where `{seed}` stands for the seed."""
     refuse(arguments, training, model)
     training.output_dir = training.output_dir.replace("{seed}", str(training.seed))
     path, given = cast(str, model.model_name_or_path), {"revision": model.model_revision}
@@ -172,7 +172,7 @@ def train(arguments: SoftScriptArguments, training, model: ModelConfig, trainer_
     )
     trainer.dataset_name = source_of(cast(str, arguments.dataset_name))
     # On the command line and in YAML the field is text: a folder, `true` for the latest whole checkpoint of output_dir, or
-    # `auto` for the same where there is one, which is what a job that is queued again wants.
+    # `auto` for the same if there is one, for jobs that are queued again.
     resume = training.resume_from_checkpoint
     trainer.train(resume_from_checkpoint={"true": True, "false": None}.get(str(resume).lower(), resume))
     trainer.save_model(training.output_dir)
