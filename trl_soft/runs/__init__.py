@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What lets a run be stopped, continued and trusted.
+"""Checkpoints, resuming, and checks of a run.
 
     checkpoint   checkpoints on the disk, which are complete or do not exist
     same_run     whether a run may continue from a checkpoint
     choose       which checkpoint a run continues from
-    progress     what a process keeps in memory between two updates, in files
+    progress     the memory of a process between two updates, in files
     save         all processes write one checkpoint together
     sigterm      SIGTERM saves a checkpoint and ends the run
     resume       the three together, as one mixin for a trainer

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Why a file could not be written, in words."""
+"""The reason, in words, why a file could not be written."""
 
 import errno
 import os

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run that is killed and started again ends as the run that nobody killed.
+"""A run that is killed and started again ends like an uninterrupted run.
 
 `ResumableMixin` differs from transformers' and TRL's checkpoints in this:
 
@@ -7,7 +7,7 @@
    another run, and says which file or setting is the reason (`choose.py`, `same_run.py`).
 2. Beside model, optimiser, schedule and RNG it holds, for each process, the rollout that is being replayed, TRL's counters,
    and the metrics since the last log line (`progress.py`).
-3. The order of the data continues in later epochs as well. A run that had finished takes no further step.
+3. The order of the data continues in later epochs as well. A finished run takes no further step.
 4. SIGTERM ends the run at the end of its step, with a checkpoint (`sigterm.py`).
 
 Every override goes through `super()`.

@@ -58,7 +58,7 @@ Identity = dict[str, Any]
 
 
 def identity(trainer) -> Identity:
-    """What a run is: its trainer, model, data, thinking settings and schedule, and the step it has reached."""
+    """The identity of a run: its trainer, model, data, thinking settings, schedule, and the step that it has reached."""
     rows = len(trainer.train_dataset) if hasattr(trainer.train_dataset, "__len__") else None
     content = {
         "trl_soft": __version__,
@@ -78,7 +78,7 @@ def identity(trainer) -> Identity:
 
 
 def mismatch(trainer, folder: str, manifest: Identity) -> str | None:
-    """Why the checkpoint in `folder` is of another run than the trainer's, in a sentence, or `None`."""
+    """Why the checkpoint in `folder` belongs to another run than the trainer's, as a sentence. `None` if it does not."""
     theirs, ours = manifest, identity(trainer)
     difference = (
         _trainer_difference(theirs, ours)
