@@ -82,7 +82,7 @@ def show_thoughts(before: Path, after: Path, settings: ThinkingSettings, out: Pa
         runs.append(out / "thoughts" / name)
         run_evaluation(
             Evaluation(
-                str(model), [str(HERE / "test.jsonl")], decodings, str(runs[-1]), grader="exact", limit=8,
+                os.path.relpath(model), [os.path.relpath(HERE / "test.jsonl")], decodings, str(runs[-1]), grader="exact", limit=8,
                 max_completion_length=48, candidates=8, dtype="float32",
             )
         )  # fmt: skip

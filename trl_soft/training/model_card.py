@@ -4,6 +4,7 @@
 TRL's card says the algorithm and the versions. This one is written in its place, and beside the weights whenever they are saved.
 """
 
+import json
 import os
 import re
 import sys
@@ -231,7 +232,7 @@ def _running(trainer, hub_id: str | None, adapter: bool) -> str:
     code += [
         "",
         "# With hard thoughts, which are ordinary tokens. Any library that runs the base model does this too.",
-        f'hard = ThinkingSettings(thought="hard", end_of_thinking={end!r})',
+        f'hard = ThinkingSettings(thought="hard", end_of_thinking={json.dumps(end, ensure_ascii=False)})',
         soft_call.replace("[prompt], ", "[prompt], hard, "),
         "print(out.texts[0])",
     ]

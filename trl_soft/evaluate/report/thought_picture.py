@@ -22,13 +22,13 @@ _STYLE = """
   .shadow { font-weight: 700; text-anchor: middle; }
   .in { font-size: 11px; text-anchor: middle; fill: #ffffff; }
   .in.other { fill: #1a1c1f; }
-  .first { fill: #0a5fb4; }
+  .first.part { fill: #0a5fb4; }
   .other.part { fill: #9cc4ec; }
   .answer { fill: none; stroke: #5a5f66; stroke-dasharray: 4 3; }
   @media (prefers-color-scheme: dark) {
     text { fill: #e8e8e4; }
     .note { fill: #a5abb3; }
-    .first { fill: #7cbcff; }
+    .first.part { fill: #7cbcff; }
     .in { fill: #10202f; }
     .other.part { fill: #2c4d70; }
     .in.other { fill: #e8e8e4; }
@@ -137,11 +137,18 @@ def _bar(step: dict, left: int, top: int) -> list[str]:
             )
             if size >= _LEAST:
                 where = f'x="{middle:g}" y="{below + size / 2 + 4:.1f}"'
-                lines.append(f'<text class="in {kind}" {where}>{_text(token)}</text>')
+                lines.append(f'<text class="in {kind}" {where}{_squeezed(token)}>{_text(token)}</text>')
     else:
         lines.append(f'<rect class="answer" x="{left}" y="{top}" width="{width}" height="{_HEIGHT}" rx="2"/>')
-    lines.append(f'<text class="shadow" x="{middle:g}" y="{top + _HEIGHT + 18}">{_text(step["token"])}</text>')
+    lines.append(
+        f'<text class="shadow" x="{middle:g}" y="{top + _HEIGHT + 18}"{_squeezed(step["token"])}>{_text(step["token"])}</text>'
+    )
     return lines
+
+
+def _squeezed(token: str) -> str:
+    """An attribute that makes a long token as wide as its bar."""
+    return f' textLength="{_WIDTH - 8}" lengthAdjust="spacingAndGlyphs"' if len(str(token)) > 4 else ""
 
 
 def _text(token: str) -> str:
