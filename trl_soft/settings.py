@@ -221,11 +221,11 @@ class ThinkingSettings(_Options, SharedSettings):
 
     def resolved(self, evaluation: bool = False) -> dict[str, Any]:
         """
-        What the thought reads, and nothing else, by field: the kind's defaults in the place of what is unset. A field that stays
-        unset (a hard thought takes its sampling from the answer, a cap is off) is left out.
+        The values of the fields that the thought reads. Unset fields have the kind's defaults. A field without a value is left
+        out: a hard thought takes its sampling from the answer, and a cap can be off.
 
         Args:
-            evaluation (`bool`): of `eval_thought`, where it is set.
+            evaluation (`bool`): for `eval_thought`, if it is set.
         """
         kind = (self.eval_thought if evaluation else None) or self.thought
         made, values = THOUGHTS[kind].variant(self), vars(self.values(kind))

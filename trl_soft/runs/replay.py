@@ -3,7 +3,7 @@
 
 A rollout stores the log-probability of each thought when it draws the thought. The update computes it again from the record.
 With the same weights both differ by rounding only. |drawn - re-scored| is the metric `thinking/logp_difference`. It is larger
-if the rollout has fed something else than the record says: hard tokens in place of mixtures, other weights, another
+if the rollout has fed something else than the record says: hard tokens instead of mixtures, other weights, another
 temperature. Then the update trains thoughts that the model never had. Two checks, over the thoughts of all processes:
 
     range      the mean of |drawn - re-scored| is at most `tolerance`, in nats
@@ -34,13 +34,13 @@ class ReplayError(RuntimeError):
     """The log-probabilities of the rollout and of the update differ, and `replay_disagreement` is `stop`."""
 
 
-# Of a kind for which nobody has measured one. Each other lies between the values of a healthy run and of a run that was fed hard
-# tokens; docs/replay.md has both.
+# The tolerance of a kind without a measured one. Every other tolerance lies between the values of a healthy run and of a run
+# that was fed hard tokens. docs/replay.md has both.
 UNMEASURED = Tolerance(1e-3, 0.5)
 
 
 def tolerances() -> dict[str, Tolerance]:
-    """Of all kinds of thought, by what `kind_of` returns."""
+    """The tolerances of all kinds of thought, by the result of `kind_of`."""
     return {label: row for kind in THOUGHTS.values() for label, row in kind.tolerances.items()}
 
 
@@ -163,10 +163,10 @@ class ReplayWatch:
     def _act(self, step: int, problems: list[str]) -> None:
         self.off = True
         sentence = (
-            f"Update {step}: {'; and '.join(problems)}. What is trained is not what was drawn. docs/replay.md says how to look; "
-            "`replay_tolerance` sets another limit"
+            f"Update {step}: {'; and '.join(problems)}. The update does not train the thoughts that the rollout drew. "
+            "docs/replay.md says how to find the cause. `replay_tolerance` sets another limit"
         )
         if self.action == "stop":
-            raise ReplayError(f"{sentence}, `replay_disagreement: warn` goes on.")
+            raise ReplayError(f"{sentence}, `replay_disagreement: warn` continues the run.")
         if self.accelerator.is_main_process:
             logger.warning(f"{sentence}, `replay_disagreement: stop` ends the run.")
