@@ -21,7 +21,7 @@ from trl_soft.rollout.matcher import EndMatcher, table_of
 from trl_soft.rollout.pieces import Pieces
 from trl_soft.rollout.slots import Slots
 from trl_soft.rollout.stop import EndOfThinking
-from trl_soft.rollout.vllm import engine_support, frontend
+from trl_soft.rollout.vllm import engine_support, frontend, request
 from trl_soft.rollout.vllm.client import Ask, ServerLost, same_text
 from trl_soft.rollout.vllm.layout import Layout, layout_of
 from trl_soft.rollout.vllm.pool import UNDO, Pool
@@ -392,6 +392,38 @@ def spec(extra: dict, stored=None, **changes):
     return spec_of(
         params(extra_args=extra, **changes), "id", tiny.tokenizer(), stored, vocab_size=V, max_length=C
     )  # fmt: skip
+
+
+def test_requests_that_differ_in_their_noise_share_a_plan(monkeypatch):
+    """A plan takes two milliseconds, which 256 requests of one rollout would pay one after the other."""
+    made = []
+    monkeypatch.setattr(request, "make_plan", lambda *a, **k: made.append(1) or make_plan(*a, **k))
+    request._PLANS.made.clear()
+    tokenizer = tiny.tokenizer()
+
+    def ask(extra: dict, stored=None, **changes):
+        asked = params(extra_args={"soft_thinking": True, **extra}, **changes)
+        return spec_of(asked, "id", tokenizer, stored, vocab_size=V, max_length=C)
+
+    first, plan_of_first = ask({"soft_thought": "gumbel", "soft_sample": 1, "soft_record": "a"})
+    again, plan_again = ask({"soft_thought": "gumbel", "soft_sample": 2, "soft_seed": 9, "soft_record": "b"})
+    assert plan_again is plan_of_first and len(made) == 1
+    assert again["rules"] == first["rules"] and again["key"] != first["key"] and again["name"] == "b"
+    others = [
+        ({"soft_thought": "gumbel", "soft_thinking_top_k": 3}, {}),
+        ({"soft_thought": "gumbel"}, {"temperature": 0.5}),
+        ({"soft_thought": "gumbel"}, {"max_tokens": 7}),
+        ({"soft_thought": "gumbel", "soft_evaluation": True}, {}),
+    ]
+    rules = {first["rules"]} | {ask(extra, **changes)[0]["rules"] for extra, changes in others}
+    assert len(made) == 5 and len(rules) == 4  # the cap is each request's own
+    stored = ThinkingSettings(thought="gumbel", thinking_top_p=0.5).thinking_dict()
+    assert ask({}, stored)[0]["rules"] != first["rules"]
+    with pytest.raises(ValueError, match="nothing reads"):
+        ask({"soft_thought": "gumbel", "soft_thinking_topk": 3})
+    for top_k in range(1, 70):
+        ask({"soft_thought": "gumbel", "soft_gumbel_temperature": top_k / 70})
+    assert len(request._PLANS.made) == request._PLANS.MOST
 
 
 def test_half_a_record_is_no_record():

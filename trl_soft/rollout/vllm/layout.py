@@ -68,8 +68,21 @@ def _aligned(size: int) -> int:
 
 def layout_of(thought, vocab_size: int, hidden_size: int, dtype: torch.dtype) -> Layout:
     """The layout of a thought's actions on a model of such sizes."""
+    name = thought.key(), vocab_size, hidden_size, dtype
+    if name not in _LAYOUTS:
+        if len(_LAYOUTS) == _MOST:
+            _LAYOUTS.clear()
+        _LAYOUTS[name] = _laid_out(blank_action(thought, vocab_size, hidden_size, dtype))
+    return _LAYOUTS[name]
+
+
+_LAYOUTS: dict[tuple, Layout] = {}
+_MOST = 256  # layouts: a blank action is drawn for each, which takes a millisecond
+
+
+def _laid_out(action: dict[str, torch.Tensor]) -> Layout:
     fields: list[Field] = []
-    for name, value in blank_action(thought, vocab_size, hidden_size, dtype).items():
+    for name, value in action.items():
         offset = _aligned(fields[-1].offset + fields[-1].size) if fields else 0
         fields.append(Field(name, str(value.dtype).removeprefix("torch."), tuple(value.shape[1:]), offset))
     return Layout(tuple(fields), _width(tuple(fields)))

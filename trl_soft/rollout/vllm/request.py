@@ -17,7 +17,8 @@ The sampling parameters of the request apply to the answer. Unset fields are tho
 import difflib
 import json
 import secrets
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -231,6 +232,33 @@ def _rules(plan: Plan, settings: ThinkingSettings, answer: list, evaluation: boo
     return json.dumps(rules, sort_keys=True)
 
 
+class _Plans:
+    """The last plans that requests asked for, with their rules. Most requests of a server differ in their keys of noise alone."""
+
+    MOST = 64
+
+    def __init__(self):
+        self.made: OrderedDict[str, tuple[Any, Plan, str]] = OrderedDict()
+
+    def of(self, tokenizer, asked: list, make: Callable[[], tuple[Plan, str]]) -> tuple[Plan, str]:
+        """What `make` returns for a request that asks for this, the first time."""
+        try:
+            name = f"{id(tokenizer)} {json.dumps(asked, sort_keys=True)}"
+        except (TypeError, ValueError):
+            return make()  # no JSON: `make` refuses the value in a sentence
+        if name not in self.made:
+            self.made[name] = tokenizer, *make()  # with the tokenizer, whose number nothing else may have meanwhile
+        self.made.move_to_end(name)
+        if len(self.made) > self.MOST:
+            self.made.popitem(last=False)
+        return self.made[name][1:]
+
+
+_PLANS = _Plans()
+# What belongs to one request and to no plan.
+_OF_ONE = ("soft_seed", "soft_generation", "soft_sample", "soft_record")
+
+
 def spec_of(
     params,
     request_id: str,
@@ -254,33 +282,38 @@ def spec_of(
         ValueError: for a setting that no thought can use. The message is a sentence.
     """
     extra = params.extra_args
-    settings = settings_of(extra, stored)
     refuse_params(params)
     if tokenizer is None:
         raise ValueError(
             "The engine was started without a tokenizer, so the text that ends a thought cannot be found. Start it with one."
         )
     key = _key(params)
-    evaluation = switch("evaluation", extra.get("soft_evaluation"))
-    answer = _answer(params)
-    eos = _ends(params)
-    _refuse_sizes(params, settings, eos, vocab_size=vocab_size, max_length=max_length)
-    plan = make_plan(
-        settings,
-        tokenizer,
-        Hard(*answer),
-        vocab_size=vocab_size,
-        max_completion_length=params.max_tokens,
-        eos_token_ids=eos,
-        rms=1.0,
-        evaluation=evaluation,
-        repetition_penalty=params.repetition_penalty,
-    )
-    looked_up(plan, vocab_size)  # or refuse
+    answer, eos = _answer(params), _ends(params)
+
+    def make() -> tuple[Plan, str]:
+        settings, evaluation = settings_of(extra, stored), switch("evaluation", extra.get("soft_evaluation"))
+        _refuse_sizes(params, settings, eos, vocab_size=vocab_size, max_length=max_length)
+        plan = make_plan(
+            settings,
+            tokenizer,
+            Hard(*answer),
+            vocab_size=vocab_size,
+            max_completion_length=params.max_tokens,
+            eos_token_ids=eos,
+            rms=1.0,
+            evaluation=evaluation,
+            repetition_penalty=params.repetition_penalty,
+        )
+        looked_up(plan, vocab_size)  # or refuse
+        return plan, _rules(plan, settings, answer, evaluation)
+
+    shared = {name: value for name, value in extra.items() if name.startswith(PREFIX) and name not in _OF_ONE}
+    limits = [params.max_tokens, max_length, vocab_size, params.repetition_penalty]
+    plan, rules = _PLANS.of(tokenizer, [shared, stored, answer, eos, limits], make)
     record = extra.get("soft_record")
     named = isinstance(record, str) and record not in ("true", "false", "True", "False", "0", "1")
     spec = {
-        "rules": _rules(plan, settings, answer, evaluation),
+        "rules": rules,
         "key": key,
         "limit": params.max_tokens,
         "closed": plan.closed([prompt])[0],
