@@ -220,7 +220,9 @@ def test_every_thought_scores_at_a_low_temperature(name, path, monkeypatch):
     with PATHS[path]():
         ours, reference, bound = world.gradients(losses, torch.zeros(N, V))[0]
     error = (ours - reference).norm(dim=1)
-    assert (error <= (2e-3 if small else 1e-5) * bound + FLOOR / LOW * world.largest).all()
+    # `hidden` has a gradient beside that of the logits: (h' - h) / sigma^2, rounded to float32.
+    rounding = 2**-23 * reference.norm(dim=1) if name == "hidden" else 0.0
+    assert (error <= (2e-3 if small else 1e-5) * bound + FLOOR / LOW * world.largest + rounding).all()
 
 
 def test_score_variance_of_fuzzy_thoughts():
