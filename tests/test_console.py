@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command `trl-soft`: each of its commands on the embedded reasoner, and a user's mistakes in one sentence."""
 
+import io
 import json
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from rich.console import Console
 from setuptools import find_packages
 from transformers import AutoModelForCausalLM
 
@@ -19,7 +21,7 @@ import trl_soft
 from tests import tiny
 from trl_soft import SoftGRPOConfig, ThinkingSettings
 from trl_soft.command_line import TRACEBACK, is_sentence, one_sentence
-from trl_soft.scripts import chat, console, doctor, recipes
+from trl_soft.scripts import chat, console, doctor, recipes, run_evaluation
 from trl_soft.scripts.parser import SoftParser, algorithm_of
 
 
@@ -237,6 +239,21 @@ def test_a_merged_model_still_knows_how_to_think(tmp_path, capsys):
     with pytest.raises(SystemExit):
         console.main(["merge", str(tmp_path / "adapter"), "-o", str(tmp_path / "merged")])
     assert "is not empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("width", [40, 79, 80, 120])
+def test_the_scores_of_an_evaluation_keep_every_column(width):
+    row = {
+        "problems": 1319, "samples": 1024, "mean@n": {"value": 0.5, "low": 0.456, "high": 0.544},
+        "pass@k": {"1024": {"value": 0.987}}, "length": {"mean": 12345.6},
+    }  # fmt: skip
+    stream = io.StringIO()
+    run_evaluation.show({"a benchmark": {"a decoding": row}}, Console(file=stream, width=width))
+    shown = " ".join(stream.getvalue().split())
+    assert all(
+        text in shown for text in ("1319", "1024", "0.500", "0.456-0.544", "0.987", "12345.6", "maj@n", "interval")
+    )
+    assert max(map(len, stream.getvalue().splitlines())) <= width and "…" not in shown
 
 
 def test_doctor_says_what_is_there(capsys):

@@ -72,22 +72,38 @@ def decodings_of(arguments: EvaluationArguments) -> list[Decoding]:
     return [Decoding.parse({"num_samples": arguments.num_samples, **entry}, arguments.seed) for entry in entries]
 
 
-def show(metrics: dict) -> None:
-    """Print one row for each benchmark and decoding."""
-    table = Table(title="mean@n with its 95 % interval over problems")
-    for column in ("benchmark", "decoding", "problems", "n", "mean@n", "interval", "pass@n", "maj@n", "tokens"):
-        table.add_column(column, justify="left" if column in ("benchmark", "decoding") else "right")
+_HEADINGS = ("problems", "n", "mean@n", "interval", "pass@n", "maj@n", "tokens")
+_NARROWEST = 80  # columns of a terminal in which the table has all of its own
+
+
+def show(metrics: dict, console: Console | None = None) -> None:
+    """One row for each benchmark and decoding; lines in place of a table where the terminal is too narrow for it."""
+    console = console or Console(highlight=False)
+    table = Table(title="mean@n with its 95 % interval over problems", box=None, pad_edge=False)
+    for heading in ("benchmark", "decoding"):
+        table.add_column(heading, overflow="fold", min_width=len(heading))
+    for heading in _HEADINGS:
+        table.add_column(heading, justify="right", no_wrap=True)
     for benchmark, decodings in metrics.items():
+        name = os.path.basename(benchmark) if os.path.isfile(benchmark) else benchmark
         for decoding, row in decodings.items():
-            mean = row["mean@n"]
-            last = [list(row[name].values())[-1]["value"] if name in row else None for name in ("pass@k", "maj@k")]
-            name = os.path.basename(benchmark) if os.path.isfile(benchmark) else benchmark
-            table.add_row(
-                Text(printable(name)), Text(printable(decoding)), str(row["problems"]), str(row["samples"]), f"{mean['value']:.3f}",
-                f"{mean['low']:.3f} - {mean['high']:.3f}", *("-" if x is None else f"{x:.3f}" for x in last),
-                f"{row['length']['mean']:.1f}",
-            )  # fmt: skip
-    Console().print(table)
+            cells = _cells(row)
+            if console.width < _NARROWEST:
+                text = ", ".join(f"{heading} {cell}" for heading, cell in zip(_HEADINGS, cells, strict=True))
+                console.print(Text(f"{printable(name)}, {printable(decoding)}: {text}"))
+            else:
+                table.add_row(Text(printable(name)), Text(printable(decoding)), *cells)
+    if table.row_count:
+        console.print(table)
+
+
+def _cells(row: dict) -> list[str]:
+    mean = row["mean@n"]
+    last = [list(row[name].values())[-1]["value"] if name in row else None for name in ("pass@k", "maj@k")]
+    return [
+        str(row["problems"]), str(row["samples"]), f"{mean['value']:.3f}", f"{mean['low']:.3f}-{mean['high']:.3f}",
+        *("-" if x is None else f"{x:.3f}" for x in last), f"{row['length']['mean']:.1f}",
+    ]  # fmt: skip
 
 
 def run(arguments: EvaluationArguments) -> None:
