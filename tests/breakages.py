@@ -431,6 +431,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Break the package on purpose and see whether the tests notice.")
     parser.add_argument("-k", default="", help="only breakages whose name holds this text")
     chosen = [breakage for breakage in BREAKAGES if parser.parse_args().k in breakage.name]
+    if not chosen:
+        print("No breakage has that in its name.", file=sys.stderr)
+        return 2
     problems = [problem for breakage in BREAKAGES if (problem := problem_of(breakage))]
     if problems:
         print("\n".join(problems), file=sys.stderr)

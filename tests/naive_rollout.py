@@ -3,8 +3,9 @@
 The naive oracle, which every engine is held against: plain Python for each completion, and a forward of its whole text for each step.
 
 There is no cache, no padding and no batch of different lengths, so nothing has to be kept right from step to step. The oracle shares
-with the engines what a thought is (`trl_soft.thoughts`), the keyed noise and the record. It shares nothing of how a step is drawn,
-decided or written down.
+with the engines what a thought is (`trl_soft.thoughts`), the keyed noise, the record, what a decoded text closes
+(`EndOfThinking`), and which forced text follows (`forced_row`). It shares nothing else of how a step is drawn, decided or
+written down.
 """
 
 from collections.abc import Sequence

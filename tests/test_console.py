@@ -65,6 +65,13 @@ def test_it_runs_as_a_module():
         ("train --config GUMBEL --lerning_rate 1", "The nearest known name is `learning_rate`"),
         ("train --config GUMBEL --lerning_rate null", "The nearest known name is `learning_rate`"),
         ("train --config GUMBEL --thought soft --gumbel_density null", "no policy gradient"),
+        ("train", "must both be set"),
+        ("train --config FOLDER", "is a folder"),
+        ("train --config WEIGHTS", "is not YAML"),
+        ("train --config GUMBEL --num_generations 0", "cannot work together"),
+        ("train --config GUMBEL --per_device_train_batch_size 3", "cannot work together"),
+        ("train --config GUMBEL --output_dir GUMBEL", "which is a file"),
+        ("train --config GUMBEL --dataset_name NEW", "neither a file, a benchmark nor a data set"),
         ("plan --gpu_bg 80", "The nearest known name is `gpu_gb`"),
         ("recipes show gumble", "The nearest is 'quickstart/gumbel'"),
         ("merge REASONER -o NEW", "no `adapter_config.json`"),
@@ -73,6 +80,7 @@ def test_it_runs_as_a_module():
 )
 def test_a_mistake_is_one_sentence_and_status_2(words, sentence, capsys, tmp_path):
     places = {"GUMBEL": ROOT / "recipes/quickstart/gumbel.yaml", "REASONER": REASONER, "NEW": tmp_path / "new"}
+    places |= {"FOLDER": ROOT / "recipes", "WEIGHTS": REASONER / "model.safetensors"}
     with pytest.raises(SystemExit) as ended:
         console.main([str(places.get(word, word)) for word in words.split()])
     lines = capsys.readouterr().err.strip().splitlines()
@@ -105,6 +113,13 @@ def test_only_our_own_errors_are_sentences(monkeypatch, capsys):
         with one_sentence():
             ThinkingSettings(thought="x")
     assert capsys.readouterr().err.startswith("error: `thought` is 'x'")
+
+
+def test_an_interrupt_is_one_line(capsys):
+    with pytest.raises(SystemExit) as ended:
+        with one_sentence():
+            raise KeyboardInterrupt
+    assert ended.value.code == 130 and "--resume_from_checkpoint auto" in capsys.readouterr().err
 
 
 def test_null_takes_a_key_of_the_recipe_back(tmp_path):

@@ -4,8 +4,10 @@
 import io
 import json
 import logging
+import math
 import re
 import sys
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -100,6 +102,7 @@ def test_a_continued_run_writes_no_step_twice(tmp_path):
     fresh, _ = run(tmp_path, False, max_steps=1)
     fresh.train()
     assert [row["step"] for row in lines_of(tmp_path) if "reward" in row] == [1]
+    assert len((tmp_path / f"{METRICS_FILE}.old").read_text().splitlines()) == len(after)
 
 
 def test_an_evaluation_by_itself_is_written_down(tmp_path):
@@ -116,6 +119,47 @@ def test_a_file_that_was_cut_in_the_middle_of_a_line_is_mended(tmp_path):
     file.write_text('{"step": 1}\n{"step": 3}\n{"ste')
     keep_until(file, 2)
     assert file.read_text() == '{"step": 1}\n'
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+@pytest.mark.parametrize("value", [None, math.nan, math.inf, "text"])
+def test_a_metric_that_is_no_number_is_a_dash(tmp_path, terminal, value):
+    trainer, stream = run(tmp_path, terminal)
+    table = trainer._progress
+    state = SimpleNamespace(is_world_process_zero=True, global_step=1, max_steps=3, num_input_tokens_seen=0)
+    table.on_train_begin(trainer.args, state, None)
+    for reward in (0.5, value, 0.25):
+        table.on_log(
+            trainer.args, state, None, logs={"reward": reward, "thinking/entropy": value, "num_tokens": value}
+        )
+    table.on_train_end(trainer.args, state, None)
+    assert not table.failed and "entropy" in stream.getvalue() and len(lines_of(tmp_path)) == 3
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "ascii"])
+@pytest.mark.parametrize("terminal", [True, False])
+def test_an_output_that_is_not_utf8_is_shown_without_its_arrows(tmp_path, terminal, encoding):
+    trainer, _ = run(tmp_path, terminal)
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    trainer._progress.console = Console(file=stream, force_terminal=terminal, width=120, highlight=False)
+    trainer.train()
+    stream.flush()
+    assert b"step 2/2" in stream.buffer.getvalue() and not trainer._progress.failed
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+@pytest.mark.parametrize("error", [BrokenPipeError, OSError, SystemExit])
+def test_a_display_that_fails_does_not_end_the_run(tmp_path, caplog, terminal, error):
+    trainer, stream = run(tmp_path, terminal)
+
+    def write(text):
+        raise error
+
+    stream.write = write
+    with caplog.at_level(logging.WARNING):
+        trainer.train()
+    assert trainer.state.global_step == 2 and trainer._progress.failed
+    assert caplog.text.count("goes on without its table") == 1
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 120, 200])

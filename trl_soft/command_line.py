@@ -10,6 +10,7 @@ from .files import printable
 
 
 MISTAKE = 2  # the exit status of argparse for a wrong flag
+INTERRUPTED = 130  # 128 and the number of SIGINT, as shells have it
 TRACEBACK = "TRL_SOFT_TRACEBACK"
 _SENTENCES = (ValueError, TypeError, OSError, ImportError)
 
@@ -38,6 +39,12 @@ def one_sentence() -> Iterator[None]:
             raise
         print(f"error: {printable(str(error))}", file=sys.stderr)
         raise SystemExit(MISTAKE) from error
+    except KeyboardInterrupt:
+        print(
+            "Interrupted. `--resume_from_checkpoint auto` continues a training run from its last checkpoint.",
+            file=sys.stderr,
+        )
+        raise SystemExit(INTERRUPTED) from None
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from trl import TrlParser
 
-from ..command_line import MISTAKE
+from ..command_line import MISTAKE, is_sentence
 from ..thoughts import THOUGHTS
 from ..thoughts.option import TRUNCATION
 from ..thoughts.registry import options
@@ -44,11 +44,12 @@ def read_recipe_file(flags: list[str]) -> dict[str, Any]:
         return {}
     path = flags[flags.index("--config") + 1]
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"`--config` is {path}, which does not exist. Give the path of a YAML file.")
+        what = "is a folder" if os.path.isdir(path) else "does not exist"
+        raise FileNotFoundError(f"`--config` is {path}, which {what}. Give the path of a YAML file.")
     with open(path, encoding="utf-8") as file:
         try:
             config = yaml.load(file, _StrictLoader)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}. Correct it.") from error
     if not isinstance(config, dict):
         raise ValueError(f"{path} holds no keys with values. Write one `key: value` in each line.")
@@ -86,7 +87,7 @@ def _left_behind(config: dict[str, Any], args: list[str]) -> list[str]:
 def _value(args: list[str], flag: str) -> str | None:
     """The last value of a flag among these words."""
     value = None
-    for word, following in zip(args, [*args[1:], ""], strict=True):
+    for word, following in zip(args, [*args[1:], ""]):
         if word == flag:
             value = following
         elif word.startswith(f"{flag}="):
@@ -97,7 +98,7 @@ def _value(args: list[str], flag: str) -> str | None:
 def _without_nulls(args: list[str]) -> tuple[list[str], list[str]]:
     """The names of flags whose value is `null`, and the other words."""
     names, others, skip = [], [], False
-    for word, following in zip(args, [*args[1:], ""], strict=True):
+    for word, following in zip(args, [*args[1:], ""]):
         if skip:
             skip = False
         elif word.startswith("--") and word.partition("=")[2] == "null":
@@ -129,7 +130,13 @@ class SoftParser(TrlParser):
         self._unset, args = _without_nulls(args)
         self._refuse_unknown([key for key in self._unset if key not in self._known()], "The command line has the flag")
         self._unset += _left_behind(read_recipe_file(args), args)
-        return super().parse_args_and_config(args, *positional, **kwargs)
+        try:
+            return super().parse_args_and_config(args, *positional, **kwargs)
+        except (ValueError, TypeError, ZeroDivisionError, OSError) as error:
+            # Values that TRL or transformers cannot work with; their own words say which.
+            if is_sentence(error):
+                raise
+            raise ValueError(f"These settings cannot work together: {error}") from error
 
     def set_defaults_with_config(self, **config) -> list[str]:
         self._refuse_unknown([key for key in config if key not in self._known()], "The YAML file has the key")

@@ -2,6 +2,7 @@
 """A training run from its settings: prompts of a data set or a benchmark, a trainer, and the saved model."""
 
 import logging
+import os
 import sys
 from typing import cast
 
@@ -9,9 +10,10 @@ from datasets import Dataset
 from transformers import AutoConfig, AutoTokenizer
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
-from ..command_line import model_at
+from ..command_line import is_sentence, model_at
 from ..data import drop_long_prompts, load_rows, overlap, to_prompts
 from ..evaluate import BENCHMARKS, load_problems
+from ..files import printable
 from ..rewards import REWARDS
 from .arguments import SoftScriptArguments, check_update
 
@@ -22,7 +24,15 @@ logger = logging.getLogger(__name__)
 def questions(arguments: SoftScriptArguments, name: str, split: str) -> Dataset:
     """Rows with the question and answer columns, of a benchmark by its name, a file or a hub id."""
     if name not in BENCHMARKS:
-        return load_rows(name, split, arguments.dataset_config)
+        try:
+            return load_rows(name, split, arguments.dataset_config)
+        except OSError as error:
+            if is_sentence(error):
+                raise
+            raise FileNotFoundError(
+                f"{name!r} is neither a file, a benchmark nor a data set that the hub gives: {printable(str(error))} Check the "
+                "path or the name."
+            ) from error
     if arguments.answer_marker is not None:
         logger.warning(
             "%s: its answers are read already, so `answer_marker` (%r) is for no row of it",
@@ -115,6 +125,8 @@ def refuse(arguments: SoftScriptArguments, training, model: ModelConfig) -> None
             "`validation_rows` is set, but `dataset_test_name` names other rows to evaluate on or `eval_strategy` is no. "
             "Pass `--validation_rows 0`, or leave the other out."
         )
+    if os.path.exists(training.output_dir) and not os.path.isdir(training.output_dir):
+        raise FileExistsError(f"`output_dir` is {training.output_dir}, which is a file. Give a folder.")
     check_update(arguments, training)
 
 

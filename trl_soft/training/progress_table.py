@@ -4,13 +4,16 @@
 The table has the few metrics that say whether a run is healthy. All metrics go to the tracker and to `metrics.jsonl`.
 """
 
+import functools
 import json
 import logging
+import math
 import os
 import sys
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 
+logger = logging.getLogger(__name__)
 METRICS_FILE = "metrics.jsonl"
 _ROWS = 8
 _BLOCKS = "▁▂▃▄▅▆▇█"
@@ -44,7 +48,7 @@ COLUMNS = (
 
 def trend(values: Sequence[float], width: int = 24) -> str:
     """The last values as blocks of height, lowest to highest."""
-    shown = [value for value in list(values)[-width:] if value == value]
+    shown = [value for value in list(values)[-width:] if math.isfinite(value)]
     if not shown:
         return ""
     low, high = min(shown), max(shown)
@@ -71,14 +75,46 @@ def memory() -> str:
 
 def cells(row: dict[str, float]) -> list[str]:
     """A log as the text of each column. `-` for a missing metric."""
-    return [form.format(row[name]) if row.get(name) is not None else "-" for _, name, form in COLUMNS]
+    values = [(number(row.get(name)), form) for _, name, form in COLUMNS]
+    return [form.format(value) if math.isfinite(value) else "-" for value, form in values]
+
+
+def number(value: Any) -> float:
+    """A metric as a number; nan for what is none."""
+    return float(value) if isinstance(value, (int, float)) else math.nan
+
+
+def encodable(text: str, encoding: str) -> str:
+    """A text as a terminal or a file of this encoding can show it."""
+    return text.encode(encoding, "replace").decode(encoding)
+
+
+def _harmless(method):
+    """Let a display that fails say so once and stay off. It never ends a run."""
+
+    @functools.wraps(method)
+    def call(self, *args, **kwargs):
+        if self.failed:
+            return
+        try:
+            method(self, *args, **kwargs)
+        except (Exception, SystemExit) as error:  # rich leaves by SystemExit where a pipe is closed
+            self.failed = True
+            with suppress(Exception, SystemExit):
+                self.close()
+            logger.warning(
+                f"The run goes on without its table and without `{METRICS_FILE}`, because they failed: "
+                f"{type(error).__name__}: {error}"
+            )
+
+    return call
 
 
 def line_of(row: dict[str, float], rewards: Sequence[float], of: int, left: float) -> str:
     """A log as one line."""
     texts = dict(zip((heading for heading, _, _ in COLUMNS), cells(row), strict=True))
     arrow = ""
-    if len(rewards) > 1:
+    if len(rewards) > 1 and math.isfinite(rewards[-1] - rewards[-2]):
         arrow = " ↑" if rewards[-1] > rewards[-2] else " ↓" if rewards[-1] < rewards[-2] else " →"
     parts = [f"step {texts.pop('step')}/{of}", f"reward {texts.pop('reward')}{arrow}"]
     return "  ".join([*parts, *(f"{name} {text}" for name, text in texts.items()), f"left {duration(left)}"])
@@ -115,8 +151,13 @@ class ProgressTable(TrainerCallback):
         self.rows: deque[dict[str, float]] = deque(maxlen=_ROWS)
         self.rewards: list[float] = []
         self.live: Live | None = None
+        self.failed = False
+        self.begun = self.last = time.monotonic()
+        self.first = self.last_step = 0
+        self.tokens = 0.0
         self._streams: list[tuple[logging.StreamHandler, Any]] = []
 
+    @_harmless
     def on_train_begin(self, args, state, control, **kwargs):
         if not state.is_world_process_zero:
             return
@@ -129,10 +170,12 @@ class ProgressTable(TrainerCallback):
             self.live.start()
             self._take_streams()
 
+    @_harmless
     def on_step_end(self, args, state, control, **kwargs):
         if self.live is not None:
             self._refresh(state)
 
+    @_harmless
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero or not logs:
             return
@@ -142,19 +185,22 @@ class ProgressTable(TrainerCallback):
             file.write(json.dumps(row, default=str) + "\n")
         if "reward" not in row:
             return  # an evaluation, or the summary at the end
-        row |= self._speed(state, float(logs.get("num_tokens", self.tokens)))
+        row |= self._speed(state, number(logs.get("num_tokens", self.tokens)))
         self.rows.append(row)
-        self.rewards.append(float(row["reward"]))
+        self.rewards.append(number(row["reward"]))
         if self.live is not None:
             self._refresh(state)
         else:
-            self.console.print(line_of(row, self.rewards, state.max_steps, self._left(state)), soft_wrap=True)
+            line = line_of(row, self.rewards, state.max_steps, self._left(state))
+            self.console.print(encodable(line, self.console.encoding), soft_wrap=True)
 
+    @_harmless
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
-        reward = (metrics or {}).get("eval_reward")
-        if state.is_world_process_zero and reward is not None:
+        reward = number((metrics or {}).get("eval_reward"))
+        if state.is_world_process_zero and math.isfinite(reward):
             self.console.print(f"evaluation at step {state.global_step}: reward {reward:.3f}")
 
+    @_harmless
     def on_train_end(self, args, state, control, **kwargs):
         if self.live is not None:
             self._refresh(state)
@@ -197,23 +243,31 @@ class ProgressTable(TrainerCallback):
         )
         parts: list[Any] = [Text(head, no_wrap=True), bar]
         if self.rewards:
-            parts += [table_of(self.rows, self.console.width), Text(f"reward {trend(self.rewards)}", no_wrap=True)]
+            parts += [
+                table_of(self.rows, self.console.width),
+                Text(encodable(f"reward {trend(self.rewards)}", self.console.encoding), no_wrap=True),
+            ]
             parts.append(Text("healthy ranges: docs/metrics.md", style="dim", no_wrap=True))
         self.live.update(Group(*parts), refresh=True)
 
 
 def keep_until(file: Path, step: int) -> None:
-    """Remove the logs after a step. A run that continues from this step writes them again."""
+    """
+    Leave out the logs after a step, which a run that continues from it writes again. The logs of an earlier run in the folder,
+    which this one does not continue, move to `metrics.jsonl.old`.
+    """
     if not file.exists():
         return
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith("\n") and _step_of(line) <= step] if step else []
+    if step == 0:
+        file.replace(file.with_name(f"{file.name}.old"))
+        return
+    lines = file.read_bytes().splitlines(keepends=True)
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    temporary.write_text("".join(kept), encoding="utf-8")
+    temporary.write_bytes(b"".join(line for line in lines if line.endswith(b"\n") and _step_of(line) <= step))
     temporary.replace(file)
 
 
-def _step_of(line: str) -> float:
+def _step_of(line: bytes) -> float:
     try:
         return json.loads(line)["step"]
     except (ValueError, KeyError, TypeError):

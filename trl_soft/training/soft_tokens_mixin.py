@@ -177,12 +177,13 @@ class SoftTokensMixin(_Host):
     @contextmanager
     def _flying(self, phase: Phase, record: SoftTokens | None = None, batch: dict | None = None):
         """Hold an [`InFlight`] of these arguments, only for the calls inside the block."""
-        self._flight = flight = InFlight(phase, record, batch)
+        outer, flight = self._flight, InFlight(phase, record, batch)
+        self._flight = flight
         try:
             with flight.exits:
                 yield flight
         finally:
-            self._flight = None
+            self._flight = outer
 
     def train(self, *args, **kwargs):
         # Around all of training, because a backward happens in the code of TRL, accelerate and DeepSpeed.

@@ -17,6 +17,7 @@ The sampling parameters of the request apply to the answer. Unset fields are tho
 import difflib
 import json
 import secrets
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -239,19 +240,23 @@ class _Plans:
 
     def __init__(self):
         self.made: OrderedDict[str, tuple[Any, Plan, str]] = OrderedDict()
+        self.lock = threading.Lock()
 
     def of(self, tokenizer, asked: list, make: Callable[[], tuple[Plan, str]]) -> tuple[Plan, str]:
         """What `make` returns for a request that asks for this, the first time."""
         try:
             name = f"{id(tokenizer)} {json.dumps(asked, sort_keys=True)}"
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, RecursionError):
             return make()  # no JSON: `make` refuses the value in a sentence
-        if name not in self.made:
-            self.made[name] = tokenizer, *make()  # with the tokenizer, whose number nothing else may have meanwhile
-        self.made.move_to_end(name)
-        if len(self.made) > self.MOST:
-            self.made.popitem(last=False)
-        return self.made[name][1:]
+        made = self.made.get(name)
+        if made is None:
+            made = tokenizer, *make()  # with the tokenizer, whose number nothing else may have meanwhile
+        with self.lock:
+            self.made[name] = made
+            self.made.move_to_end(name)
+            if len(self.made) > self.MOST:
+                self.made.popitem(last=False)
+        return made[1:]
 
 
 _PLANS = _Plans()
@@ -310,17 +315,18 @@ def spec_of(
     shared = {name: value for name, value in extra.items() if name.startswith(PREFIX) and name not in _OF_ONE}
     limits = [params.max_tokens, max_length, vocab_size, params.repetition_penalty]
     plan, rules = _PLANS.of(tokenizer, [shared, stored, answer, eos, limits], make)
-    record = extra.get("soft_record")
-    named = isinstance(record, str) and record not in ("true", "false", "True", "False", "0", "1")
-    spec = {
-        "rules": rules,
-        "key": key,
-        "limit": params.max_tokens,
-        "closed": plan.closed([prompt])[0],
-        "name": record if named else request_id,
-        "keep": True if named else switch("record", record),
-    }
-    return spec, plan
+    name, keep = _record(extra.get("soft_record"), request_id)
+    closed = plan.closed([prompt])[0]
+    return {
+        "rules": rules, "key": key, "limit": params.max_tokens, "closed": closed, "name": name, "keep": keep,
+    }, plan  # fmt: skip
+
+
+def _record(asked, request_id: str) -> tuple[str, bool]:
+    """Under which name a record is kept, and whether it is."""
+    if isinstance(asked, str) and asked not in ("true", "false", "True", "False", "0", "1"):
+        return asked, True
+    return request_id, switch("record", asked)
 
 
 def plan_of(rules: str, *, vocab_size: int, max_length: int, rms=None, tokenizer=None) -> Plan:
