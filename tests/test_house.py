@@ -5,9 +5,13 @@ What does not keep a rule yet is listed below. Remove an entry when it keeps the
 """
 
 import ast
+import importlib
+import re
 import sys
 from collections import Counter, defaultdict
 from pathlib import Path
+
+import pytest
 
 
 ROOT = Path(__file__).parent.parent
@@ -146,3 +150,12 @@ def test_no_two_modules_or_classes_have_one_name():
 def test_no_module_has_a_name_of_the_standard_library():
     names = {name.rpartition(".")[2] for name in MODULES}
     assert names & (sys.stdlib_module_names - {"__main__"}) <= SHADOWS
+
+
+@pytest.mark.parametrize("name", ["config", "trainer", "memory"])
+def test_a_module_that_moved_says_where(name):
+    with pytest.raises(ModuleNotFoundError, match=rf"trl_soft\.{name} is trl_soft\.(\S+)\. Import that") as missing:
+        importlib.import_module(f"trl_soft.{name}")
+    importlib.import_module(f"trl_soft.{re.search('is trl_soft.(.+?)[.] Import', str(missing.value))[1]}")
+    with pytest.raises(ModuleNotFoundError, match="No module named"):
+        importlib.import_module("trl_soft.nothing")

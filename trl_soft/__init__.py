@@ -6,6 +6,7 @@ transformers are installed.
 """
 
 import importlib
+import sys
 from typing import TYPE_CHECKING
 
 from .version import __version__
@@ -36,6 +37,22 @@ if TYPE_CHECKING:
     from .thoughts import THOUGHTS, Thought
     from .training.config import SoftGRPOConfig, SoftRLOOConfig
     from .training.trainer import SoftGRPOTrainer, SoftRLOOTrainer
+
+
+# Modules that stand elsewhere: an import of the old name says where.
+_MOVED = {"config": "training.config", "trainer": "training.trainer", "memory": "plan.memory"}
+
+
+class _Moved:
+    @staticmethod
+    def find_spec(name: str, path=None, target=None):
+        package, _, module = name.rpartition(".")
+        if package == __name__ and module in _MOVED:
+            raise ModuleNotFoundError(f"{name} is {__name__}.{_MOVED[module]}. Import that.", name=name)
+
+
+if _Moved not in sys.meta_path:
+    sys.meta_path.append(_Moved)
 
 
 def __getattr__(name: str):
