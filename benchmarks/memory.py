@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The peak memory that `python -m trl_soft.plan` estimates, against what a trainer takes on the CPU.
+"""The peak memory that `trl-soft plan` estimates, against what a trainer takes on the CPU.
 
     python benchmarks/memory.py [CASE ...] [--resident]
 

@@ -6,7 +6,7 @@
         --grid_models hard=outputs/hard soft=outputs/soft fuzzy=outputs/fuzzy
 
 A second start continues an interrupted run. A run writes `manifest.json`, `samples/*.jsonl` and `metrics.json`.
-`python -m trl_soft.evaluate.report RUN -o OUT` makes tables and figures of it. `python -m trl_soft.evaluate.inspect RUN`
+`trl-soft report RUN -o OUT` makes tables and figures of it. `trl-soft inspect RUN`
 makes a page that shows its thoughts.
 """
 

@@ -46,7 +46,8 @@ def test_a_misspelt_command_names_the_nearest(capsys):
 def test_each_command_has_help(name, capsys):
     with pytest.raises(SystemExit) as ended:
         console.main([name, "--help"])
-    assert ended.value.code == 0 and "--" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert ended.value.code == 0 and shown.startswith(f"usage: trl-soft {name} ") and "--" in shown
 
 
 def test_it_runs_as_a_module():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m trl_soft.plan`: arithmetic by hand, against what is saved for a backward, and against trainers that ran."""
+"""`trl-soft plan`: arithmetic by hand, against what is saved for a backward, and against trainers that ran."""
 
 import importlib
 import json

@@ -18,6 +18,8 @@ _HOMES = {
     "SoftGRPOTrainer": "training.trainer",
     "SoftRLOOConfig": "training.config",
     "SoftRLOOTrainer": "training.trainer",
+    "SoftStep": "rollout",
+    "SoftStreamer": "rollout",
     "SoftTokens": "record",
     "THOUGHTS": "thoughts",
     "ThinkingSettings": "settings",
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from .forward import add_soft_tokens
     from .noise import KeyedNoise
     from .record import SoftTokens
-    from .rollout import soft_generate
+    from .rollout import SoftStep, SoftStreamer, soft_generate
     from .settings import ThinkingSettings
     from .thoughts import THOUGHTS, Thought
     from .training.config import SoftGRPOConfig, SoftRLOOConfig

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `python -m trl_soft.evaluate.inspect`, which writes a page of thoughts."""
+"""The command `trl-soft inspect`, which writes a page of thoughts."""
 
 from .report.thoughts_page import inspect_page, main
 

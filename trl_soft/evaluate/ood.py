@@ -237,7 +237,9 @@ def _estimate(values: np.ndarray, metric: str) -> dict[str, float]:
 def main(argv: list[str] | None = None) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m trl_soft.evaluate.ood", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", help="path or hub id")
     parser.add_argument("-o", "--output_dir", type=Path, default=Path("outputs/ood"))
     parser.add_argument("--tasks", nargs="+", default=list(DEFAULT))

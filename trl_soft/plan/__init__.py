@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The memory of a recipe on each device: `python -m trl_soft.plan`."""
+"""The memory of a recipe on each device: `trl-soft plan`."""
 
 from .recipe import estimate
 from .world import World

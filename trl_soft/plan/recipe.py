@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The memory of each phase on each GPU, computed from the recipe and the sizes of the model alone.
 
-    python -m trl_soft.plan --config RECIPE.yaml [--accelerate_config recipes/accelerate/zero3.yaml] [--num_gpus 8]
+    trl-soft plan --config RECIPE.yaml [--accelerate_config recipes/accelerate/zero3.yaml] [--num_gpus 8]
         [--gpu_gb 80] [--model_config recipes/models/MODEL.json] [--algorithm rloo] [--prompt_length 1024] [--json]
         [any setting of the recipe, as a flag]
 
@@ -214,7 +214,7 @@ def read_recipe(flags: list[str], algorithm: str | None, gpus: int) -> tuple[Any
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        "python -m trl_soft.plan",
+        "trl-soft plan",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -5,6 +5,7 @@ from .engines import ENGINES
 from .generate import SoftCompletions, soft_generate
 from .interface import Engine, EngineOptions, Key, Plan, Rollout, assemble
 from .stop import EndOfThinking, StopRule
+from .streaming import SoftStep, SoftStreamer
 
 
 __all__ = [
@@ -16,6 +17,8 @@ __all__ = [
     "Plan",
     "Rollout",
     "SoftCompletions",
+    "SoftStep",
+    "SoftStreamer",
     "StopRule",
     "assemble",
     "soft_generate",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from tqdm.auto import tqdm
+from transformers.generation.streamers import BaseStreamer
 
 from .. import saved_settings
 from ..forward import soft_tokens_added
@@ -18,6 +19,7 @@ from .completion_text import completion_texts
 from .engines import ENGINES
 from .interface import Engine, EngineOptions, Key, Plan, Rollout
 from .make_plan import check_prompts, make_plan, table_rms
+from .streaming import streamed
 
 
 @dataclass
@@ -65,6 +67,7 @@ def soft_generate(
     seed: int = 0, generation: int = 0,
     engine: str = "slots", slots: int = 64, cache_gb: float | None = None, cuda_graphs: bool = True,
     lengths: list[int] | None = None, chat_template_kwargs: dict | None = None, progress: bool = True, evaluation: bool = False,
+    streamer: BaseStreamer | None = None,
 ) -> SoftCompletions:  # fmt: skip
     """
     Complete prompts with soft thoughts, then answers in tokens.
@@ -96,6 +99,9 @@ def soft_generate(
         chat_template_kwargs (`dict`, *optional*): further arguments of the chat template, as in TRL's configs.
         progress (`bool`): show a bar over completions.
         evaluation (`bool`): think with `settings.eval_thought`, if it is set.
+        streamer (`BaseStreamer`, *optional*):
+            Sees one completion grow, as in transformers' `generate`: `TextStreamer(tokenizer)` prints its text. A [`SoftStreamer`]
+            also gets what each thought is made of. There is no bar then.
     """
     _check_types(prompts, settings, engine)
     _check_key(num_generations, max_completion_length, seed, generation)
@@ -105,8 +111,13 @@ def soft_generate(
     ids = _ids(tokenizer, prompts, chat_template_kwargs)
     check_prompts(ids, _base(model).config.get_text_config().vocab_size, tokenizer)
     ids = [row for row in ids for _ in range(num_generations)]
+    if streamer is not None:
+        options.watch = streamed(streamer, ids)
     key = Key(seed, generation, torch.arange(len(ids), device=_base(model).device))
-    return _completions(tokenizer, plan, _rollouts(ENGINES[engine], model, ids, plan, key, options, progress))
+    parts = _rollouts(ENGINES[engine], model, ids, plan, key, options, progress and streamer is None)
+    if streamer is not None:
+        streamer.end()
+    return _completions(tokenizer, plan, parts)
 
 
 def _check_types(prompts, settings, engine: str) -> None:

@@ -97,6 +97,10 @@ class EngineOptions:
         lengths (`list[int]`, *optional*): cap of each prompt's completion. `None`: `plan.max_completion_length`.
         share_prompts (`bool`): compute equal prompts once.
         static (`bool`): hold every slot until all have finished, as a padded batch does. It serves to measure that cost.
+        watch (*optional*):
+            Called after each step with the number of a prompt and the columns that its completion has gained, as a `Rollout` of
+            one row in the host's memory. `thinking_length` and `thinking_surplus` are those so far. The host then waits for
+            each step. The function must not use the model.
     """
 
     slots: int = 64
@@ -107,6 +111,7 @@ class EngineOptions:
     lengths: Sequence[int] | None = None
     share_prompts: bool = True
     static: bool = False
+    watch: "Watch | None" = None
 
     def __post_init__(self):
         check_number("slots", self.slots, 1, None, whole=True)
@@ -180,6 +185,7 @@ class Rollout:
         )  # fmt: skip
 
 
+Watch = Callable[[int, Rollout], None]
 Parts = Generator[tuple[list[int], Rollout], None, None]
 Engine = Callable[..., Parts]
 

@@ -14,7 +14,7 @@ from transformers.utils import logging
 from ..record import SoftTokens
 from .decoded_end import DecodedEnd
 from .dropout import evaluating
-from .interface import EngineOptions, Key, Parts, Plan, Rollout, left_padded, positions
+from .interface import EngineOptions, Key, Parts, Plan, Rollout, Watch, left_padded, positions
 from .model_head import ModelHead
 from .slots import Slots
 
@@ -23,20 +23,34 @@ logger = logging.get_logger(__name__)
 
 
 def simple(model, prompts: Sequence[Sequence[int]], plan: Plan, key: Key, options: EngineOptions) -> Parts:
-    """The engine `simple`. See `trl_soft.rollout.interface`. It reads the options `slots` (rows of a batch) and `lengths`."""
+    """The engine `simple`. See `trl_soft.rollout.interface`. It reads the options `slots` (rows of a batch), `lengths` and `watch`."""
     logger.warning_once("`rollout_engine` is simple: padded batches, which wait for their longest completion.")
     limits = options.limits(len(prompts), plan)
     for start in range(0, len(prompts), options.slots):
         numbers = list(range(start, min(start + options.slots, len(prompts))))
         with evaluating(model):
             batch = _complete(
-                model, numbers, [list(prompts[i]) for i in numbers], [limits[i] for i in numbers], plan, key
+                model,
+                numbers,
+                [list(prompts[i]) for i in numbers],
+                [limits[i] for i in numbers],
+                plan,
+                key,
+                options.watch,
             )
         yield numbers, batch
 
 
 @torch.no_grad()
-def _complete(model, numbers: list[int], prompts: list[list[int]], limits: list[int], plan: Plan, key: Key) -> Rollout:
+def _complete(
+    model,
+    numbers: list[int],
+    prompts: list[list[int]],
+    limits: list[int],
+    plan: Plan,
+    key: Key,
+    watch: Watch | None,
+) -> Rollout:
     """Complete the B prompts of some numbers, each to at most its limit."""
     rows, device = list(range(len(prompts))), model.device
     vocab_size = model.config.get_text_config().vocab_size
@@ -53,6 +67,7 @@ def _complete(model, numbers: list[int], prompts: list[list[int]], limits: list[
                 slots.advance(len(rows), logits, every_row=False)
             else:
                 decoded.advance(len(rows), logits)
+            slots.tell(watch, numbers)
             ids, record = slots.fed(len(rows), slots.position(len(rows)))
             attention_mask = torch.ones_like(ids)
     return slots.result(rows)

@@ -45,6 +45,7 @@ def slots(model, prompts: Sequence[Sequence[int]], plan: Plan, key: Key, options
             run.make_room()
             for _ in range(run.check_every):
                 run.step()
+            run.slots.tell(options.watch, run.owner)
             finished = run.collect()
         if finished is not None:
             yield finished
@@ -58,7 +59,8 @@ class _Run:
         self.base = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.device = self.base.device
         self.limits = options.limits(len(prompts), plan)
-        self.check_every = options.check_every or (8 if self.device.type == "cuda" else 1)
+        waits = options.watch is not None or self.device.type != "cuda"
+        self.check_every = options.check_every or (1 if waits else 8)
         self.captures = options.cuda_graphs and self.device.type == "cuda"
         # Equal prompts are next to each other, the longest first.
         ids: dict[tuple, int] = {}

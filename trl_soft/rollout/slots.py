@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The state and the draws of S slots: tensors with one row for each slot, written in place and never read by the host."""
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +12,7 @@ from ..record import SoftTokens
 from ..vocabulary.head_logits import DenseLogits
 from . import book
 from .columns import FLAGS, NUMBERS, Rows, begin, block_shapes, by_name
-from .interface import Key, Plan, Rollout, packed
+from .interface import Key, Plan, Rollout, Watch, packed
 from .matcher import looked_up
 from .rules import Rules
 from .steps import Steps
@@ -42,6 +43,7 @@ class Slots:
         self._views: dict[int, Any] = {}
         self.samples = key.sample.to(device)
         self._answers_first = False  # whether a completion began with its answer
+        self._told: dict[int, int] = {}  # by number of a prompt, the columns that `tell` has handed on
 
     def _of(self, size: int) -> Any:
         """Views of the first slots, by name."""
@@ -155,12 +157,14 @@ class Slots:
         """The record of the first `length` positions of one slot."""
         return self._taken([slot], length)[1]
 
-    def _taken(self, slots: list[int], length: int) -> tuple[torch.Tensor, SoftTokens, torch.Tensor, torch.Tensor]:
-        """Ids, record, completion mask and entropies of some slots, copied block by block."""
+    def _taken(
+        self, slots: list[int], length: int, begin: int = 0
+    ) -> tuple[torch.Tensor, SoftTokens, torch.Tensor, torch.Tensor]:
+        """Ids, record, completion mask and entropies of some slots in columns `begin` to `length`, copied block by block."""
         index = self._index(slots)
 
         def take(block):
-            taken = block[index, :length]
+            taken = block[index, begin:length]
             return taken.clone() if len(slots) == 1 else taken
 
         completion_mask, thinking_mask, forced_mask = take(self.blocks["masks"]).unbind(-1)
@@ -169,13 +173,24 @@ class Slots:
         record = SoftTokens(self.plan.thought, thinking_mask, action, log_probs, forced_mask)
         return take(self.blocks["ids"]), record, completion_mask, entropies
 
-    def result(self, slots: list[int]) -> Rollout:
-        """The rollout of some slots, as long as the longest of them."""
+    def tell(self, watch: Watch | None, owner: Sequence[int | None]) -> None:
+        """Hand `watch` what the completions in the slots have gained since the last call. `owner`: number of the prompt in each slot."""
+        if watch is None:
+            return
+        drawn = self.all.t.tolist()
+        for slot, number in enumerate(owner):
+            begin = 0 if number is None else self._told.get(number, 0)
+            if number is not None and drawn[slot] > begin:
+                self._told[number] = drawn[slot]
+                watch(number, self.result([slot], begin).to("cpu"))
+
+    def result(self, slots: list[int], begin: int = 0) -> Rollout:
+        """The rollout of some slots from column `begin` on, up to the end of the longest of them."""
         index = self._index(slots)
         numbers = dict(zip(NUMBERS, self.blocks["numbers"][index].clone().unbind(-1), strict=True))
         flags = dict(zip(FLAGS, self.blocks["flags"][index].unbind(-1), strict=True))
         used = int(numbers["t"].max())
-        ids, record, mask, entropies = self._taken(slots, used)
+        ids, record, mask, entropies = self._taken(slots, used, begin)
         cut = flags["cut"] | (flags["thinking"] > flags["done"])
         return Rollout(ids, mask, record, entropies, numbers["thinking_length"], numbers["surplus"], cut)
 

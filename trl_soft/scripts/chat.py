@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`trl-soft chat`: type a question, see the thought with its candidate tokens and weights, then the answer."""
+"""`trl-soft chat`: type a question, see the thought with its candidate tokens and weights, then the answer, as they are drawn."""
 
 import argparse
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from .. import saved_settings
 from ..command_line import model_at
 from ..files import printable
 from ..rollout.generate import SoftCompletions, soft_generate
+from ..rollout.streaming import SoftStep, SoftStreamer, WholeCharacters
 from ..settings import ThinkingSettings
 
 
@@ -38,64 +40,115 @@ def settings_of(model, thought: str | None) -> ThinkingSettings:
     return ThinkingSettings.of_stored(stored, "The model", **({} if thought is None else {"thought": thought}))
 
 
-def thought_lines(out: SoftCompletions, tokenizer, most: int) -> Iterator[Text]:
-    """One line for each step of the thought: its shadow token, and its heaviest candidate tokens with their weights."""
-    record, ids = out.records[0], out.completion_ids[0]
-    for step in range(out.thinking_lengths[0]):
-        line = Text(f"{step + 1:4d}  ", style="dim")
-        line.append(f"{_shown(tokenizer, ids[step]):14}", style="bold cyan")
-        action = {name: value[0, step : step + 1] for name, value in record.action.items()}
-        weights = record.thought.weights(action) if record.thinking_mask[0, step] else None
-        if weights is not None and "ids" in action:
-            order = weights[0].argsort(descending=True)[:most]
-            pairs = [(int(action["ids"][0, i]), float(weights[0, i])) for i in order if weights[0, i] > 0.0005]
-            line.append("  ".join(f"{_shown(tokenizer, token)} {weight:.3f}" for token, weight in pairs), style="dim")
-        yield line
+class Printer(SoftStreamer):
+    """
+    Prints a completion while it is drawn: one line for each step of the thought, then the answer.
+
+    Args:
+        tokenizer, console.
+        candidates (`int`, *optional*): most candidate tokens to show of a step. `None`: the thought is not shown.
+
+    Attributes:
+        answer (`str`): the answer so far.
+    """
+
+    def __init__(self, tokenizer, console: Console, candidates: int | None):
+        self.tokenizer, self.console, self.candidates = tokenizer, console, candidates
+        self.answer = ""
+        self._text = WholeCharacters(tokenizer, skip_special_tokens=True)
+        self._steps, self._printed = 0, 0
+
+    def put(self, value: torch.Tensor) -> None:
+        """The prompt, which is not shown."""
+
+    def put_step(self, step: SoftStep) -> None:
+        text = self._text.put(step.token_id)
+        if not step.thinking:
+            self._write(text)
+            return
+        self._steps += 1
+        if self.candidates is not None:
+            self.console.print(self._line(step), soft_wrap=True)
+        self._write(text[len(text) - step.surplus :] if step.surplus else "")
+
+    def end(self) -> None:
+        self._write(self._text.end())
+        self.console.print(Text("" if self._printed else "(no answer)"))
+
+    def stop(self) -> None:
+        """Take the place of `end` in a completion that was stopped."""
+        self.console.print(Text(f"{' ' if self._printed else ''}(stopped)", style="yellow"))
+
+    def _line(self, step: SoftStep) -> Text:
+        """A step's number, its shadow token, and its heaviest candidate tokens with their weights."""
+        line = Text(f"{self._steps:4d}  ", style="dim")
+        line.append(f"{self._shown(step.token_id):14}", style="bold cyan")
+        if step.record.thinking_mask.any() and not step.record.thought.is_token:
+            ids, weights = step.record.candidates(0)[0], step.record.weights(0)[0]
+            order = weights.argsort(descending=True)[: self.candidates]
+            pairs = [(int(ids[i]), float(weights[i])) for i in order if weights[i] > 0.0005]
+            line.append("  ".join(f"{self._shown(token)} {weight:.3f}" for token, weight in pairs), style="dim")
+        return line
+
+    def _shown(self, token: int) -> str:
+        """A token's text on one line, blanks included."""
+        return printable(repr(self.tokenizer.decode([token]))[1:-1])
+
+    def _write(self, text: str) -> None:
+        """Print more of the answer. Blanks before it and after it are left out, so a blank waits for what follows."""
+        self.answer = (self.answer + text).lstrip()
+        whole = len(self.answer.rstrip())
+        if whole > self._printed:
+            more = self.answer[self._printed : whole]
+            self.console.print(Text("\n".join(map(printable, more.split("\n")))), end="", soft_wrap=True)
+            self._printed = whole
 
 
-def _shown(tokenizer, token: int) -> str:
-    """A token's text on one line, blanks included."""
-    return printable(repr(tokenizer.decode([token]))[1:-1])
-
-
-def answer(model, tokenizer, messages: list[dict], settings: ThinkingSettings, options, seed: int) -> SoftCompletions:
-    """One completion of a conversation."""
+def answer(
+    model, tokenizer, messages: list[dict], settings: ThinkingSettings, options, seed: int, printer: Printer
+) -> SoftCompletions:
+    """One completion of a conversation, printed while it is drawn."""
     prompt: list[dict] | str = messages if tokenizer.chat_template else messages[-1]["content"]
     return soft_generate(
         model, tokenizer, [prompt], settings,
         max_completion_length=options.max_completion_length, temperature=options.temperature, top_p=options.top_p, top_k=options.top_k,
-        seed=seed, progress=False,
+        seed=seed, streamer=printer,
     )  # fmt: skip
 
 
 def converse(
-    model, tokenizer, settings: ThinkingSettings, options, console: Console, questions: Iterator[str]
+    model, tokenizer, settings: ThinkingSettings, options, console: Console, questions: Iterator[str], typed: bool
 ) -> None:
-    """Answer questions until there is none."""
+    """
+    Answer questions until there is none.
+
+    Args:
+        typed (`bool`): whether a person types the questions. Then an interrupt ends an answer, and not the conversation.
+    """
     messages: list[dict] = []
     for turn, question in enumerate(questions):
-        messages = (
-            [*messages, {"role": "user", "content": question}]
-            if options.history
-            else [{"role": "user", "content": question}]
-        )
-        out = answer(model, tokenizer, messages, settings, options, options.seed + turn)
-        if not options.no_thought:
-            for line in thought_lines(out, tokenizer, options.candidates):
-                console.print(line)
-        thought = out.thinking_lengths[0]
-        text = tokenizer.decode(out.completion_ids[0][thought:], skip_special_tokens=True)
-        lines = "\n".join(map(printable, text.strip().splitlines()))
-        console.print(Text(lines or "(no answer)"))
-        if out.thinking_cut[0]:
-            console.print(Text(f"The thought was cut at {thought} tokens.", style="yellow"))
-        messages = [*messages, {"role": "assistant", "content": text}]
+        asked = [*(messages if options.history else []), {"role": "user", "content": question}]
+        printer = Printer(tokenizer, console, None if options.no_thought else options.candidates)
+        try:
+            out = answer(model, tokenizer, asked, settings, options, options.seed + turn, printer)
+        except KeyboardInterrupt:
+            printer.stop()
+            if not typed:
+                raise
+        else:
+            if out.thinking_cut[0]:
+                console.print(Text(f"The thought was cut at {out.thinking_lengths[0]} tokens.", style="yellow"))
+        # A stopped answer stays in the conversation as far as it was read. A question without an answer leaves it.
+        if printer.answer:
+            messages = [*asked, {"role": "assistant", "content": printer.answer.rstrip()}]
 
 
 def _typed(console: Console) -> Iterator[str]:
+    """Questions from the terminal, or the lines of standard input."""
+    mark = "[bold green]> [/]" if sys.stdin.isatty() else ""
     while True:
         try:
-            question = console.input("[bold green]> [/]").strip()
+            question = console.input(mark).strip()
         except (EOFError, KeyboardInterrupt):
             return
         if question:
@@ -103,9 +156,15 @@ def _typed(console: Console) -> Iterator[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser("trl-soft chat", description="Type a question, see the thought and the answer.")
+    parser = argparse.ArgumentParser(
+        "trl-soft chat",
+        description="Type a question, see the thought and the answer as they are drawn. Ctrl-C stops an answer. At the prompt it "
+        "ends the conversation.",
+    )
     parser.add_argument("model", help="path or hub id")
-    parser.add_argument("question", nargs="*", help="questions; without one, they are typed")
+    parser.add_argument(
+        "question", nargs="*", help="questions; without one, they are typed, or read from standard input line by line"
+    )
     parser.add_argument("--thought", help="a kind of thought instead of the trained one; hard: ordinary tokens")
     parser.add_argument("--candidates", type=int, default=5, help="candidate tokens to show of each step (default: 5)")
     parser.add_argument("--no_thought", action="store_true", help="show answers alone")
@@ -123,6 +182,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     model, tokenizer = load(options.model, options.dtype, options.device)
     console = Console(highlight=False)
     settings = settings_of(model, options.thought)
+    questions = iter(options.question) if options.question else _typed(console)
     converse(
-        model, tokenizer, settings, options, console, iter(options.question) if options.question else _typed(console)
+        model, tokenizer, settings, options, console, questions, typed=not options.question and sys.stdin.isatty()
     )

@@ -120,8 +120,13 @@ class SoftParser(TrlParser):
     """
 
     def __init__(self, dataclass_types=None, **kwargs):
+        texts = {
+            # argparse would begin with 250 lines of flags.
+            "usage": "%(prog)s --config RECIPE.yaml [--KEY VALUE ...]",
+            "description": "The keys of a recipe are the flags below. A flag overrides the recipe, and `--KEY null` takes a key back.",
+        }
         # No abbreviated flags: they would break when a longer flag is added.
-        super().__init__(dataclass_types, allow_abbrev=False, **kwargs)
+        super().__init__(dataclass_types, allow_abbrev=False, **{**texts, **kwargs})
         self.others: set[str] = set()  # flags that the command takes before these words are parsed
         self._unset: list[str] = []  # keys of the YAML file that the command line removes
 

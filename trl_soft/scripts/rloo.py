@@ -14,9 +14,9 @@ from .run_training import train
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments, training, model = SoftParser((SoftScriptArguments, SoftRLOOConfig, ModelConfig)).parse_args_and_config(
-        argv
-    )
+    prog = None if argv is None else "trl-soft train [--algorithm {grpo,rloo}]"  # a script is named by its file
+    parser = SoftParser((SoftScriptArguments, SoftRLOOConfig, ModelConfig), prog=prog)
+    arguments, training, model = parser.parse_args_and_config(argv)
     train(arguments, training, model, SoftRLOOTrainer)
 
 

@@ -131,7 +131,8 @@ def run(arguments: EvaluationArguments) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    run(*SoftParser((EvaluationArguments,)).parse_args_and_config(argv))
+    prog = None if argv is None else "trl-soft evaluate"  # a script is named by its file
+    run(*SoftParser((EvaluationArguments,), prog=prog).parse_args_and_config(argv))
 
 
 if __name__ == "__main__":

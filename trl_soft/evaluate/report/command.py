@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line of the report.
 
-python -m trl_soft.evaluate.report outputs/eval/* -o outputs/report --papers papers.yaml
+trl-soft report outputs/eval/* -o outputs/report --papers papers.yaml
 """
 
 import argparse
@@ -20,9 +20,7 @@ def _pairs(values: list[str] | None) -> list[tuple[str, str]]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m trl_soft.evaluate.report", description="Tables and figures of evaluation runs."
-    )
+    parser = argparse.ArgumentParser(prog="trl-soft report", description="Tables and figures of evaluation runs.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders; runs that share a name are seeds")
     parser.add_argument("-o", "--output", required=True, metavar="OUT", help="folder to write")
     parser.add_argument("--papers", metavar="FILE", help="the papers' numbers: .yaml or .csv, in percent")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One self-contained HTML page that shows the thoughts of a run: candidates, weights, and entropy at each step.
 
-python -m trl_soft.evaluate.inspect outputs/eval/run -o thoughts.html
-python -m trl_soft.evaluate.inspect outputs/eval/before outputs/eval/after -o thoughts.html
+trl-soft inspect outputs/eval/run -o thoughts.html
+trl-soft inspect outputs/eval/before outputs/eval/after -o thoughts.html
 """
 
 import argparse
@@ -340,7 +340,7 @@ def _digest(page: str, tag: str) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line of `inspect_page`."""
     parser = argparse.ArgumentParser(
-        prog="python -m trl_soft.evaluate.inspect", description="One HTML page that shows the thoughts of a run."
+        prog="trl-soft inspect", description="One HTML page that shows the thoughts of a run."
     )
     parser.add_argument(
         "runs", nargs="+", metavar="run", help="run folder, with its thoughts recorded; two stand side by side"
