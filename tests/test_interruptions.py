@@ -22,7 +22,7 @@ TWO = {
 }  # fmt: skip
 SETTINGS = {
     "plain": {"thought": "gumbel", "max_steps": 6},
-    "ddp": {"thought": "gaussian", **TWO},
+    "ddp": {"thought": "gaussian", "max_refill_rollouts": 2, **TWO},
     "zero3": {"thought": "gumbel", **TWO},
 }
 

@@ -3,7 +3,7 @@
 
 One case has noise on both ranks, a reference model and two updates a rollout. In the two ragged ones a rank ends at its first
 token, so that its noise is seen by nobody: they show that ranks do not wait for each other, with candidates and with a mixture
-of the whole vocabulary. What a world wraps the model in is what `accelerate launch` would tell it by its recipe. The processes are
+of the whole vocabulary. In the fourth, groups move from one rank to another. What a world wraps the model in is what `accelerate launch` would tell it by its recipe. The processes are
 forked (`tests/forked.py`), since an interpreter takes longer to start than the cases to run.
 """
 
@@ -17,7 +17,7 @@ from tests.distributed.launch import told
 from tests.distributed.models import save_models
 
 
-CASES = ("beta-iterations", "ragged", "ragged-gaussian")
+CASES = ("beta-iterations", "ragged", "ragged-gaussian", "refill")
 
 
 @pytest.fixture(scope="module")

@@ -80,6 +80,8 @@ from trl_soft.thoughts.option import TRUNCATION
         ({"seed": 2**33}, "`seed` is 8589934592"),
         ({"rollout_engine": "vllm"}, "slots, simple"),
         ({"rollout_slots": 0}, "`rollout_slots` is 0"),
+        ({"max_refill_rollouts": -1}, "`max_refill_rollouts` is -1"),
+        ({"max_refill_rollouts": 1.5}, "whole number"),
         ({"rollout_cache_gb": 0.0}, "above 0"),
     ],
 )
@@ -107,6 +109,11 @@ def image_rows():
         ({"train_dataset": IterableDataset.from_generator(lambda: iter(()))}, "is empty"),
         ({"eval_dataset": {"a": Dataset.from_dict({"question": ["1="]})}}, "`eval_dataset` has the columns"),
         ({"train_dataset": image_rows()}, "has images"),
+        ({"max_refill_rollouts": 1, "train_dataset": tiny.prompts().to_iterable_dataset()}, "is a stream"),
+        (
+            {"max_refill_rollouts": 1, "train_dataset": tiny.prompts().select([0, 1])},
+            "has 2 prompts and a batch has 2",
+        ),
         ({"peft_config": PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)}, "virtual tokens"),
         (
             {"peft_config": LoraConfig(target_modules=["q_proj", "embed_tokens"])},

@@ -73,6 +73,11 @@ def reward(completion_ids: list[list[int]], **kwargs) -> list[float]:
     return [hashlib.sha256(bytes(ids)).digest()[0] / 255 for ids in completion_ids]
 
 
+def rare_reward(completion_ids: list[list[int]], **kwargs) -> list[float]:
+    """1 for one completion in five and 0 for the others, so that all rewards of many a group are equal."""
+    return [float(value > 0.8) for value in reward(completion_ids)]
+
+
 def config(output_dir, config_class=SoftGRPOConfig, **changes) -> SoftGRPOConfig:
     """CPU, float32, eight completions of up to 16 tokens, thoughts of up to 8."""
     settings = {

@@ -2,7 +2,7 @@
 """What is trained in each world, by name: every thought, and what distribution could get wrong.
 
 A case is settings of `SoftGRPOConfig` and marks that `losses.py` reads: `trainer: rloo`, `lora`, `data` (`ragged`, `odd`),
-`evaluate`, `save`, `resume`, `record` and `replay` (of rollouts), and `only`, the worlds it is for.
+`rare` (rewards), `evaluate`, `save`, `resume`, `record` and `replay` (of rollouts), and `only`, the worlds it is for.
 """
 
 WORLDS = ("ddp", "zero2", "zero3", "zero3_offload", "fsdp2")
@@ -34,6 +34,8 @@ CASES: dict[str, dict] = {
     # A reference model; two updates a rollout, the second off-policy.
     "beta-iterations": {"beta": 0.1, "num_iterations": 2, "max_steps": 4},
     "rloo": {"trainer": "rloo", "thought": "gaussian", "beta": 0.1},
+    # A fresh group is on both ranks, and takes the place of a group on one of them.
+    "refill": {"max_refill_rollouts": 2, "rare": True},
     "lora": {"lora": True, "beta": 0.1, "record": True},
     "lora-checkpointing": {"lora": True, "gradient_checkpointing": True, "thought": "gaussian"},
     "checkpointing": {"gradient_checkpointing": True, "gumbel_density": "concrete"},

@@ -27,9 +27,12 @@ from tests.distributed.world import full_weights, world_of
 from trl_soft import SoftGRPOConfig, SoftGRPOTrainer, SoftRLOOConfig, SoftRLOOTrainer
 
 
-MARKS = ("trainer", "lora", "data", "evaluate", "save", "resume", "record", "replay", "only")
+MARKS = ("trainer", "lora", "data", "rare", "evaluate", "save", "resume", "record", "replay", "only")
 LOGGED = ("loss", "grad_norm", "reward", "reward_std", "completions/mean_length", "thinking/mean_length")
 LOGGED += ("thinking/logp_difference/max",)
+LOGGED += tuple(
+    f"refill/{name}" for name in ("replaced", "remaining", "rollouts", "groups", "tokens", "reward_before")
+)
 
 
 def place() -> tuple[int, int]:
@@ -42,12 +45,13 @@ class Completions:
 
     __name__ = "reward"
 
-    def __init__(self):
+    def __init__(self, reward=tiny.reward):
+        self.reward = reward
         self.calls: list[list[list[int]]] = []
 
     def __call__(self, completion_ids, **kwargs):
         self.calls.append(completion_ids)
-        return tiny.reward(completion_ids)
+        return self.reward(completion_ids)
 
     def everywhere(self) -> list[list[list[int]]]:
         """Each call with the rows of all ranks, in their order."""
@@ -111,7 +115,8 @@ def make_trainer(case: dict, marks: dict, folder: Path, world: str):
     torch.manual_seed(0)  # LoRA draws its first weights from the global RNG
     # Loading by name lets ZeRO-3 shard the weights as they are read, as it does for a model too large for one process.
     net = str(folder / ("ragged" if marks["data"] == "ragged" else "model"))
-    settings |= {"train_dataset": dataset, "reward_funcs": Completions()}
+    rewards = Completions(tiny.rare_reward if marks["rare"] else tiny.reward)
+    settings |= {"train_dataset": dataset, "reward_funcs": rewards}
     return tiny.trainer(folder / world, net, *classes, **settings)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Twenty kills in a row in each world and with each thought; prints the figures as one JSON object last.
+"""Twenty kills in a row in each world, with each thought and with refill; prints the figures as one JSON object last.
 
 python -m tests.kill [--kills 20] [--worlds plain ddp zero3] [--seed 0]
 """
@@ -17,6 +17,7 @@ from tests.kill.world import WORLDS
 # Longer than the tests' completions, so that rollouts and updates take their share of the kills beside the saves.
 LENGTHS = {"max_steps": 40, "max_completion_length": 96, "max_thinking_length": 64}
 SETTINGS = [{"thought": thought, **LENGTHS} for thought in ("gumbel", "gaussian")]
+SETTINGS.append({"thought": "gumbel", "max_refill_rollouts": 2, **LENGTHS})
 
 
 def main() -> int:

@@ -104,12 +104,13 @@ def train(folder: str, world: str, changes: dict, begun) -> None:
     trail = os.open(os.path.join(folder, f"trail_{rank}"), os.O_RDWR | os.O_CREAT | os.O_TRUNC)
     changes = dict(changes)
     given = {name: changes.pop(name, None) for name in ("interruption", "bad_reward_at")}
+    values = tiny.rare_reward if "max_refill_rollouts" in changes else tiny.reward
     # ZeRO-3 shards a model as it is read from a folder.
     net = os.path.join(os.path.dirname(folder), "model")
 
     def reward(completion_ids, trainer_state, **kwargs):
         bad = trainer._meets(trainer_state.global_step + 1, trainer.bad_reward_at)
-        return [math.nan if bad else value for value in tiny.reward(completion_ids)]
+        return [math.nan if bad else value for value in values(completion_ids)]
 
     changes.setdefault("reward_funcs", reward)
     trainer = tiny.trainer(os.path.join(folder, "out"), net, Traced, **settings_of(world, changes))

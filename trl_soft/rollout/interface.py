@@ -158,7 +158,7 @@ class Rollout:
     thinking_surplus: torch.Tensor
     thinking_cut: torch.Tensor
 
-    def __getitem__(self, rows: slice) -> "Rollout":
+    def __getitem__(self, rows: slice | list[int]) -> "Rollout":
         """Some of the B rows."""
         return self._map(lambda x: x[rows])
 

@@ -80,13 +80,15 @@ class NonfiniteMixin(Host):
         total = (rewards * self.reward_weights.to(rewards.device)).nansum(1)
         if not problems and not total.isfinite().all():
             problems.append("a weighted sum of rewards is infinite")
-        self._reward_problem, self._rewards = (problems[0] if problems else None), rewards
+        # A batch may be of several rollouts, each of which is rewarded. Its problem is the first of theirs.
+        self._reward_problem = self._reward_problem or (problems[0] if problems else None)
+        self._rewards = rewards
         return rewards
 
     def _generate_and_score_completions(self, inputs):
+        self._reward_problem = None
         output = super()._generate_and_score_completions(inputs)
         advantages, problem = output["advantages"], self._reward_problem
-        self._reward_problem = None
         # TRL replaces an infinite advantage by the largest number of its type.
         if problem is None and not (advantages.abs() < torch.finfo(advantages.dtype).max).all():
             problem = "an advantage is not finite"

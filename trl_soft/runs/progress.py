@@ -21,6 +21,7 @@ def save_progress(trainer, folder: str) -> None:
     progress = {
         "step": trainer._step,
         "rollouts": trainer._numbers.rollouts,
+        "fresh_prompts": trainer._fresh_prompts.taken,
         "buffered": _save_rollout(trainer, os.path.join(folder, f"rollout_{rank}.safetensors")),
         "loss": trainer._tr_loss.item(),
         "last_logged": trainer._globalstep_last_logged,
@@ -52,6 +53,7 @@ def load_progress(trainer, folder: str) -> tuple[float, int]:
             f"To train on from its weights alone, start a new run with `model_name_or_path: {folder}`."
         )
     trainer._step, trainer._numbers.rollouts = progress["step"], progress["rollouts"]
+    trainer._fresh_prompts.taken = progress.get("fresh_prompts", 0)  # an earlier trl_soft took none
     trainer._buffered_inputs = None
     if progress["buffered"] is not None:
         path = os.path.join(folder, f"rollout_{rank}.safetensors")

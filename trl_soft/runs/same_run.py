@@ -26,6 +26,7 @@ _SCHEDULE = (
     "steps_per_generation",
     "num_iterations",
     "num_generations",
+    "max_refill_rollouts",
     # what a rollout samples
     "max_completion_length",
     "temperature",

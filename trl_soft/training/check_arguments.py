@@ -14,7 +14,9 @@ def check_arguments(trainer: str, config_class: type, arguments: dict) -> None:
 
     Raises:
         TypeError: if `args` holds no thinking settings.
-        ValueError: for tools, rollout functions, images, virtual tokens, and data sets without prompts.
+        ValueError:
+            For tools, rollout functions, images, virtual tokens, data sets without prompts, and data sets that have no fresh
+            prompts for `max_refill_rollouts`.
     """
     args = arguments["args"]
     if not isinstance(args, config_class):
@@ -43,6 +45,7 @@ def check_arguments(trainer: str, config_class: type, arguments: dict) -> None:
         datasets = arguments.get(name)
         for dataset in datasets.values() if isinstance(datasets, dict) else [datasets]:
             _check_dataset(name, dataset)
+    _check_refill(args, arguments.get("train_dataset"))
 
 
 def _check_dataset(name: str, dataset) -> None:
@@ -61,4 +64,21 @@ def _check_dataset(name: str, dataset) -> None:
     if {"image", "images"} & set(row):
         raise ValueError(
             f"`{name}` has images, but image placeholders and soft tokens cannot share a prompt yet. Drop the column."
+        )
+
+
+def _check_refill(args, dataset) -> None:
+    if not args.max_refill_rollouts or dataset is None:
+        return
+    told = f"`max_refill_rollouts` is {args.max_refill_rollouts}, but"
+    if not hasattr(dataset, "__len__"):
+        raise ValueError(
+            f"{told} `train_dataset` is a stream, and fresh prompts are taken by their place in the data set. Load it without "
+            "streaming, or set `max_refill_rollouts: 0`."
+        )
+    groups = args.generation_batch_size // args.num_generations
+    if len(dataset) <= groups:
+        raise ValueError(
+            f"{told} `train_dataset` has {len(dataset)} prompts and a batch has {groups}, so there is no fresh prompt. Make the "
+            "batch smaller (`per_device_train_batch_size`, `steps_per_generation`), or set `max_refill_rollouts: 0`."
         )

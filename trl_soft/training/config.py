@@ -117,10 +117,31 @@ class ReplaySettings:
 
 
 @dataclass
-class SoftGRPOConfig(ThinkingSettings, RolloutSettings, NonfiniteSettings, ReplaySettings, GRPOConfig):
+class RefillSettings:
+    """
+    > Parameters that replace groups without an advantage (dynamic sampling, DAPO, arXiv 2503.14476, section 3.2)
+
+    Args:
+        max_refill_rollouts (`int`, *optional*, defaults to `0`):
+            Largest number of further rollouts for one batch. A group whose completions all have the same reward has no
+            advantage, so it teaches nothing. Each further rollout draws one fresh prompt for each such group, and each fresh
+            group with an advantage takes the place of one without. Groups that are left when the number is reached stay
+            in the batch, with advantage 0. A rollout of a fresh group costs what the rollout of any group costs: if a share
+            d of the groups has no advantage, k further rollouts draw about d + d^2 + ... + d^k more batches. The training
+            set must be a `Dataset` with more prompts than one batch. 0: no group is replaced. See docs/trainers.md.
+    """
+
+    max_refill_rollouts: int = field(
+        default=0,
+        metadata={"help": "Further rollouts for one batch, to replace groups whose rewards are all equal; 0: none."},
+    )
+
+
+@dataclass
+class SoftGRPOConfig(ThinkingSettings, RolloutSettings, RefillSettings, NonfiniteSettings, ReplaySettings, GRPOConfig):
     """
     Configuration of [`SoftGRPOTrainer`]: every field of [`~trl.GRPOConfig`], and those of [`ThinkingSettings`],
-    [`RolloutSettings`], [`NonfiniteSettings`] and [`ReplaySettings`].
+    [`RolloutSettings`], [`RefillSettings`], [`NonfiniteSettings`] and [`ReplaySettings`].
 
     `temperature`, `top_p`, `top_k`, `min_p` and `repetition_penalty` shape the answer; the `thinking_*` fields shape
     the thought. `bf16` is on if the device has it, unless it is set. A setting that cannot work with soft thoughts raises a
@@ -135,10 +156,10 @@ class SoftGRPOConfig(ThinkingSettings, RolloutSettings, NonfiniteSettings, Repla
 
 
 @dataclass
-class SoftRLOOConfig(ThinkingSettings, RolloutSettings, NonfiniteSettings, ReplaySettings, RLOOConfig):
+class SoftRLOOConfig(ThinkingSettings, RolloutSettings, RefillSettings, NonfiniteSettings, ReplaySettings, RLOOConfig):
     """
     Configuration of [`SoftRLOOTrainer`]: every field of [`~trl.RLOOConfig`], and those of [`ThinkingSettings`],
-    [`RolloutSettings`], [`NonfiniteSettings`] and [`ReplaySettings`].
+    [`RolloutSettings`], [`RefillSettings`], [`NonfiniteSettings`] and [`ReplaySettings`].
     """
 
     def __post_init__(self):
@@ -171,6 +192,7 @@ def refuse_numbers(args) -> None:
     check_number("seed", args.seed, 0, 2**32 - 1, whole=True)
     check_number("rollout_cache_gb", args.rollout_cache_gb, 0, None, open_low=True, optional=True)
     check_number("rollout_slots", args.rollout_slots, 1, None, whole=True, optional=True)
+    check_number("max_refill_rollouts", args.max_refill_rollouts, 0, None, whole=True)
     check_number("vllm_request_timeout", args.vllm_request_timeout, 0, None, open_low=True)
     check_number("replay_tolerance", args.replay_tolerance, 0, None, open_low=True, optional=True)
     choices = {

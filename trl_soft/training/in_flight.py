@@ -37,6 +37,10 @@ class InFlight:
         batch (`dict`, *optional*): the batch that the record belongs to. It is not changed.
 
     Attributes:
+        inputs (`list`, *optional*): in a rollout: the rows of the data set that TRL completes and scores.
+        rewards (`torch.Tensor` of shape `(N, F)`, *optional*):
+            The rewards of the completions of all processes by each of F functions, if they are known before TRL asks for
+            them.
         rollout (`Rollout`): the completions that were drawn.
         answer_phases (`list`): for each completion, the text of its answer, for the rewards; see `answer_phase`.
         old_logps (`torch.Tensor`, *optional*):
@@ -63,6 +67,8 @@ class InFlight:
         self.phase, self.exits = phase, ExitStack()
         self.answer_phases: list[str | None] = []
         self.old_logps: torch.Tensor | None = None
+        self.inputs: list | None = None
+        self.rewards: torch.Tensor | None = None
         if record is None or batch is None:
             return
         self.record = record

@@ -8,7 +8,7 @@ These are all differences from plain GRPO and RLOO:
 3. The model is called with the record, so that mixtures are fed again and thoughts are scored by their density.
 
 Rewards, advantages, every loss type, the reference model and logging are TRL's, through `super()`. `runs/resume.py` saves and
-continues a run. `runs/nonfinite.py` handles a NaN.
+continues a run. `runs/nonfinite.py` handles a NaN. `refill.py` replaces groups without an advantage.
 """
 
 import functools
@@ -248,13 +248,19 @@ class SoftTokensMixin(_Host):
         if self._flight is None:  # a rollout on its own, whose record is not scored
             with self._flying(Phase.ROLLOUT):
                 return self._generate(prompts)
-        outputs = list(super()._generate(prompts))
-        self._flight.score()
-        self._note_rollout(self._flight, outputs[1])
-        outputs[self._completions] = self._judged(outputs[1], outputs[self._completions])
+        outputs = self._draw(prompts)
         if self._weights.corrects:
             # From here on TRL scores the completions, as it does after a rollout in vLLM.
             self._flight.exits.enter_context(as_vllm(self))
+        return outputs
+
+    def _draw(self, prompts: list) -> list:
+        """What TRL's `_generate` returns, with its record in the [`InFlight`]. `refill.py` draws more than once."""
+        flight = self._in_flight
+        outputs = list(super()._generate(prompts))
+        flight.score()
+        self._note_rollout(flight, outputs[1])
+        outputs[self._completions] = self._judged(outputs[1], outputs[self._completions])
         return outputs
 
     def _note_rollout(self, flight: InFlight, completion_ids: list[list[int]]) -> None:
@@ -282,6 +288,7 @@ class SoftTokensMixin(_Host):
 
     def _generate_and_score_completions(self, inputs):
         with self._flying(Phase.ROLLOUT) as flight:
+            flight.inputs = inputs = list(inputs)
             output = super()._generate_and_score_completions(inputs)
             return {**output, **self._to_batch(flight, output)}
 

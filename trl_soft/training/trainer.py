@@ -13,6 +13,7 @@ from .in_flight import InFlight, Phase
 from .metrics import own_lengths, share
 from .model_card import ModelCardMixin
 from .ratio_bound import LOG_RATIO_BOUND, bounded, bounded_mean, cut
+from .refill import RefillMixin
 from .soft_tokens_mixin import SoftTokensMixin
 
 
@@ -20,7 +21,7 @@ from .soft_tokens_mixin import SoftTokensMixin
 _DETACHED_WEIGHTS = ("cispo", "vespo")
 
 
-class SoftGRPOTrainer(ResumableMixin, NonfiniteMixin, ModelCardMixin, SoftTokensMixin, GRPOTrainer):
+class SoftGRPOTrainer(ResumableMixin, NonfiniteMixin, RefillMixin, ModelCardMixin, SoftTokensMixin, GRPOTrainer):
     """
     Drop-in for [`~trl.GRPOTrainer`] whose policy thinks in soft tokens. It takes the same arguments in the same order. `args`
     is a [`SoftGRPOConfig`].
@@ -74,6 +75,12 @@ class SoftGRPOTrainer(ResumableMixin, NonfiniteMixin, ModelCardMixin, SoftTokens
             output["env_mask"] = [mask[: len(ids)] for mask, ids in zip(own, completion_ids, strict=True)]
         return output
 
+    def _compared_rewards(self, rewards: torch.Tensor) -> torch.Tensor:
+        if self.multi_objective_aggregation == "normalize_then_sum":
+            # Each function is normalised within the group, so one that differs is enough.
+            return rewards[:, self.reward_weights.to(rewards.device) != 0]
+        return super()._compared_rewards(rewards)
+
     def _bound(self, logps: torch.Tensor, flight: InFlight) -> torch.Tensor:
         batch, thoughts = flight.batch, flight.thoughts
         old, ref = flight.old_logps, batch.get("ref_per_token_logps")
@@ -114,7 +121,7 @@ class SoftGRPOTrainer(ResumableMixin, NonfiniteMixin, ModelCardMixin, SoftTokens
         return None if flight.record.thought.is_token else flight.old_logps
 
 
-class SoftRLOOTrainer(ResumableMixin, NonfiniteMixin, ModelCardMixin, SoftTokensMixin, RLOOTrainer):
+class SoftRLOOTrainer(ResumableMixin, NonfiniteMixin, RefillMixin, ModelCardMixin, SoftTokensMixin, RLOOTrainer):
     """
     Drop-in for [`~trl.RLOOTrainer`] whose policy thinks in soft tokens, with `args` a [`SoftRLOOConfig`].
 
@@ -136,6 +143,10 @@ class SoftRLOOTrainer(ResumableMixin, NonfiniteMixin, ModelCardMixin, SoftTokens
         super().__init__(*args, **kwargs)
 
     __init__.__signature__ = inspect.signature(RLOOTrainer.__init__)  # type: ignore[attr-defined]
+
+    def _compared_rewards(self, rewards: torch.Tensor) -> torch.Tensor:
+        values = super()._compared_rewards(rewards)
+        return values.clamp(*self.reward_clip_range) if self.reward_clip_range else values
 
     # TRL's RLOO assumes that all tokens are the policy's, so lengths, entropy and KL would count forced tokens. (GRPO has
     # `tool_mask` for this. If RLOO gets such a mask, these overrides can go.)
