@@ -97,7 +97,7 @@ def chain(folder: Path, world: str, changes: dict, kills: int, seed: int) -> dic
 
 
 # What says how long something took.
-_TIMES = ("step_time", "runtime", "per_second")
+_TIMES = ("step_time", "runtime", "per_second", "seconds")
 
 
 def difference(whole: Path, killed: Path) -> float:
