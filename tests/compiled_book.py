@@ -12,12 +12,14 @@ from trl_soft.kernels import decisions
 
 # Types of parameters, by name; int64 tensors where a name is not here.
 TYPES: dict = dict.fromkeys(("n", "length"), "i32")
-TYPES |= dict.fromkeys(("flags", "masks", "undo_flags", "out_flags", "mask", "found", "thinks", "answers"), "*u8")
+TYPES |= dict.fromkeys(
+    ("flags", "masks", "undo_flags", "out_flags", "mask", "found", "thinks", "answers", "soft"), "*u8"
+)
 TYPES |= dict.fromkeys(("cold", "cold_entropy", "values"), "*fp32")
 TYPES |= dict.fromkeys(("thought_p", "thought_entropy", "answer_p", "answer_entropy"), "*fp32")
 TYPES |= dict.fromkeys(("classes", "matches"), "*i16")
-ALL = {"UNDO": 4, "TEXTS": True, "COLD": True, "CLOSES_AS_TOKEN": True, "EOS": 64, "ROWS": 32}
-NONE = {"UNDO": 0, "TEXTS": False, "COLD": False, "CLOSES_AS_TOKEN": False, "EOS": 1, "ROWS": 32}
+ALL = {"UNDO": 4, "TEXTS": True, "COLD": True, "GATED": True, "CLOSES_AS_TOKEN": True, "EOS": 64, "ROWS": 32}
+NONE = {"UNDO": 0, "TEXTS": False, "COLD": False, "GATED": False, "CLOSES_AS_TOKEN": False, "EOS": 1, "ROWS": 32}
 # Of several tensors that are copied in one launch: values, and what they are written to.
 TYPES_OF = ("*i64", "*bf16"), ("*i32", "*bf16")
 LAYOUT = dict.fromkeys(("widths", "to_row", "to_column"), ("i32", "i32"))

@@ -41,6 +41,7 @@ TYPES: dict[str, tuple[str, ...]] = {
 # A kernel's own, where its names mean something else.
 OWN = {
     ("_uniform", "out"): ("*fp64",),
+    ("_gate", "out"): ("*fp64",),
     ("_pick", "p"): ("*fp32",),
     ("_centred", "z"): ("*fp32",),
     ("_mix_where", "out"): ("*bf16",),

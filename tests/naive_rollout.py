@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import torch
 
+from trl_soft.gates import GateStep
 from trl_soft.noise import KeyedNoise
 from trl_soft.record import SoftTokens
 from trl_soft.rollout import EngineOptions, Key, Plan, Rollout
@@ -76,6 +77,9 @@ class Completion:
         self.to_force: list[int] = [] if self.thinks else list(plan.forced[0])
         self.thoughts = self.cold_steps = self.answered = self.surplus = 0
         self.cut = self.ended = False
+        # What a gate remembers: the kind of the last steps, how many there were, and the entropy before the first of them.
+        self.run = 0
+        self.reference = 0.0
 
     @property
     def is_over(self) -> bool:
@@ -95,17 +99,21 @@ class Completion:
 
     def think(self, logits: DenseLogits, noise: KeyedNoise) -> None:
         thought, stop = self.plan.thought, self.plan.stop
-        action, token = thought.sample(self.penalised(logits) if thought.is_token else logits, noise)
+        is_soft = self.gated(logits, noise)
+        if is_soft:
+            action, token = thought.sample(self.penalised(logits) if thought.is_token else logits, noise)
+        else:
+            action, (_, token) = self.no_action(logits, noise), self.plan.answer.sample(self.penalised(logits), noise)
         shadow = [*self.ids, int(token)]
         self.ended = shadow[-1] in self.plan.eos_token_ids
         rest = (
             None if self.ended else stop.end.rests([shadow])[0]
         )  # what the token writes beyond the end of the thought
         closes = self.ended or rest is not None
-        if thought.closes_one_hot:
+        if thought.closes_one_hot and is_soft:
             action = thought.close(action, torch.tensor([closes], device=token.device), token)
         # Where the closing step is not scored as a thought, it is a token.
-        is_token = closes and thought.closes_one_hot and not thought.scores_closing
+        is_token = not is_soft or (closes and thought.closes_one_hot and not thought.scores_closing)
         score = self.plan.answer.score(logits, {"ids": token}) if is_token else thought.score(logits, action)
         self.write(shadow[-1], action, score, is_thought=not is_token)
         self.thoughts += 1
@@ -119,6 +127,19 @@ class Completion:
         elif not self.ended and (capped or (stop.cold_entropy is not None and self.cold_steps >= stop.cold_length)):
             self.thinks, self.cut = False, True
             self.to_force = list(self.plan.forced[1])
+
+    def gated(self, logits: DenseLogits, noise: KeyedNoise) -> bool:
+        """Whether the gate makes this step of a thought soft. It remembers its decision."""
+        gate = self.plan.gate
+        if gate is None:
+            return True
+        bits = torch.tensor([self.reference], dtype=torch.float64, device=self.key.sample.device).view(torch.int64)
+        step = GateStep(logits, noise, self.plan.stop.temperature, self.row(self.run), bits)
+        is_soft = bool(gate.soft(step))
+        if self.run == 0 or is_soft != (self.run > 0):
+            self.run, self.reference = 0, float(logits.entropy(self.plan.stop.temperature))
+        self.run += 1 if is_soft else -1
+        return is_soft
 
     def answer(self, logits: DenseLogits, noise: KeyedNoise) -> None:
         action, token = self.plan.answer.sample(self.penalised(logits), noise)
@@ -153,7 +174,7 @@ class Completion:
         log_probs = self.row([log_prob for log_prob, _ in self.scores])
         return SoftTokens(self.plan.thought, self.row(self.is_thought), action, log_probs, self.row(self.is_forced))
 
-    def row(self, values: list) -> torch.Tensor:
+    def row(self, values) -> torch.Tensor:
         return torch.tensor([values], device=self.key.sample.device)
 
     def result(self) -> Rollout:

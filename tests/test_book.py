@@ -84,11 +84,12 @@ def test_what_a_token_makes_of_a_row(texts, cold):
     for seed in range(6):
         drawn = torch.randint(0, V, (33, 2)).unbind(-1)  # as columns of candidates are
         entropy = torch.rand(33) * 4 if cold else None
+        soft = torch.rand(33) < 0.5 if seed > 2 else None
         states = []
         for context in (kernels.plain, kernels.interpreted):
             blocks, rows = random_rows(plans, undo=bool(seed % 2), seed=seed)
             with context():
-                turn = book.decide(rows, rules, *drawn, entropy, closes_as_token=bool(seed % 3))
+                turn = book.decide(rows, rules, *drawn, entropy, closes_as_token=bool(seed % 3), soft=soft)
             states.append((blocks, rows.undo or {}, vars(turn)))
         for ours, theirs in zip(*states, strict=True):
             for name in theirs:

@@ -135,7 +135,10 @@ def test_a_repetition_penalty(thought):
             assert_same(run(net, made, prompts=PROMPTS * 2, **ARRANGEMENTS[name]), theirs)
 
 
-@pytest.mark.parametrize("settings", tiny.THOUGHTS[:7], ids=tiny.name)
+GATED = {"thought": "gumbel", "thinking_gate": "entropy_trend", "gate_dwell": 2}
+
+
+@pytest.mark.parametrize("settings", [*tiny.THOUGHTS[:7], GATED], ids=tiny.name)
 def test_a_cache_too_small_sends_the_youngest_back(settings, monkeypatch):
     """Read again from their records they go on as if they had never left; their shadow text would not do."""
     net = tiny.model()
@@ -252,6 +255,10 @@ def test_the_tail_shrinks(monkeypatch):
         {"end_of_thinking": "1;"},
         {"cold_stop_entropy": 1.0, "cold_stop_length": 2},
         {"answer_prefill": ["12", "3"]},
+        {"thinking_gate": "random", "gate_probability": 0.5},
+        {"thinking_gate": "entropy", "gate_entropy": 3.18, "gate_dwell": 2},
+        {"thinking_gate": "entropy_trend", "thought": "gaussian"},
+        {"thinking_gate": "confidence", "gate_confidence": 0.1},
     ],
     ids=tiny.name,
 )

@@ -72,7 +72,13 @@ def test_noise_is_the_same_bit_by_bit(seed, generation):
     here = KeyedNoise(seed, generation, torch.tensor([0, 2**40, 17]), torch.tensor([2**28 - 1, 0, 5]))
     ids = torch.tensor([[0, 151_935, 7], [1, 2, 3], [2**24 - 1, 0, 9]])
     shape = torch.tensor([[1e-30, 1e-6, 0.3], [1.0, 5.0, 100.0], [0.5, 0.5, 2.0]])
-    for name, arguments in {"gumbel": (ids,), "normal": (7,), "uniform": (2,), "log_gamma": (ids, shape)}.items():
+    for name, arguments in {
+        "gumbel": (ids,),
+        "normal": (7,),
+        "uniform": (2,),
+        "gate": (),
+        "log_gamma": (ids, shape),
+    }.items():
         ours, theirs = ways(lambda name=name, arguments=arguments: getattr(here, name)(*arguments))
         assert ours.dtype == theirs.dtype and torch.equal(ours, theirs), name
 

@@ -13,6 +13,8 @@ from .version import __version__
 
 
 _HOMES = {
+    "GATES": "gates",
+    "Gate": "gates",
     "KeyedNoise": "noise",
     "SoftGRPOConfig": "training.config",
     "SoftGRPOTrainer": "training.trainer",
@@ -32,6 +34,7 @@ __all__ = sorted(_HOMES)
 
 if TYPE_CHECKING:
     from .forward import add_soft_tokens
+    from .gates import GATES, Gate
     from .noise import KeyedNoise
     from .record import SoftTokens
     from .rollout import SoftStep, SoftStreamer, soft_generate

@@ -107,9 +107,16 @@ class KeyedNoise:
         """Uniform noise in (0, 1), keyed by index: (N, size). It is float64, so that a tail of 1e-9 can still be drawn."""
         if kernels.fused(self.sample.device):
             return self._kernels.uniform(self, size)
-        w0, w1, _, _ = self._words(
-            streams.UNIFORM, torch.arange(size, device=self.sample.device).expand(len(self), -1)
-        )
+        return self._uniform(streams.UNIFORM, size)
+
+    def gate(self) -> torch.Tensor:
+        """Uniform noise in (0, 1) for the decision of a gate: (N,) float64."""
+        if kernels.fused(self.sample.device):
+            return self._kernels.gate(self)
+        return self._uniform(streams.GATE, 1).squeeze(-1)
+
+    def _uniform(self, stream: int, size: int) -> torch.Tensor:
+        w0, w1, _, _ = self._words(stream, torch.arange(size, device=self.sample.device).expand(len(self), -1))
         return _unit(w0, w1)
 
     def log_gamma(self, ids: torch.Tensor, shape: torch.Tensor) -> torch.Tensor:

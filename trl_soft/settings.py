@@ -12,14 +12,16 @@ from types import SimpleNamespace
 from typing import Any
 
 from . import saved_settings
+from .gates import GATES, Gate, gate_options_for_settings
 from .ranges import RANGES, check, check_text, shown
 from .thoughts import THOUGHTS, Thought
 from .thoughts.hard import Hard
-from .thoughts.option import TRUNCATION
+from .thoughts.option import TRUNCATION, Option
 from .thoughts.registry import options_for_settings, readers
 
 
 _OPTIONS = options_for_settings()
+_GATE_OPTIONS = gate_options_for_settings()
 
 
 def _help(text: str, default: Any = None) -> Any:
@@ -37,6 +39,7 @@ class SharedSettings:
     thinking_top_k: int | None = _help("Number of candidates of a thought, from 1 to the size of the vocabulary.")
     thinking_top_p: float | None = _help("Nucleus of a thought, in (0, 1], on the renormalised top-k.")
     thinking_min_p: float | None = _help("Drop candidates below this share of the most likely one, in [0, 1].")
+    thinking_gate: str = _help(f"Which steps of a thought are soft: {', '.join(GATES)}.", "always")
     max_thinking_length: int | None = _help("Cap of the thought in tokens, below max_completion_length.")
     end_of_thinking: str = _help("Token or text that ends the thought.", "</think>")
     answer_prefill: list[str] | None = _help("Two texts to force: after a thought that ended itself, after a cut one.")
@@ -48,10 +51,16 @@ class SharedSettings:
     )
 
 
-if _twice := sorted(set(_OPTIONS) & set(SharedSettings.__dataclass_fields__)):
-    raise ValueError(f"A kind of thought has the option `{_twice[0]}`, which every kind reads. Rename it.")
+for _names in (set(SharedSettings.__dataclass_fields__), set(_GATE_OPTIONS)):
+    if _twice := sorted(set(_OPTIONS) & _names):
+        raise ValueError(
+            f"A kind of thought has the option `{_twice[0]}`, which belongs to something else. Rename it."
+        )
+if _twice := sorted(set(_GATE_OPTIONS) & set(SharedSettings.__dataclass_fields__)):
+    raise ValueError(f"A gate has the option `{_twice[0]}`, which belongs to something else. Rename it.")
+_ALL_OPTIONS = _OPTIONS | _GATE_OPTIONS
 _Options: Any = make_dataclass(
-    "_Options", [(name, option.type, _help(option.help, option.default)) for name, option in _OPTIONS.items()]
+    "_Options", [(name, option.type, _help(option.help, option.default)) for name, option in _ALL_OPTIONS.items()]
 )
 
 
@@ -86,6 +95,13 @@ class ThinkingSettings(_Options, SharedSettings):
             In `[1e-6, 1]`, applied to the renormalised top-k.
         thinking_min_p (`float`, *optional*):
             In `[0, 1]`: candidates below this share of the most likely one are dropped.
+
+    > Parameters that choose when a step of the thought is soft
+
+    Args:
+        thinking_gate (`str`, *optional*, defaults to `"always"`):
+            `always`, `first`, `random`, `entropy`, `entropy_trend` or `confidence`. A step that the gate makes hard is a token, drawn
+            and scored as in the answer. See [`Gate`] and docs/gates.md. The gate serves `eval_thought` too, unless it is hard.
 
     > Parameters that end the thought
 
@@ -140,9 +156,13 @@ class ThinkingSettings(_Options, SharedSettings):
                     f"`{name}` is {shown(value)}, which is no kind of thought. Choose one of {', '.join(THOUGHTS)}"
                     + (" (fuzzy is gaussian with thinking_temperature 1e-4)." if value == "fuzzy" else ".")
                 )
+        if not isinstance(self.thinking_gate, str) or self.thinking_gate not in GATES:
+            raise ValueError(
+                f"`thinking_gate` is {shown(self.thinking_gate)}, which is no gate. Choose one of {', '.join(GATES)}."
+            )
 
     def _check_values(self) -> None:
-        for name, option in _OPTIONS.items():
+        for name, option in _ALL_OPTIONS.items():
             value = getattr(self, name)
             if option.choices and (not isinstance(value, str) or value not in option.choices):
                 raise ValueError(f"`{name}` is {shown(value)}. Choose one of {', '.join(option.choices)}.")
@@ -188,6 +208,39 @@ class ThinkingSettings(_Options, SharedSettings):
                 )
         for kind in kinds:
             kind.check(self)
+        self._check_gate(kinds)
+
+    def _check_gate(self, kinds: list[type[Thought]]) -> None:
+        """Check that the gate has a soft thought, that it has its values, and that it reads every gate's value that is set."""
+        gate = GATES[self.thinking_gate]
+        if self.thinking_gate != "always" and all(kind.is_token for kind in kinds):
+            raise ValueError(
+                f"`thinking_gate` is {self.thinking_gate} with `thought: {self.thought}`, but every step of a hard thought is a token "
+                "already. Leave `thinking_gate` unset, or choose another thought."
+            )
+        for name in _GATE_OPTIONS:
+            value = getattr(self, name)
+            if name in gate.options and value is None:
+                raise ValueError(
+                    f"`thinking_gate` is {self.thinking_gate}, but `{name}`, its bound, is unset. Set it."
+                )
+            if name not in gate.options and value != _DEFAULTS[name]:
+                names = [other.name for other in GATES.values() if name in other.options]
+                raise ValueError(
+                    f"`{name}` is {shown(value)} with `thinking_gate: {self.thinking_gate}`, which does not read it; "
+                    f"{' and '.join(names)} does. Leave it unset, or choose such a gate."
+                )
+        gate.check(self._gate_values())
+
+    def _gate_values(self) -> SimpleNamespace:
+        return SimpleNamespace(**{name: getattr(self, name) for name in GATES[self.thinking_gate].options})
+
+    def make_gate(self, evaluation: bool = False) -> Gate | None:
+        """The gate of these settings for a rollout. `None` if every step of the thought is of one kind."""
+        kind = (self.eval_thought if evaluation else None) or self.thought
+        if self.thinking_gate == "always" or THOUGHTS[kind].is_token:
+            return None
+        return GATES[self.thinking_gate](**vars(self._gate_values()))
 
     def kinds(self) -> list[type[Thought]]:
         """The classes of the trained thought and, if it is set, of `eval_thought`."""
@@ -230,6 +283,8 @@ class ThinkingSettings(_Options, SharedSettings):
         kind = (self.eval_thought if evaluation else None) or self.thought
         made, values = THOUGHTS[kind].variant(self), vars(self.values(kind))
         read = {"thought": kind} | {name: values[name] for name in (*made.truncations, *made.options)}
+        gate = self.make_gate(evaluation)
+        read |= {} if gate is None else {"thinking_gate": self.thinking_gate} | vars(self._gate_values())
         ends = ["end_of_thinking", "max_thinking_length", "answer_prefill", "max_answer_length", "cold_stop_entropy"]
         ends += [] if self.cold_stop_entropy is None else ["cold_stop_length"]
         read |= {name: getattr(self, name) for name in ends}
@@ -293,6 +348,10 @@ class ThinkingSettings(_Options, SharedSettings):
         # With changed options, a kind may read fewer fields than the saved settings have.
         kinds = kinds_of({**stored, **changes})
         left = {name for kind in kinds for name in THOUGHTS[kind.name].options} - {n for k in kinds for n in k.options}
+        if changes.get("thinking_gate", stored.get("thinking_gate")) != stored.get("thinking_gate"):
+            left |= set(_GATE_OPTIONS)
+        if kinds and all(kind.is_token for kind in kinds):
+            left |= {"thinking_gate", *_GATE_OPTIONS}
         stored = {name: value for name, value in stored.items() if name not in left}
         return ThinkingSettings(**{**stored, **changes})
 
@@ -313,17 +372,24 @@ def kinds_of(given: Mapping[str, Any]) -> list[type[Thought]]:
 
 def _docs_of_kinds() -> str:
     """The end of the docstring: the options of the kinds, and the meaning of `None` for each kind."""
-    lines = ["", "> Parameters of one kind of thought", "", "Args:"]
-    for name, option in _OPTIONS.items():
-        kind = getattr(option.type, "__name__", None)
-        title = f"`{kind}`, *optional*, defaults to `{option.default!r}`" if kind else "`float`, *optional*"
-        lines.append(f"    {name} ({title}):")
-        lines += textwrap.wrap(option.doc or option.help, 119, initial_indent=" " * 8, subsequent_indent=" " * 8)
+    lines: list[str] = []
+    for title, options in (("one kind of thought", _OPTIONS), ("one gate", _GATE_OPTIONS)):
+        lines += ["", f"> Parameters of {title}", "", "Args:", *_docs_of_options(options)]
     lines += ["", "> What `None` means", ""]
     for kind in THOUGHTS.values():
         defaults = ", ".join(f"`{name}` {value:g}" for name, value in kind.defaults.items())
         lines.append(f"- {kind.name}: {defaults or 'as the answer is sampled'}")
     return textwrap.indent("\n".join(lines), " " * 4).rstrip() + "\n    "
+
+
+def _docs_of_options(options: Mapping[str, Option]) -> list[str]:
+    lines = []
+    for name, option in options.items():
+        kind = getattr(option.type, "__name__", None)
+        title = f"`{kind}`, *optional*, defaults to `{option.default!r}`" if kind else "`float`, *optional*"
+        lines.append(f"    {name} ({title}):")
+        lines += textwrap.wrap(option.doc or option.help, 119, initial_indent=" " * 8, subsequent_indent=" " * 8)
+    return lines
 
 
 ThinkingSettings.__doc__ = (ThinkingSettings.__doc__ or "").rstrip() + "\n" + _docs_of_kinds()

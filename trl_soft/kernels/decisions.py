@@ -52,11 +52,11 @@ _ROWS = 32  # rows of one program of `decide`
 def decide_rows(
     numbers, flags, masks, ids, undo_numbers, undo_flags, index,
     rules, eos, scripts, script_ids, classes, matches, kinds, cold_entropy,
-    thought_token, answer_token, cold,
+    thought_token, answer_token, cold, soft,
     out_token, out_written, out_t, out_flags,
     n, length,
-    UNDO: tl.constexpr, TEXTS: tl.constexpr, COLD: tl.constexpr, CLOSES_AS_TOKEN: tl.constexpr, EOS: tl.constexpr,
-    ROWS: tl.constexpr,
+    UNDO: tl.constexpr, TEXTS: tl.constexpr, COLD: tl.constexpr, GATED: tl.constexpr,
+    CLOSES_AS_TOKEN: tl.constexpr, EOS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """`trl_soft.rollout.book.decide` for ROWS rows. `out_flags` is (4, N): active, thinks, answers, closed."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -82,8 +82,12 @@ def decide_rows(
     thinks, forced, answers = active & thinking, active & ~thinking & scripted, active & ~thinking & ~scripted
     begin = tl.load(scripts + text, mask=here, other=0)
     token = tl.load(script_ids + begin + cursor, mask=here & scripted, other=0)
-    token = tl.where(answers, tl.load(answer_token + row, mask=here, other=0), token)
-    token = tl.where(thinks, tl.load(thought_token + row, mask=here, other=0), token)
+    softly, drawn = thinks, answers
+    if GATED:
+        softly = thinks & (tl.load(soft + row, mask=here, other=0) != 0)
+        drawn = answers | (thinks & ~softly)
+    token = tl.where(drawn, tl.load(answer_token + row, mask=here, other=0), token)
+    token = tl.where(softly, tl.load(thought_token + row, mask=here, other=0), token)
     # The state after the token.
     end = tl.arange(0, EOS)
     ends = tl.load(eos + plan[:, None] * EOS + end[None, :], mask=here[:, None], other=-1)
@@ -132,9 +136,9 @@ def decide_rows(
     tl.store(flag + _DONE, done.to(tl.uint8), mask=active)
     tl.store(flag + _CUT, too_long.to(tl.uint8), mask=thinks)
     tl.store(ids + at, token, mask=active)
-    is_thought = thinks
+    is_thought = softly
     if CLOSES_AS_TOKEN:
-        is_thought = thinks & ~closed
+        is_thought = softly & ~closed
     tl.store(masks + at * 3, active.to(tl.uint8), mask=active)
     tl.store(masks + at * 3 + 1, is_thought.to(tl.uint8), mask=active)
     tl.store(masks + at * 3 + 2, forced.to(tl.uint8), mask=active)
@@ -142,8 +146,8 @@ def decide_rows(
     tl.store(out_written + row, tl.where(active, token, filler), mask=here)
     tl.store(out_t + row, column, mask=here)
     tl.store(out_flags + row, active.to(tl.uint8), mask=here)
-    tl.store(out_flags + n + row, thinks.to(tl.uint8), mask=here)
-    tl.store(out_flags + 2 * n + row, answers.to(tl.uint8), mask=here)
+    tl.store(out_flags + n + row, softly.to(tl.uint8), mask=here)
+    tl.store(out_flags + 2 * n + row, drawn.to(tl.uint8), mask=here)
     tl.store(out_flags + 3 * n + row, closed.to(tl.uint8), mask=here)
 
 
@@ -223,7 +227,7 @@ def _bytes(x: torch.Tensor) -> torch.Tensor:
     return x.view(torch.uint8) if x.dtype == torch.bool else x
 
 
-def decide(rows, rules, thought_token, answer_token, cold, closes_as_token: bool):
+def decide(rows, rules, thought_token, answer_token, cold, closes_as_token: bool, soft=None):
     """The fields of `trl_soft.rollout.book.Turn`."""
     n, blocks, index, undo = len(rows), rows.blocks, rows.index, rows.undo
     token, written, t = (torch.empty_like(index) for _ in range(3))
@@ -235,10 +239,11 @@ def decide(rows, rules, thought_token, answer_token, cold, closes_as_token: bool
         blocks["numbers"] if undo is None else undo["numbers"], masks if undo is None else _bytes(undo["flags"]), index,
         rules.numbers, rules.eos, rules.scripts, rules.script_ids, rules.classes, rules.matches, rules.kinds, rules.cold_entropy,
         thought_token.contiguous(), answer_token.contiguous(), rules.cold_entropy if cold is None else cold.contiguous(),
+        masks if soft is None else _bytes(soft.contiguous()),
         token, written, t, _bytes(flags),
         n, blocks["ids"].size(1),
         UNDO=0 if undo is None else undo["numbers"].size(1), TEXTS=rules.texts, COLD=cold is not None,
-        CLOSES_AS_TOKEN=closes_as_token, EOS=rules.eos.size(1), ROWS=_ROWS, num_warps=1,
+        GATED=soft is not None, CLOSES_AS_TOKEN=closes_as_token, EOS=rules.eos.size(1), ROWS=_ROWS, num_warps=1,
         moved=n * 8 * (4 * len(NUMBERS) + len(RULES) + rules.eos.size(1) + 4 * rules.texts),
     )  # fmt: skip
     return token, written, t, *flags.unbind(0)

@@ -14,6 +14,7 @@ from . import launch, power_of_two
 
 GUMBEL, NORMAL = tl.constexpr(streams.GUMBEL), tl.constexpr(streams.NORMAL)
 UNIFORM, GAMMA = tl.constexpr(streams.UNIFORM), tl.constexpr(streams.GAMMA)
+GATE = tl.constexpr(streams.GATE)
 _POSITION_BITS = tl.constexpr(streams.POSITION_BITS)
 _ATTEMPTS, _ATTEMPT_SHIFT = tl.constexpr(streams.ATTEMPTS), tl.constexpr(streams.ATTEMPT_SHIFT)
 _TWO_PI = tl.constexpr(6.283185307179586)
@@ -86,6 +87,15 @@ def _uniform(seed, generation, sample, position, s0, s1, s2, out, count, K, KEYE
     i = tl.where(inside, i, 0)
     u = uniform_noise(i % K, i // K, seed, generation, sample, position, s0, s1, s2, KEYED)
     tl.store(out + i, u, mask=inside)
+
+
+@triton.jit(do_not_specialize=KEY)
+def _gate(seed, generation, sample, position, s0, s1, s2, out, count, KEYED: tl.constexpr, LANES: tl.constexpr):
+    i = tl.program_id(0).to(tl.int64) * LANES + tl.arange(0, LANES)
+    inside = i < count
+    i = tl.where(inside, i, 0)
+    w0, w1, _, _ = words(GATE, tl.zeros_like(i), i, seed, generation, sample, position, s0, s1, s2, KEYED)
+    tl.store(out + i, unit(w0, w1), mask=inside)
 
 
 @triton.jit(do_not_specialize=KEY)
@@ -165,6 +175,13 @@ def uniform(noise, size: int) -> torch.Tensor:
     """`KeyedNoise.uniform`."""
     out = torch.empty(len(noise), size, dtype=torch.float64, device=noise.sample.device)
     _each(_uniform, noise, out.numel(), out, out.numel(), size)
+    return out
+
+
+def gate(noise) -> torch.Tensor:
+    """`KeyedNoise.gate`."""
+    out = torch.empty(len(noise), dtype=torch.float64, device=noise.sample.device)
+    _each(_gate, noise, len(noise), out, len(noise))
     return out
 
 

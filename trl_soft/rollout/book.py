@@ -35,7 +35,8 @@ class Turn:
     Args:
         token: the token that it drew or was forced to write. written: the same; for a finished row, the filler of its plan.
         t: the column of the token.
-        active, thinks, answers (bool): whether it wrote anything, a thought, or a token of the answer.
+        active, thinks, answers (bool):
+            Whether it wrote anything, a soft step of a thought, or a token that it drew: of the answer, or a hard step of a thought.
         closed (bool): whether its thought ended, by itself or with the end of sequence.
     """
 
@@ -65,7 +66,14 @@ def turns(rows: Rows, rules: Rules) -> Turns:
 
 
 def decide(
-    rows: Rows, rules: Rules, thought_token, answer_token, cold, closes_as_token: bool, now: Turns | None = None
+    rows: Rows,
+    rules: Rules,
+    thought_token,
+    answer_token,
+    cold,
+    closes_as_token: bool,
+    soft=None,
+    now: Turns | None = None,
 ) -> Turn:
     """
     Update numbers, flags, ids and masks after a draw.
@@ -74,16 +82,19 @@ def decide(
         thought_token, answer_token (`torch.Tensor` of shape `(N,)`): the token that each row would write as a thought and as an answer.
         cold (`torch.Tensor` of shape `(N,)`, *optional*): entropy of the prediction, if a plan has a Cold Stop.
         closes_as_token (`bool`): whether the step that ends a thought is recorded as a token instead of a thought.
+        soft (`torch.Tensor` of shape `(N,)`, bool, *optional*): which steps of thoughts a gate makes soft. `None`: all.
         now (`Turns`, *optional*): the turns of these rows, if they are known.
     """
     if kernels.fused(rows.index.device):
         from ..kernels import decisions
 
-        return Turn(*decisions.decide(rows, rules, thought_token, answer_token, cold, closes_as_token))
+        return Turn(*decisions.decide(rows, rules, thought_token, answer_token, cold, closes_as_token, soft))
     flags, rule = rows.flags, _rules_of(rows, rules)
     now = now or turns(rows, rules)
     active, thinks, answers = flags["active"], now.thinks, now.answers
-    token = torch.where(thinks, thought_token, torch.where(answers, answer_token, now.token))
+    softly = thinks if soft is None else thinks & soft
+    draws = answers | (thinks & ~softly)  # a token
+    token = torch.where(softly, thought_token, torch.where(draws, answer_token, now.token))
     is_eos = (token.unsqueeze(-1) == rules.eos.index_select(0, rows["rule"])).any(-1)
     ended = token == rule["end"]
     texts: dict[str, torch.Tensor] = {}
@@ -92,14 +103,9 @@ def decide(
         ended |= completed
     closed = thinks & (ended | is_eos)
     thinking_length = rows["thinking_length"] + thinks
-    too_long, calm = thinking_length >= rule["cap"], rows["calm"]
-    if cold is not None:
-        low = cold < rules.cold_entropy.index_select(0, rows["rule"])
-        calm = torch.where(thinks, torch.where(low, calm + 1, 0), calm)
-        too_long |= calm >= rule["cold_length"]
-    too_long &= thinks & ~closed
-    answered = rows["answered"] + answers
-    t = rows["t"] + active
+    calm, is_cold = _cold_stop(rows, rules, rule, cold, thinks)
+    too_long = thinks & ~closed & ((thinking_length >= rule["cap"]) | is_cold)
+    answered, t = rows["answered"] + answers, rows["t"] + active
     done = torch.where(thinks | answers, is_eos, flags["done"])
     changed = {
         "t": t, "cursor": rows["cursor"] + now.forced, "answered": answered, "calm": calm,
@@ -113,12 +119,21 @@ def decide(
         "cut": torch.where(thinks, too_long, flags["cut"]),
     }
     _write_state(rows, changed, flagged)
-    blocks, index = rows.blocks, rows.index
+    blocks = rows.blocks
     column = rows["t"].clamp(max=blocks["ids"].size(1) - 1)
-    is_thought = thinks & ~closed if closes_as_token else thinks
-    masks = torch.stack((active, is_thought, now.forced), -1)
-    put([blocks["ids"], blocks["masks"]], [token, masks], index, column, active)
-    return Turn(token, torch.where(active, token, rule["filler"]), column, active, thinks, answers, closed)
+    masks = torch.stack((active, softly & ~closed if closes_as_token else softly, now.forced), -1)
+    put([blocks["ids"], blocks["masks"]], [token, masks], rows.index, column, active)
+    return Turn(token, torch.where(active, token, rule["filler"]), column, active, softly, draws, closed)
+
+
+def _cold_stop(rows: Rows, rules: Rules, rule: dict[str, torch.Tensor], cold, thinks: torch.Tensor):
+    """Cold steps in a row after a step (N,), and whether they end the thought (N,)."""
+    calm = rows["calm"]
+    if cold is None:
+        return calm, torch.zeros_like(thinks)
+    low = cold < rules.cold_entropy.index_select(0, rows["rule"])
+    calm = torch.where(thinks, torch.where(low, calm + 1, 0), calm)
+    return calm, calm >= rule["cold_length"]
 
 
 def _read_texts(
@@ -153,6 +168,13 @@ def _write_state(rows: Rows, changed: dict[str, torch.Tensor], flags: dict[str, 
         rows.undo["flags"][index, place] = torch.stack([rows.flags[name] for name in FLAGS], -1)
     blocks["numbers"][index] = torch.stack([changed.get(name, rows[name]) for name in NUMBERS], -1)
     blocks["flags"][index] = torch.stack([flags[name] for name in FLAGS], -1)
+
+
+def remember(rows: Rows, memory: dict[str, torch.Tensor], mask: torch.Tensor) -> None:
+    """Write the columns of a gate, (N,) by name, where the mask (N,) is true. `decide` has kept the values before them."""
+    numbers = rows.blocks["numbers"]
+    for name, value in memory.items():
+        numbers[rows.index, NUMBERS.index(name)] = torch.where(mask, value, rows[name])
 
 
 def put(targets: Sequence[torch.Tensor], values: Sequence[torch.Tensor], index, t, mask) -> None:

@@ -23,6 +23,8 @@ NUMBERS = (
     "matched",  # state of the matcher: bytes of the text that ends a thought, with which the shadow ends
     "surplus",  # characters that the token of the closing step writes beyond that text
     "script",  # row of the forced texts that follows the thought
+    "run",  # memory of a gate: steps in a row of one kind, above 0 soft, below 0 hard,
+    "reference",  # and the bits of the entropy, float64, at the step that began them
 )
 FLAGS = (
     "active",  # False once it has finished

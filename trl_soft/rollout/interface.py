@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..gates import Gate
 from ..ranges import check_number
 from ..record import SoftTokens
 from ..thoughts import Hard, Thought
@@ -37,6 +38,7 @@ class Plan:
         prefill (`str`): the text forced after a thought that ended itself.
         repetition_penalty (`float`): for tokens (of hard thoughts and of answers), as in `generate`.
         max_answer_length (`int`, *optional*): cap of the answer's own tokens, without thoughts and forced tokens.
+        gate (`Gate`, *optional*): which steps of a thought are soft. `None`: all of them.
     """
 
     thought: Thought
@@ -49,6 +51,7 @@ class Plan:
     prefill: str = ""
     repetition_penalty: float = 1.0
     max_answer_length: int | None = None
+    gate: Gate | None = None
 
     @property
     def begins_answers(self) -> bool:

@@ -152,4 +152,5 @@ def plan_of_ids(
         prefill=settings.answer_prefill[0] if settings.answer_prefill is not None else "",
         repetition_penalty=repetition_penalty,
         max_answer_length=settings.max_answer_length,
+        gate=settings.make_gate(evaluation),
     )

@@ -42,7 +42,8 @@ class Slots:
         self.action: dict[str, torch.Tensor] = {}
         self._views: dict[int, Any] = {}
         self.samples = key.sample.to(device)
-        self._answers_first = False  # whether a completion began with its answer
+        # Whether completions may have no soft step: a prompt that has closed its thought, or a gate.
+        self._may_be_hard = plan.gate is not None
         self._told: dict[int, int] = {}  # by number of a prompt, the columns that `tell` has handed on
 
     def _of(self, size: int) -> Any:
@@ -72,7 +73,7 @@ class Slots:
     def admit(self, slots: list[int], numbers: list[int], prompts: list[list[int]], limits: list[int]) -> None:
         """Begin completions in some slots, with a thought, or with the answer if the prompt has closed its thought."""
         closed = self.plan.closed(prompts)
-        self._answers_first |= any(closed)
+        self._may_be_hard |= any(closed)
         index = torch.tensor(slots, device=self.device)
         for block in self.action.values():
             block[index] = 0
@@ -140,8 +141,8 @@ class Slots:
         """One token or thought for each active slot of `index` (N,), from N rows of `logits`."""
         rows = Rows(self.blocks, index, seen=self.blocks.get("seen"))
         noise = KeyedNoise(self.key.seed, self.key.generation, rows["sample"], rows["t"])
-        if self._answers_first and not self.action:
-            # A record has the tensors of an action even if no completion thinks. This draw only makes the tensors.
+        if self._may_be_hard and not self.action:
+            # A record has the tensors of an action even if no step is soft. This draw only makes the tensors.
             for name, value in self.plan.thought.sample(logits, noise)[0].items():
                 self._room(name, value)
         self.steps(rows, logits, noise, self._room, every_row)

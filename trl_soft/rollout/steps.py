@@ -6,10 +6,12 @@ whose plans share a thought are drawn together.
 """
 
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 
 from .. import kernels
+from ..gates import GateStep
 from ..noise import KeyedNoise
 from ..thoughts import Hard
 from ..vocabulary.head_logits import DenseLogits
@@ -31,6 +33,7 @@ class Steps:
     def __init__(self, plan: Plan, rules: Rules):
         self.thought, self.answer, self.rules = plan.thought, plan.answer, rules
         self.cold = plan.stop.temperature if plan.stop.cold_entropy is not None else None
+        self.gate, self.temperature = plan.gate, plan.stop.temperature
         self.penalised = plan.repetition_penalty != 1.0
         self.one_sampler = isinstance(plan.thought, Hard) and plan.thought.same_as(plan.answer)
         # If true, the closing step is a token, in the record and in the update.
@@ -40,7 +43,8 @@ class Steps:
     def kind(plan: Plan) -> tuple:
         """The part of a plan that must be equal for rows to be drawn together."""
         cold = plan.stop.temperature if plan.stop.cold_entropy is not None else None
-        return plan.thought.key(), plan.answer.key(), cold, plan.repetition_penalty != 1.0
+        gate = None if plan.gate is None else plan.gate.key()
+        return plan.thought.key(), plan.answer.key(), cold, plan.repetition_penalty != 1.0, gate
 
     def __call__(self, rows: Rows, logits: DenseLogits, noise: KeyedNoise, room, every_row: bool) -> torch.Tensor:
         """
@@ -51,15 +55,9 @@ class Steps:
             (N,) int64: the tokens to write down. For a finished completion this is the filler of its plan.
         """
         thought = self.thought
-        turns = None
-        if every_row:
-            thinks: _Every | _Some = _Every(rows)
-            answers = thinks
-        else:
-            turns = book.turns(rows, self.rules)
-            thinks, answers = _Some(rows, turns.thinks), _Some(rows, turns.answers)
+        turns, thinks, answers, gated, cold = self._who(rows, logits, noise, every_row)
         tokens = self._penalised(logits, rows)  # the logits for sampling tokens; scores use the model's own logits
-        hard = made = token = cold = mine = None
+        hard = made = token = mine = None
         if answers.any:
             hard = self._token(answers, tokens, logits, noise)
         shared = self.one_sampler and every_row
@@ -71,10 +69,9 @@ class Steps:
             else:
                 drawn_from = thinks.of(tokens) if thought.is_token and self.penalised else mine
                 made, token = thought.sample(drawn_from, thinks.of(noise))
-            if self.cold is not None:
-                cold = thinks.spread(mine.entropy(self.cold))
         drawn = thinks.spread(token), answers.spread(None if hard is None else hard.token)
-        turn = book.decide(rows, self.rules, *drawn, cold, self.closes_as_token, turns)
+        soft = None if gated is None else gated.soft
+        turn = book.decide(rows, self.rules, *drawn, cold, self.closes_as_token, soft, turns)
         values = rows.blocks["values"]
         if thinks.any:
             assert made is not None and token is not None
@@ -94,7 +91,48 @@ class Steps:
             answers.put_score(values, hard.score, turn.t, turn.answers)
         if rows.seen is not None:
             rows.seen[rows.index, turn.token] |= turn.active
+        if gated is not None:
+            book.remember(rows, gated.memory, gated.thinks)
         return turn.written
+
+    def _who(self, rows: Rows, logits: DenseLogits, noise: KeyedNoise, every_row: bool):
+        """
+        The rows that draw a soft step and the rows that draw a token, with what decides it.
+
+        Returns:
+            The turns (`None` for `every_row`), the rows that draw a soft step, those that draw a token, the result of `_gated`, and
+            the entropies for Cold Stop (N,), if it is set.
+        """
+        turns = None if every_row else book.turns(rows, self.rules)
+        thinks: Any = _Every(rows) if turns is None else _Some(rows, turns.thinks)
+        answers = thinks if turns is None else _Some(rows, turns.answers)
+        if not thinks.any:
+            return turns, thinks, answers, None, None
+        cold = None if self.cold is None else thinks.spread(thinks.of(logits).entropy(self.cold))
+        gated = self._gated(thinks, logits, noise)
+        if gated is not None and turns is not None:
+            thinks = _Some(rows, turns.thinks & gated.soft)
+            answers = _Some(rows, turns.answers | turns.thinks & ~gated.soft)
+        return turns, thinks, answers, gated, cold
+
+    def _gated(self, thinks, logits: DenseLogits, noise: KeyedNoise) -> SimpleNamespace | None:
+        """
+        What the gate decides for thinking rows, and what it remembers afterwards. `None` without a gate.
+
+        Returns:
+            `soft` (N,) bool, arbitrary for other rows; `thinks` (N,) bool, the thinking rows; and `memory`, the columns of a gate by
+            name, (N,) each.
+        """
+        if self.gate is None:
+            return None
+        rows: Rows = thinks.rows
+        phase = rows.flags["active"] & rows.flags["thinking"]
+        before = thinks.of(rows["run"]), thinks.of(rows["reference"])
+        step = GateStep(thinks.of(logits), thinks.of(noise), self.temperature, *before)
+        soft = self.gate.soft(step)
+        memory = step.memory(soft) if self.gate.has_memory else {}
+        memory = {name: thinks.spread(value) for name, value in memory.items()}
+        return SimpleNamespace(soft=thinks.spread(soft), thinks=phase, memory=memory)
 
     def _score_closing(self, closing, turn: book.Turn, logits: DenseLogits, values: torch.Tensor) -> None:
         """Score the steps that end a thought as tokens of the answer."""

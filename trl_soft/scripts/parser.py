@@ -11,6 +11,7 @@ import yaml
 from trl import TrlParser
 
 from ..command_line import MISTAKE, is_sentence
+from ..gates import gate_options
 from ..thoughts import THOUGHTS
 from ..thoughts.option import TRUNCATION
 from ..thoughts.registry import options
@@ -75,7 +76,10 @@ def _left_behind(config: dict[str, Any], args: list[str]) -> list[str]:
         return []
     evaluated = _value(args, "--eval_thought") or config.get("eval_thought")
     stays = set(THOUGHTS[evaluated].options) if evaluated in THOUGHTS else set()
-    names = [name for name in config if name in TRUNCATION or name in set(options()) - stays]
+    left = {*TRUNCATION, *options()} - stays
+    if THOUGHTS[kind].is_token and (evaluated not in THOUGHTS or THOUGHTS[evaluated].is_token):
+        left |= {"thinking_gate", *gate_options()}
+    names = [name for name in config if name in left]
     if names:
         logger.warning(
             f"`--thought {kind}` takes the place of `thought: {config['thought']}`, so the recipe's {', '.join(names)} are left "

@@ -14,6 +14,8 @@
                                logged for noise on the hidden state, whose score is not in logits
     thinking/kl                k3 estimate against the reference
     thinking/logp_difference   |drawn - re-scored|, mean and max. `runs/replay.py` checks the mean
+    thinking/soft_ratio        share of a thought's steps that are soft, with a `thinking_gate`
+    hard_step/...              the same over the steps of thoughts that a gate makes hard
     answer/...                 the same over the answer's tokens. `answer/mean_length` counts the tokens after the closing step
     nonfinite/skipped          share of updates skipped because of a NaN or an infinity, with `nonfinite: skip`
 
@@ -26,11 +28,15 @@ from ..rollout import Rollout
 from .in_flight import InFlight
 
 
-def rollout_metrics(drawn: Rollout, accelerator) -> dict[str, float]:
-    """Metrics of one rollout."""
+LENGTH = "soft_thinking_length"  # in a batch, (B,): steps of each thought, where a gate makes some of them hard
+
+
+def rollout_metrics(drawn: Rollout, accelerator, gated: bool = False) -> dict[str, float]:
+    """Metrics of one rollout. `gated`: whether a gate decides which steps of thoughts are soft."""
     thoughts = drawn.record.thinking_mask & drawn.completion_mask
     own = drawn.completion_mask & ~drawn.record.forced_mask
-    answers = own & ~thoughts
+    hard_steps = _before_closing(own, drawn.thinking_length) & ~thoughts
+    answers = own & ~thoughts & ~hard_steps
     sums = {
         "thinking/mean_length": (drawn.thinking_length.sum(), drawn.thinking_length.numel()),
         "thinking/clipped_ratio": (drawn.thinking_cut.sum(), drawn.thinking_cut.numel()),
@@ -45,6 +51,9 @@ def rollout_metrics(drawn: Rollout, accelerator) -> dict[str, float]:
         support = torch.exp(torch.special.entr(y / y.sum(-1, keepdim=True).clamp(min=1e-9)).sum(-1))
         sums["thinking/top1_weight"] = (weights.amax(-1).sum(), thoughts.sum())
         sums["thinking/effective_support"] = (support.sum(), thoughts.sum())
+    if gated:
+        sums["thinking/soft_ratio"] = (thoughts.sum(), thoughts.sum() + hard_steps.sum())
+        sums["hard_step/entropy"] = (drawn.entropies[hard_steps].sum(), hard_steps.sum())
     return _means(sums, accelerator)
 
 
@@ -58,7 +67,11 @@ def update_metrics(flight: InFlight, epsilon: tuple[float, float], accelerator) 
     outside = (log_ratio < _log(1 - epsilon[0])) | (log_ratio > _log(1 + epsilon[1]))
     difference = flight.difference.repeat_interleave(draws, dim=1)
     sums, maxima = {}, {}
-    for name, part in (("thinking", mask & thinking), ("answer", mask & ~thinking)):
+    parts = {"thinking": mask & thinking, "answer": mask & ~thinking}
+    if LENGTH in batch:
+        parts["hard_step"] = parts["answer"] & _before_closing(mask, batch[LENGTH], draws)
+        parts["answer"] = parts["answer"] & ~parts["hard_step"]
+    for name, part in parts.items():
         count = part.sum()
         sums[f"{name}/log_ratio/mean"] = (log_ratio[part].abs().sum(), count)
         sums[f"{name}/clip_ratio"] = (outside[part].sum(), count)
@@ -74,6 +87,12 @@ def update_metrics(flight: InFlight, epsilon: tuple[float, float], accelerator) 
     if variance is not None:
         sums["thinking/score_variance"], sums["answer/score_variance"] = variance
     return _means(sums, accelerator) | _maxima(maxima, accelerator)
+
+
+def _before_closing(mask: torch.Tensor, length: torch.Tensor, draws: int = 1) -> torch.Tensor:
+    """Where `mask` (B, C*D) holds among the first `length` - 1 (B,) positions: before the step that ended a thought."""
+    position = torch.arange(mask.size(1), device=mask.device) // draws
+    return mask & (position < length.unsqueeze(1) - 1)
 
 
 def own_lengths(lengths: list[int], ended: list[bool], accelerator) -> dict[str, float]:

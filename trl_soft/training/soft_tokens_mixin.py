@@ -38,7 +38,7 @@ from ..thoughts import Hard
 from .attention_gradients import sound_gradients
 from .check_arguments import check_arguments
 from .in_flight import InFlight, Phase, Replay
-from .metrics import rollout_metrics, update_metrics
+from .metrics import LENGTH, rollout_metrics, update_metrics
 from .per_draw_ratios import gather
 from .progress_table import show_progress_table
 from .rollout_precision import RolloutWeights, as_vllm
@@ -268,7 +268,7 @@ class SoftTokensMixin(_Host):
         drawn, plan = flight.rollout, self._plans[self._mode]
         lengths = zip(completion_ids, drawn.thinking_length.tolist(), drawn.thinking_surplus.tolist(), strict=True)
         flight.answer_phases = [answer_phase(self._tokenizer, *of_row, plan) for of_row in lengths]
-        for name, value in rollout_metrics(drawn, self.accelerator).items():
+        for name, value in rollout_metrics(drawn, self.accelerator, plan.gate is not None).items():
             self._metrics[self._mode][name].append(value)
 
     def _judged(self, completion_ids: list[list[int]], completions: list) -> list:
@@ -294,7 +294,9 @@ class SoftTokensMixin(_Host):
 
     def _to_batch(self, flight: InFlight, output: dict) -> dict:
         """Add the record of thoughts to TRL's batch `output`."""
-        return flight.record.to_length(output["completion_ids"].size(1)).to_batch()
+        batch = flight.record.to_length(output["completion_ids"].size(1)).to_batch()
+        gated = self._plans[self._mode].gate is not None
+        return batch | ({LENGTH: flight.rollout.thinking_length} if gated else {})
 
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
