@@ -19,6 +19,13 @@ STOPS = [
 ]
 
 
+GATED = [
+    {"thinking_gate": "random", "gate_probability": 0.5, "gumbel_temperature": 0.5},
+    {"thinking_gate": "entropy_trend", "gate_dwell": 2, "thought": "gaussian"},
+    {"thinking_gate": "first", "gate_length": 3, "thought": "multiplex"},
+]
+
+
 @pytest.fixture(scope="module")
 def net():
     return served.model()
@@ -80,7 +87,7 @@ def assert_same(ours, theirs, gaussian=False):
 
 def test_both_engines_think_the_same(llm, net, resumed):
     """Every kind of thought and of end, all in one queue: the same tokens, records and log-probabilities."""
-    cases = [(kind, i) for i, kind in enumerate(tiny.THOUGHTS + STOPS)]
+    cases = [(kind, i) for i, kind in enumerate(tiny.THOUGHTS + STOPS + GATED)]
     prompts, params = [], []
     for settings, i in cases:
         for j in range(2):
