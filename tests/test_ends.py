@@ -20,7 +20,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from tests import standins, tiny
 from tests.test_vllm_parts import assert_same, params, read
 from trl_soft import SoftRLOOConfig, SoftRLOOTrainer, ThinkingSettings, soft_generate
-from trl_soft.evaluate.report.thoughts_page import _answer_at
+from trl_soft.page.filled_page import answer_at
 from trl_soft.rewards import exact_answer_reward, soft_tokens_reward
 from trl_soft.rollout import Key
 from trl_soft.rollout.completion_text import answer_start, completion_texts
@@ -485,4 +485,4 @@ def test_the_answer_begins_inside_the_token_that_closed_the_thought():
     start = answer_start(tokenizer, ids, len(thought), len(rest), made)
     assert text == f"6 * 12 = 72. {FINAL}\\boxed{{72}}." and text[start:] == "\\boxed{72}."
     assert soft_tokens_reward([text], ["72"]) == [100.0]
-    assert _answer_at({"answer_at": start}, text, None, len(thought), {}) == start
+    assert answer_at({"answer_at": start}, text, None, len(thought), {}) == start

@@ -3,6 +3,7 @@
 
 import base64
 import hashlib
+import html
 import json
 import re
 from html.parser import HTMLParser
@@ -389,6 +390,25 @@ def test_in_a_browser_keys_work_from_the_first_moment_and_tokens_show_what_they_
         browser.press("End", 35)
         assert browser.value(chosen) == [0, 0]
         healthy(browser)
+
+
+@browser_only
+def test_in_a_browser_a_page_inside_another_works(tmp_path):
+    """As trackers show it: in a frame that has no address of its own."""
+    lines = [sample(d, [token, "2"], problem=n) for n in (0, 1) for d, token in (("hard", "a"), ("gumbel", "b"))]
+    page = inspect_page(run_of(tmp_path / "run", lines), tmp_path / "p.html")
+    outer = tmp_path / "outer.html"
+    outer.write_text(f'<iframe srcdoc="{html.escape(page.read_text(encoding="utf-8"))}"></iframe>', encoding="utf-8")
+    inner = "document.querySelector('iframe').contentDocument"
+    with chromium.Browser(tmp_path / "profile") as browser:
+        browser.open(outer.resolve().as_uri())
+        assert browser.value(f"{inner}.documentElement.dataset.error ?? null") is None
+        browser.value(f"{inner}.querySelectorAll('.step')[1].click()")
+        chosen = f"[...{inner}.querySelectorAll('.step[aria-current]')].map(b => Number(b.dataset.step))"
+        assert browser.value(chosen) == [1, 1]
+        changed = f"new Promise(r => {inner}.defaultView.addEventListener('hashchange', () => r(1), {{once: true}}) || {inner}.getElementById('next').click())"
+        browser.value(changed)
+        assert browser.value(f"{inner}.documentElement.dataset.ready") == "b/1/0"
 
 
 @browser_only

@@ -2,7 +2,6 @@
 """A model that is evaluated: it completes prompts, a grader judges the answers, and each sample becomes a line."""
 
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from contextlib import closing
 from statistics import mean
@@ -13,8 +12,9 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..forward import soft_tokens_added
+from ..page.completion_lines import TokenTexts, completion_line, completion_steps
 from ..rollout import ENGINES, EngineOptions, Key, Rollout
-from ..rollout.completion_text import answer_phase, answer_start, completion_texts
+from ..rollout.completion_text import answer_phase
 from ..rollout.interface import Plan
 from ..rollout.make_plan import check_prompts, make_plan, table_rms
 from ..thoughts import Hard
@@ -43,7 +43,7 @@ class EvaluatedModel:
         self.tokenizer = AutoTokenizer.from_pretrained(path)
         self.model = AutoModelForCausalLM.from_pretrained(path, dtype=run.dtype).to(device).eval()
         self.saved = saved_beside(path)
-        self._texts: dict[int, str] = {}
+        self._texts = TokenTexts(self.tokenizer)
         eos = self.model.generation_config.eos_token_id
         eos = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
         self.eos = sorted({*eos, *([] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id])})
@@ -127,58 +127,14 @@ class EvaluatedModel:
         One completion as a line: its text, its verdict, its lengths and entropy, and its steps where `others`, what its tokens could
         have been, is given.
         """
-        length = int(rollout.completion_mask.sum())
-        ids = rollout.completion_ids[0, :length].tolist()
-        lengths = int(rollout.thinking_length), int(rollout.thinking_surplus)
-        (text,) = completion_texts(self.tokenizer, [ids], plan)
-        phase = answer_phase(self.tokenizer, ids, *lengths, plan) if self.preset.formats[kind].answer_prefill else None
+        line = completion_line(self.tokenizer, plan, rollout)
+        ids = rollout.completion_ids[0, : line["length"]].tolist()
+        phase = None
+        if self.preset.formats[kind].answer_prefill:
+            phase = answer_phase(self.tokenizer, ids, line["thinking_length"], line["thinking_surplus"], plan)
         grader: Callable = GRADERS[self.run.grader or problem.meta["grader"]]
-        verdict = grader(answer_text(text, self.preset, kind, phase), problem.gold)
-        entropy = rollout.entropies[0, :length][rollout.record.thinking_mask[0, :length]]
-        line: dict[str, Any] = {
-            "text": text,
-            "answer_at": answer_start(self.tokenizer, ids, *lengths, plan),
-            "length": length,
-            "thinking_length": lengths[0],
-            "thinking_surplus": lengths[1],
-            "thinking_cut": rollout.thinking_cut.item(),
-            "clipped": ids[-1] not in self.eos,  # a cap ended it: of the completion, or of the answer
-            "entropy": entropy.mean().item() + 0.0 if len(entropy) else None,  # -0.0 is 0.0
-        }
+        verdict = grader(answer_text(line["text"], self.preset, kind, phase), problem.gold)
         if others is not None:
-            line["thoughts"] = self._steps(rollout, length, others)
+            line["thoughts"] = completion_steps(self._texts, rollout, self.run.candidates, others)
         line |= {"answer": verdict.answer, "vote": verdict.vote, "correct": verdict.correct}
         return line | ({"reason": verdict.reason} if verdict.reason else {})
-
-    def _steps(self, rollout: Rollout, length: int, others: dict[int, list[tuple[int, float]]]) -> list[dict]:
-        """
-        The token, the entropy and the candidates of each step. Of a soft thought they are its heaviest ones with their weights; of a
-        token, which is `drawn`, the likeliest ones with their probabilities.
-        """
-        record = rollout.record
-        thinks = record.thinking_mask[0, :length].tolist()
-        mixtures = iter(zip(record.candidates(0).tolist(), record.weights(0).tolist(), strict=True))
-        steps: list[dict] = []
-        for t, (token, entropy, thought) in enumerate(
-            zip(rollout.completion_ids[0].tolist(), rollout.entropies[0].tolist(), thinks, strict=False)
-        ):
-            weights: dict[int, float] = defaultdict(float)  # a token may be drawn twice
-            for candidate, weight in zip(*next(mixtures), strict=True) if thought else ():
-                weights[candidate] += weight
-            drawn = t in others
-            pairs = others[t] if drawn else sorted(weights.items(), key=lambda pair: -pair[1])[: self.run.candidates]
-            step: dict[str, Any] = {
-                "token": self._text_of(token),
-                "entropy": round(entropy, 4) + 0.0,
-                "thought": thought,
-                "candidates": [
-                    [self._text_of(i), round(w, 4)] for i, w in pairs if w >= 5e-5 or (drawn and i == token)
-                ],
-            }
-            steps.append(step | ({"drawn": True} if drawn else {}))
-        return steps
-
-    def _text_of(self, token: int) -> str:
-        if token not in self._texts:
-            self._texts[token] = str(self.tokenizer.decode([token]))
-        return self._texts[token]

@@ -138,10 +138,41 @@ class RefillSettings:
 
 
 @dataclass
-class SoftGRPOConfig(ThinkingSettings, RolloutSettings, RefillSettings, NonfiniteSettings, ReplaySettings, GRPOConfig):
+class ThoughtLogSettings:
+    """
+    > Parameters that decide which thoughts a run shows
+
+    With `log_completions`, TRL's table of completions has a column `candidates` too, with their weights.
+
+    Args:
+        log_thoughts_steps (`int`, *optional*, defaults to `50`):
+            Every so many updates, beginning with the first rollout, show a few thoughts of the rollout:
+            `output_dir/thoughts/step-N.html` is a page with each step's candidates and weights, after N updates. With
+            `report_to: wandb` the page and a table are logged as `thoughts/page` and `thoughts/table`, with `report_to:
+            tensorboard` the table as the text `thoughts`. 0 shows none.
+        log_thoughts_prompts (`int`, *optional*, defaults to `4`):
+            Number of prompts to show. Of each, the completions with the highest and the lowest advantage are shown.
+    """
+
+    log_thoughts_steps: int = field(
+        default=50, metadata={"help": "Updates between two pages of thoughts; 0 writes none."}
+    )
+    log_thoughts_prompts: int = field(default=4, metadata={"help": "Prompts on a page of thoughts."})
+
+
+@dataclass
+class SoftGRPOConfig(
+    ThinkingSettings,
+    RolloutSettings,
+    RefillSettings,
+    NonfiniteSettings,
+    ReplaySettings,
+    ThoughtLogSettings,
+    GRPOConfig,
+):
     """
     Configuration of [`SoftGRPOTrainer`]: every field of [`~trl.GRPOConfig`], and those of [`ThinkingSettings`],
-    [`RolloutSettings`], [`RefillSettings`], [`NonfiniteSettings`] and [`ReplaySettings`].
+    [`RolloutSettings`], [`RefillSettings`], [`NonfiniteSettings`], [`ReplaySettings`] and [`ThoughtLogSettings`].
 
     `temperature`, `top_p`, `top_k`, `min_p` and `repetition_penalty` shape the answer; the `thinking_*` fields shape
     the thought. `bf16` is on if the device has it, unless it is set. A setting that cannot work with soft thoughts raises a
@@ -156,10 +187,18 @@ class SoftGRPOConfig(ThinkingSettings, RolloutSettings, RefillSettings, Nonfinit
 
 
 @dataclass
-class SoftRLOOConfig(ThinkingSettings, RolloutSettings, RefillSettings, NonfiniteSettings, ReplaySettings, RLOOConfig):
+class SoftRLOOConfig(
+    ThinkingSettings,
+    RolloutSettings,
+    RefillSettings,
+    NonfiniteSettings,
+    ReplaySettings,
+    ThoughtLogSettings,
+    RLOOConfig,
+):
     """
     Configuration of [`SoftRLOOTrainer`]: every field of [`~trl.RLOOConfig`], and those of [`ThinkingSettings`],
-    [`RolloutSettings`], [`RefillSettings`], [`NonfiniteSettings`] and [`ReplaySettings`].
+    [`RolloutSettings`], [`RefillSettings`], [`NonfiniteSettings`], [`ReplaySettings`] and [`ThoughtLogSettings`].
     """
 
     def __post_init__(self):
@@ -194,6 +233,8 @@ def refuse_numbers(args) -> None:
     check_number("rollout_slots", args.rollout_slots, 1, None, whole=True, optional=True)
     check_number("max_refill_rollouts", args.max_refill_rollouts, 0, None, whole=True)
     check_number("vllm_request_timeout", args.vllm_request_timeout, 0, None, open_low=True)
+    check_number("log_thoughts_steps", args.log_thoughts_steps, 0, None, whole=True)
+    check_number("log_thoughts_prompts", args.log_thoughts_prompts, 1, None, whole=True)
     check_number("replay_tolerance", args.replay_tolerance, 0, None, open_low=True, optional=True)
     choices = {
         "rollout_engine": ENGINES,

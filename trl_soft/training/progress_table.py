@@ -4,7 +4,6 @@
 The table has the few metrics that say whether a run is healthy. All metrics go to the tracker and to `metrics.jsonl`.
 """
 
-import functools
 import json
 import logging
 import math
@@ -13,7 +12,6 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +25,11 @@ from rich.text import Text
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from .harmless import harmless
 
-logger = logging.getLogger(__name__)
+
 METRICS_FILE = "metrics.jsonl"
+_harmless = harmless(f"its table and `{METRICS_FILE}`")
 _ROWS = 8
 _BLOCKS = "▁▂▃▄▅▆▇█"
 # Heading, metric, format. `tokens/s` and `seconds` are measured here.
@@ -87,27 +87,6 @@ def number(value: Any) -> float:
 def encodable(text: str, encoding: str) -> str:
     """A text as a terminal or a file of this encoding can show it."""
     return text.encode(encoding, "replace").decode(encoding)
-
-
-def _harmless(method):
-    """Let a display that fails say so once and stay off. It never ends a run."""
-
-    @functools.wraps(method)
-    def call(self, *args, **kwargs):
-        if self.failed:
-            return
-        try:
-            method(self, *args, **kwargs)
-        except (Exception, SystemExit) as error:  # rich leaves by SystemExit where a pipe is closed
-            self.failed = True
-            with suppress(Exception, SystemExit):
-                self.close()
-            logger.warning(
-                f"The run goes on without its table and without `{METRICS_FILE}`, because they failed: "
-                f"{type(error).__name__}: {error}"
-            )
-
-    return call
 
 
 def line_of(row: dict[str, float], rewards: Sequence[float], of: int, left: float) -> str:

@@ -42,6 +42,7 @@ from .metrics import LENGTH, rollout_metrics, update_metrics
 from .per_draw_ratios import gather
 from .progress_table import show_progress_table
 from .rollout_precision import RolloutWeights, as_vllm
+from .thought_log import ThoughtLog
 
 
 logger = logging.get_logger(__name__)
@@ -81,6 +82,7 @@ class SoftTokensMixin(_Host):
             )
         self._add_soft_tokens()
         self._progress = show_progress_table(self)
+        self._thought_log = ThoughtLog(self)
 
     def _bare(self, model):
         """The model without accelerate's wrappers and `torch.compile`: rollouts run eagerly, as `generate` does."""
@@ -280,6 +282,8 @@ class SoftTokensMixin(_Host):
         ]
 
     def _calculate_rewards(self, inputs, *args, **kwargs):
+        if self.log_completions:
+            self._thought_log.add_column(self._in_flight.rollout)
         if self._plans[self._mode].begins_answers:
             # A column for the rewards, because the text of a completion does not show where the answer begins.
             phases = self._in_flight.answer_phases
@@ -290,6 +294,8 @@ class SoftTokensMixin(_Host):
         with self._flying(Phase.ROLLOUT) as flight:
             flight.inputs = inputs = list(inputs)
             output = super()._generate_and_score_completions(inputs)
+            if self._mode == "train":
+                self._thought_log.note(flight.rollout, output)
             return {**output, **self._to_batch(flight, output)}
 
     def _to_batch(self, flight: InFlight, output: dict) -> dict:

@@ -6,19 +6,12 @@ trl-soft inspect outputs/eval/before outputs/eval/after -o thoughts.html
 """
 
 import argparse
-import base64
-import hashlib
-import html
-import json
-import math
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ...files import printable
-from ...settings import ThinkingSettings
-from ...thoughts import THOUGHTS
+from ...page.filled_page import ceiling, filled, settings_read, shown_line
 from ..run_files import read_manifest, shown_samples
 from ..store import Store
 from .run_results import decodings_of
@@ -26,8 +19,6 @@ from .run_results import decodings_of
 
 PROBLEMS = 8
 SAMPLES = 4
-CANDIDATES = 16
-_TEMPLATE = Path(__file__).with_name("thoughts_page.html")
 PathLike = str | Path
 
 
@@ -76,7 +67,7 @@ def inspect_page(
         )
     output = Path(output_html)
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(_fill(_page_data(chosen, selection, counts)), encoding="utf-8", newline="\n")
+    output.write_text(filled(_page_data(chosen, selection, counts)), encoding="utf-8", newline="\n")
     return output
 
 
@@ -199,7 +190,7 @@ def _page_data(runs: list[ShownRun], selection: dict, counts: dict) -> dict[str,
             "problems": {
                 problem: {
                     decoding: {
-                        number: _line(decoding, sample, thinking[decoding], prompts)
+                        number: shown_line(decoding, sample, thinking[decoding], prompts)
                         for number, sample in sorted(samples.items())
                     }
                     for decoding, samples in decodings.items()
@@ -207,19 +198,11 @@ def _page_data(runs: list[ShownRun], selection: dict, counts: dict) -> dict[str,
                 for problem, decodings in sorted(by.items())
             },
         }
-    entropies = [
-        _finite(step.get("entropy")) or 0.0
-        for by in selection.values()
-        for decodings in by.values()
-        for samples in decodings.values()
-        for sample in samples.values()
-        for step in sample.get("thoughts") or ()
-    ]
     return {
         "name": " and ".join(dict.fromkeys(run.name for run in runs)),
         "model": ", then ".join(dict.fromkeys(str(run.manifest.get("model") or "model not recorded") for run in runs)),
         "first": _opening(runs),
-        "ceiling": max(0.5, math.ceil(2 * max(entropies, default=0.0)) / 2),
+        "ceiling": ceiling(benchmarks),
         "decodings": [_decoding(run, name) for run in runs for name in run.entries],
         "benchmarks": benchmarks,
         "prompts": list(prompts),
@@ -230,7 +213,7 @@ def _decoding(run: ShownRun, name: str) -> dict[str, Any]:
     """A decoding, with the settings that its thought reads in one line."""
     entry = run.entries[name]
     try:
-        read = _read(entry.get("thinking") or {})
+        read = settings_read(entry.get("thinking") or {})
     except ValueError as error:
         raise ValueError(
             f"{printable(str(run.folder / 'manifest.json'))}: the decoding {printable(name)!r} cannot be shown: {error}"
@@ -238,103 +221,6 @@ def _decoding(run: ShownRun, name: str) -> dict[str, Any]:
     answer = {f"answer {key}": value for key, value in (entry.get("answer") or {}).items() if value is not None}
     about = ", ".join(f"{key} {value}" for key, value in (read | answer).items())
     return {"name": run.shown[name], "about": about, "soft": _is_soft(entry)}
-
-
-def _read(thinking: dict) -> dict[str, Any]:
-    """The settings that the thought of a manifest reads; those that are set, where the kind is not installed here."""
-    if thinking.get("thought") not in THOUGHTS:
-        return {key: value for key, value in thinking.items() if value is not None}
-    return ThinkingSettings.of_stored(thinking, "The manifest").resolved()
-
-
-def _line(decoding: str, sample: dict, thinking: dict, prompts: dict[str, int]) -> dict[str, Any]:
-    """The parts of a sample that the page shows."""
-    steps = sample.get("thoughts") or None
-    length = int(sample.get("thinking_length") or 0)
-    text = str(sample["text"])
-    return {
-        "decoding": decoding,
-        "prompt": prompts.setdefault(str(sample.get("prompt", "")), len(prompts)),
-        "text": text,
-        "answer_at": _answer_at(sample, text, steps, length, thinking),
-        "answer": _text(sample.get("answer")),
-        "vote": _text(sample.get("vote")),
-        "correct": bool(sample.get("correct")),
-        "length": int(sample.get("length") or 0),
-        "thinking_length": length,
-        "thinking_cut": bool(sample.get("thinking_cut")),
-        "clipped": bool(sample.get("clipped")),
-        "entropy": _finite(sample.get("entropy")),
-        "thoughts": steps and [_step(step, index < length) for index, step in enumerate(steps)],
-    }
-
-
-def _answer_at(sample: dict, text: str, steps: list[dict] | None, length: int, thinking: dict) -> int | None:
-    """
-    Where in the text the answer begins; `None` if that is unknown.
-
-    It is the place that the sample names, which may lie inside the token that closed the thought. A sample without it has
-    the place after its thinking steps' tokens, or else after the end of thinking.
-    """
-    if isinstance(sample.get("answer_at"), int):
-        return _units(text[: sample["answer_at"]])
-    if steps:
-        thought = "".join(str(step["token"]) for step in steps[:length])
-        if text.startswith(thought):
-            return _units(thought)
-    end = thinking.get("end_of_thinking")
-    before, closing, _ = text.partition(end) if isinstance(end, str) and end else (text, "", "")
-    return _units(before + closing) if closing else None
-
-
-def _units(text: str) -> int:
-    """Length of a text in UTF-16 units, which JavaScript counts."""
-    return len(text.encode("utf-16-le", "surrogatepass")) // 2
-
-
-def _step(step: dict, in_thought: bool) -> dict[str, Any]:
-    return {
-        "token": str(step["token"]),
-        "entropy": _finite(step.get("entropy")),
-        "thought": bool(step.get("thought", in_thought)),
-        "drawn": bool(step.get("drawn")),
-        "candidates": [[str(token), _finite(weight)] for token, weight in (step.get("candidates") or [])[:CANDIDATES]],
-    }
-
-
-def _text(value: Any) -> str | None:
-    return None if value is None else str(value)
-
-
-def _finite(value: Any) -> float | None:
-    """A number rounded to five decimals, -0.0 as 0.0; `None` for a number that JSON cannot hold."""
-    return round(float(value), 5) + 0.0 if isinstance(value, (int, float)) and math.isfinite(value) else None
-
-
-def _fill(data: dict) -> str:
-    """
-    The page with its data.
-
-    In the data `<` is an escape, so that no text ends its element or begins a comment. The policy allows the page's own
-    script only, by its hash, so that other markup could run nothing.
-    """
-    page = _TEMPLATE.read_text(encoding="utf-8")
-    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    # UTF-8 cannot hold a lone surrogate, which is half of a character that a token cut in two.
-    text = re.sub("[\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", text)
-    script, style = (_digest(page, tag) for tag in ("script", "style"))
-    policy = f"default-src 'none'; script-src 'sha256-{script}'; style-src 'sha256-{style}'"
-    fields = {"__POLICY__": policy, "__TITLE__": html.escape(f"Thoughts of {data['name']}"), "__DATA__": text}
-    # One pass, so that a run may have the name of a placeholder.
-    return re.sub("__(POLICY|TITLE|DATA)__", lambda match: fields[match[0]], page)
-
-
-def _digest(page: str, tag: str) -> str:
-    """The hash by which the policy allows the template's element."""
-    content = page.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0]
-    return base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
 
 
 def main(argv: Sequence[str] | None = None) -> None:
