@@ -7,6 +7,7 @@ import logging
 import math
 import re
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +15,8 @@ from rich.console import Console
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from tests import tiny
+from trl_soft.shipped import page
+from trl_soft.training.healthy import BOUNDS, DIFFERENCE, outside
 from trl_soft.training.progress_table import COLUMNS, METRICS_FILE, duration, keep_until, line_of, table_of, trend
 
 
@@ -44,7 +47,7 @@ def test_the_dict_of_metrics_is_not_printed(tmp_path):
 def test_without_a_terminal_a_log_is_one_line_and_all_metrics_are_in_the_file(tmp_path):
     trainer, stream = run(tmp_path, False)
     trainer.train()
-    shown = stream.getvalue().splitlines()
+    shown = [line for line in stream.getvalue().splitlines() if "healthy" not in line]
     assert [line[:8] for line in shown] == ["step 1/2", "step 2/2"]
     logs = [row for row in lines_of(tmp_path) if "reward" in row]
     assert [row["step"] for row in logs] == [1, 2]
@@ -182,3 +185,39 @@ def test_metrics_that_a_run_does_not_have_are_dashes():
 def test_trend_and_duration():
     assert trend([0.0, 0.5, 1.0]) == "▁▅█" and trend([1.0, 1.0]) == "▁▁" and trend([float("nan")]) == ""
     assert [duration(x) for x in (5, 65, 3661)] == ["0:05", "1:05", "1:01:01"]
+
+
+def test_a_value_out_of_its_range_is_named_with_the_page_that_explains_it(tmp_path):
+    """Below the table; without a terminal once, after its line."""
+    (terminal, table), (plain, lines) = run(tmp_path / "a", True), run(tmp_path / "b", False)
+    for trainer, told in ((terminal, None), (plain, 1)):
+        trainer._progress.limit = 0.0  # which rounding exceeds
+        trainer.train()
+        text = (table if trainer is terminal else lines).getvalue()
+        found = re.findall(r"thinking/logp_difference/mean is \S+, and healthy is below 0", text)
+        assert found if told is None else len(found) == told
+        assert "docs/metrics.md" in text
+    assert "docs/metrics.md" not in line_of(ROW, [0.4], 60, 5.0)
+
+
+def test_bounds():
+    row = {
+        "thinking/clipped_ratio": 0.5,
+        "thinking/entropy": 0.31,
+        "thinking/mean_length": 1.0,
+        "x": 7,
+        "nonfinite/skipped": None,
+    }
+    assert outside(row) == {
+        "thinking/mean_length": "thinking/mean_length is 1, and healthy is above 1",
+        "thinking/clipped_ratio": "thinking/clipped_ratio is 0.5, and healthy is below 0.5",
+    }
+    assert outside({DIFFERENCE: 1e-3}) == {} and DIFFERENCE in outside({DIFFERENCE: 1e-3}, 1e-4)
+    assert outside({"thinking/entropy": math.nan}) == {}
+
+
+def test_the_page_states_the_bounds():
+    text = Path(page("metrics.md")).read_text(encoding="utf-8")
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| `")]
+    for name, bound in BOUNDS.items():
+        assert any(f"`{name}`" in row[0] and any(str(bound) in cell for cell in row[1:]) for row in rows), name

@@ -207,3 +207,21 @@ def test_an_evaluation_shows_no_thoughts(tmp_path):
 def test_numbers_out_of_range_are_refused(tmp_path, field, value):
     with pytest.raises(ValueError, match=f"`{field}` is {value}"):
         tiny.config(tmp_path, **{field: value})
+
+
+def test_a_page_and_a_table_show_the_groups_that_took_the_place_of_others(tmp_path):
+    _, seen = run(tmp_path, log_completions=True, max_steps=1, max_refill_rollouts=1, reward_funcs=reward_of_few)
+    rollout, advantages, rewards = seen[0]
+    assert max(map(abs, advantages)) > 0
+    table = pandas.read_parquet(tmp_path / "completions" / "completions_00001.parquet")
+    for row, text in enumerate(table[COLUMN]):
+        record = rollout.record
+        heaviest = record.candidates(row).gather(1, record.weights(row).argmax(1, keepdim=True)).squeeze(1).tolist()
+        assert [line.split()[0] for line in text.splitlines()] == [tiny.TOKENS[i] for i in heaviest]
+
+
+def reward_of_few(prompts, completion_ids, **kwargs):
+    """All completions of one prompt have the same reward."""
+    return [
+        0.0 if prompt == "1+2=" else float(sum(ids) % 7) for prompt, ids in zip(prompts, completion_ids, strict=True)
+    ]

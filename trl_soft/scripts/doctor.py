@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ..files import printable
+from ..shipped import page
 from ..version import __version__
 
 
@@ -208,5 +209,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         line.append(f"{finding.state:8}", style=_STYLES[finding.state])
         console.print(line.append(printable(finding.sentence)))
     told = f"{len(problems)} problems." if problems else "No problems."
-    console.print(f"\n{told} Healthy ranges of a run: docs/metrics.md. Symptoms: docs/troubleshooting.md.")
+    console.print(f"\n{told}")
+    console.print(f"Healthy ranges of a run: {page('metrics.md')}")
+    console.print(f"Symptoms, and what to do: {page('troubleshooting.md')}")
     return bool(problems)

@@ -9,27 +9,11 @@ from pathlib import Path
 
 import yaml
 
+from ..shipped import folder_of
 
-_PACKAGE = Path(__file__).parents[1]
+
 # Paths in a recipe are relative to the folder in which a run starts, so a copy keeps them.
 _QUICKSTART = "examples/quickstart"
-
-
-def folder_of(name: str) -> Path:
-    """
-    `recipes` or `examples/quickstart`: inside the package where a wheel was installed, beside it in a checkout.
-
-    Raises:
-        FileNotFoundError: if it is in neither place.
-    """
-    places = [_PACKAGE / "_files" / name, _PACKAGE.parent / name]
-    for place in places:
-        if place.is_dir():
-            return place
-    raise FileNotFoundError(
-        f"{places[0]} and {places[1]} do not exist, so this installation has no recipes. Install trl_soft again from a wheel "
-        "or a checkout."
-    )
 
 
 def names() -> dict[str, Path]:

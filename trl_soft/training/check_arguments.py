@@ -1,8 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Refuse arguments of a trainer that cannot work with soft thoughts, before a model is loaded."""
 
+import os
+from importlib.util import find_spec
+
 from datasets import Dataset, IterableDataset
 from transformers import ProcessorMixin
+
+
+_TRACKERS = ("wandb", "tensorboard", "trackio", "mlflow")  # each in the package of its name
 
 
 def check_arguments(trainer: str, config_class: type, arguments: dict) -> None:
@@ -15,8 +21,8 @@ def check_arguments(trainer: str, config_class: type, arguments: dict) -> None:
     Raises:
         TypeError: if `args` holds no thinking settings.
         ValueError:
-            For tools, rollout functions, images, virtual tokens, data sets without prompts, and data sets that have no fresh
-            prompts for `max_refill_rollouts`.
+            For trackers that are not installed, tools, rollout functions, images, virtual tokens, data sets without prompts,
+            and data sets that have no fresh prompts for `max_refill_rollouts`.
     """
     args = arguments["args"]
     if not isinstance(args, config_class):
@@ -24,6 +30,7 @@ def check_arguments(trainer: str, config_class: type, arguments: dict) -> None:
             f"`args` is a {type(args).__name__}, which holds no thinking settings, and {trainer} does "
             f"not guess them. Pass a {config_class.__name__}, which takes the same fields and more."
         )
+    refuse_missing_trackers(args)
     for name in ("tools", "rollout_func", "environment_factory"):
         if arguments.get(name):
             raise ValueError(
@@ -46,6 +53,28 @@ def check_arguments(trainer: str, config_class: type, arguments: dict) -> None:
         for dataset in datasets.values() if isinstance(datasets, dict) else [datasets]:
             _check_dataset(name, dataset)
     _check_refill(args, arguments.get("train_dataset"))
+
+
+def refuse_missing_trackers(args) -> None:
+    """Refuse trackers whose package is not installed."""
+    trackers = [args.report_to] if isinstance(args.report_to, str) else args.report_to or []
+    for name in trackers:
+        if name in _TRACKERS and find_spec(name) is None:
+            raise ValueError(
+                f"`report_to` is {name}, but the package {name} is not installed. Run `pip install {name}`, or set `report_to: "
+                "none`: all metrics are written to `output_dir/metrics.jsonl` too."
+            )
+
+
+def refuse_missing_deepspeed(args) -> None:
+    """Refuse DeepSpeed where it is not installed, before transformers reads its settings."""
+    launched = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() in ("1", "true", "yes")
+    if (args.deepspeed or launched) and find_spec("deepspeed") is None:
+        asked = "`deepspeed` is set" if args.deepspeed else "`accelerate launch` was told to use DeepSpeed"
+        raise ValueError(
+            f"{asked}, but the package deepspeed is not installed. Run `pip install deepspeed`, or launch with DDP or FSDP: "
+            "`recipes/accelerate/ddp.yaml`, `recipes/accelerate/fsdp2.yaml`."
+        )
 
 
 def _check_dataset(name: str, dataset) -> None:

@@ -12,6 +12,7 @@ from ..runs.replay import ACTIONS
 from ..settings import ThinkingSettings
 from ..thoughts import THOUGHTS
 from ..thoughts.registry import options
+from .check_arguments import refuse_missing_deepspeed
 from .rollout_precision import CHOICES, corrects, no_correction
 
 
@@ -180,6 +181,7 @@ class SoftGRPOConfig(
     """
 
     def __post_init__(self):
+        refuse_missing_deepspeed(self)
         choose_bf16(self)
         GRPOConfig.__post_init__(self)
         ThinkingSettings.__post_init__(self)
@@ -202,6 +204,7 @@ class SoftRLOOConfig(
     """
 
     def __post_init__(self):
+        refuse_missing_deepspeed(self)
         choose_bf16(self)
         RLOOConfig.__post_init__(self)
         ThinkingSettings.__post_init__(self)

@@ -25,7 +25,9 @@ from rich.text import Text
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from ..shipped import page
 from .harmless import harmless
+from .healthy import outside
 
 
 METRICS_FILE = "metrics.jsonl"
@@ -123,13 +125,17 @@ class ProgressTable(TrainerCallback):
 
     Args:
         console (`Console`, *optional*): where to show them. Default: standard output.
+        limit (`float`, *optional*): largest healthy `thinking/logp_difference/mean`.
+
+    A metric outside its healthy bound has a sentence: below the table, or once, after its line.
     """
 
-    def __init__(self, console: Console | None = None):
+    def __init__(self, console: Console | None = None, limit: float | None = None):
         self.console = console or Console(highlight=False)
         self.rows: deque[dict[str, float]] = deque(maxlen=_ROWS)
         self.rewards: list[float] = []
         self.live: Live | None = None
+        self.limit, self.told = limit, set[str]()
         self.failed = False
         self.begun = self.last = time.monotonic()
         self.first = self.last_step = 0
@@ -172,6 +178,10 @@ class ProgressTable(TrainerCallback):
         else:
             line = line_of(row, self.rewards, state.max_steps, self._left(state))
             self.console.print(encodable(line, self.console.encoding), soft_wrap=True)
+            for name, sentence in outside(row, self.limit).items():
+                if name not in self.told:
+                    self.console.print(f"{sentence}: {page('metrics.md')}", soft_wrap=True)
+                    self.told.add(name)
 
     @_harmless
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
@@ -226,7 +236,10 @@ class ProgressTable(TrainerCallback):
                 table_of(self.rows, self.console.width),
                 Text(encodable(f"reward {trend(self.rewards)}", self.console.encoding), no_wrap=True),
             ]
-            parts.append(Text("healthy ranges: docs/metrics.md", style="dim", no_wrap=True))
+            found = [] if not self.rows else list(outside(self.rows[-1], self.limit).values())
+            parts += [Text(sentence, style="yellow") for sentence in found]
+            where = Text("healthy ranges: ", style="dim").append(page("metrics.md"))
+            parts.append(where)
         self.live.update(Group(*parts), refresh=True)
 
 
@@ -257,6 +270,6 @@ def show_progress_table(trainer) -> ProgressTable:
     """Replace transformers' progress bar, or its printed dicts, by a [`ProgressTable`]."""
     for kind in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(kind)
-    table = ProgressTable()
+    table = ProgressTable(limit=trainer._watch.limit)
     trainer.add_callback(table)
     return table
