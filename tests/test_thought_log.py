@@ -211,7 +211,7 @@ def test_numbers_out_of_range_are_refused(tmp_path, field, value):
 
 def test_a_page_and_a_table_show_the_groups_that_took_the_place_of_others(tmp_path):
     _, seen = run(tmp_path, log_completions=True, max_steps=1, max_refill_rollouts=1, reward_funcs=reward_of_few)
-    rollout, advantages, rewards = seen[0]
+    rollout, advantages, _ = seen[0]
     assert max(map(abs, advantages)) > 0
     table = pandas.read_parquet(tmp_path / "completions" / "completions_00001.parquet")
     for row, text in enumerate(table[COLUMN]):
