@@ -54,7 +54,15 @@ CASES = {
         | {"sync_ref_model": True, "ref_model_sync_steps": 2, "ref_model_mixup_alpha": 0.5},
         3,
     ),
-    "refill": ({"max_refill_rollouts": 2, "reward_funcs": tiny.rare_reward, **REPLAY}, 3),
+    "refill": (
+        {
+            "max_refill_rollouts": 2,
+            "reward_funcs": tiny.rare_reward,
+            "train_dataset": tiny.distinct_prompts(),
+            **REPLAY,
+        },
+        3,
+    ),
     "second-epoch": (EPOCHS, 3),
     "between-epochs": (EPOCHS, 4),
 }

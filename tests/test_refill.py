@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from datasets import Dataset
 
 from tests import tiny
 from tests.test_nonfinite import reward_with
@@ -18,7 +17,7 @@ from trl_soft.runs.nonfinite import NonfiniteError
 GRPO, RLOO = (SoftGRPOTrainer, SoftGRPOConfig), (SoftRLOOTrainer, SoftRLOOConfig)
 # Six groups of four, and prompts of their own for three batches.
 SIX = {"per_device_train_batch_size": 24, "max_steps": 1}
-DATA = Dataset.from_dict({"prompt": [f"{i % 10}+{i // 10}{i // 10}=" for i in range(40)], "number": range(40)})
+DATA = tiny.distinct_prompts()
 G = 4
 
 

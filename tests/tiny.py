@@ -68,6 +68,13 @@ def prompts(copies: int = 4) -> Dataset:
     return Dataset.from_dict({"prompt": ["1+2=", "3+44=", "5-6=", "7777-8="] * copies})
 
 
+def distinct_prompts(count: int = 40) -> Dataset:
+    """Prompts of which no two are equal, with their numbers."""
+    return Dataset.from_dict(
+        {"prompt": [f"{i % 10}+{i // 10}{i // 10}=" for i in range(count)], "number": range(count)}
+    )
+
+
 def reward(completion_ids: list[list[int]], **kwargs) -> list[float]:
     """A number in [0, 1] that depends on every token and on nothing else."""
     return [hashlib.sha256(bytes(ids)).digest()[0] / 255 for ids in completion_ids]

@@ -91,7 +91,8 @@ def settings_of(world: str, changes: dict) -> dict:
     schedule = {"per_device_train_batch_size": rows, "steps_per_generation": 2, "num_iterations": 2}
     saving = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 3, "logging_steps": 3}
     # Sixteen prompts are sixteen steps, so the order of the data is drawn again on the way.
-    other = {"max_steps": 24, "gradient_accumulation_steps": 1, "train_dataset": tiny.prompts(4)}
+    prompts = tiny.distinct_prompts(16) if "max_refill_rollouts" in changes else tiny.prompts(4)
+    other = {"max_steps": 24, "gradient_accumulation_steps": 1, "train_dataset": prompts}
     return {**schedule, **saving, **other, **changes}
 
 
