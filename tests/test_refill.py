@@ -98,7 +98,7 @@ KINDS = [
     ("gaussian", RLOO, {"beta": 0.1, "normalize_advantages": True}),
     ("multiplex", GRPO, {"scale_rewards": "none", "rollout_engine": "simple"}),
     ("hard", RLOO, {"max_thinking_length": None, "answer_prefill": ["=", "="]}),
-    ("gumbel", GRPO, {"rollout_dtype": "bfloat16"}),
+    ("gumbel", GRPO, {"rollout_dtype": "bfloat16", "thinking_gate": "random", "gate_probability": 0.5}),
 ]
 
 
@@ -121,6 +121,8 @@ def test_idle_groups_are_replaced(tmp_path, thought, classes, changes):
     for i, (rollout, row) in enumerate(places):
         part = run.rollouts[rollout][row : row + 1].record.to_length(batch["completion_ids"].size(1)).to_batch()
         assert all(torch.equal(batch[name][i : i + 1], value) for name, value in part.items())
+        if "soft_thinking_length" in batch:
+            assert batch["soft_thinking_length"][i] == run.rollouts[rollout].thinking_length[row]
     rewards = torch.tensor([row[2] for row in rows])
     if classes is GRPO:
         scale = {"batch": rewards.std(), "none": None}.get(
@@ -133,6 +135,8 @@ def test_idle_groups_are_replaced(tmp_path, thought, classes, changes):
         assert batch["num_items_in_batch"] == (batch["completion_mask"] * batch.get("tool_mask", 1)).sum()
     else:
         assert batch["advantages"].view(-1, G).any(1).sum() == 6
+    assert ("soft_thinking_length" in batch) == ("thinking_gate" in changes)
+    assert ("importance_sampling_ratio" in batch) == ("rollout_dtype" in changes)
     if "rollout_dtype" not in changes:
         assert log["thinking/logp_difference/max"] < (1e-3 if thought == "gaussian" else 1e-5)
     assert log["refill/replaced"] == replaced and log["refill/rollouts"] == len(witness.calls) - 1
