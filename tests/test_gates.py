@@ -187,6 +187,18 @@ def test_the_update_scores_what_was_drawn(tmp_path, gate, thought):
     assert log["hard_step/entropy"] > 0 and log["thinking/log_ratio/max"] == 0.0
 
 
+@pytest.mark.parametrize("thought", [None, {"thought": "gaussian"}], ids=["gumbel", "gaussian"])
+def test_a_gate_that_never_opens_trains_as_hard_thoughts(tmp_path, thought):
+    """No step is soft, so the losses and the weights are those of `thought: hard`, to the rounding of another order of sums."""
+    never = {"thinking_gate": "random", "gate_probability": 0.0, **(thought or {})}
+    weights = []
+    for settings in (never, {"thought": "hard"}):
+        trainer = tiny.trainer(tmp_path, **settings, max_steps=2, max_grad_norm=0.0)
+        trainer.train()
+        weights.append(torch.cat([p.detach().flatten() for p in trainer.model.parameters()]))
+    torch.testing.assert_close(*weights, rtol=0, atol=1e-5)
+
+
 def test_rloo_trains_gated_thoughts(tmp_path):
     trainer = tiny.trainer(
         tmp_path,
