@@ -296,6 +296,35 @@ BREAKAGES = [
         "trainer._fresh_prompts.taken = 0",
         "test_checkpoint::test_a_resumed_run_is_the_same_run",
     ),
+    # Gates
+    Breakage(
+        "gates: a decision has the noise of the draw after it",
+        "noise.py",
+        "return self._uniform(streams.GATE, 1).squeeze(-1)",
+        "return self._uniform(streams.UNIFORM, 1).squeeze(-1)",
+        "test_gates::test_a_random_gate_is_independent_of_the_draw_after_it",
+    ),
+    Breakage(
+        "gates: nothing is remembered",
+        "rollout/steps.py",
+        "book.remember(rows, gated.memory, gated.thinks)",
+        "pass",
+        "test_gates::test_engines_decide_what_the_oracle_decides",
+    ),
+    Breakage(
+        "gates: a hard step is recorded as a thought",
+        "rollout/book.py",
+        "masks = torch.stack((active, softly & ~closed if closes_as_token else softly, now.forced), -1)",
+        "masks = torch.stack((active, thinks & ~closed if closes_as_token else thinks, now.forced), -1)",
+        "test_gates::test_engines_decide_what_the_oracle_decides",
+    ),
+    Breakage(
+        "gates: hard steps are counted as answers",
+        "training/soft_tokens_mixin.py",
+        "return batch | ({LENGTH: flight.rollout.thinking_length} if gated else {})",
+        "return batch",
+        "test_gates::test_the_update_scores_what_was_drawn",
+    ),
     # Several processes
     Breakage(
         "refill: a fresh group is not sent to the process whose group it replaces",
