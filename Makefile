@@ -5,6 +5,7 @@
 # make test-search  search for counterexamples for longer, elsewhere each time (SEARCH_SEED=... to search the same again)
 # make test-real    the tests on a real language model, which is found or made (93 MB): minutes
 # make check-gpu    does this device do what the CPU does: minutes, where torch, transformers and TRL are at hand for it
+# make test-notebooks   the three notebooks in full, each from the wheel alone in an empty folder: five minutes
 # make test-kill    kill training twenty times in a row, in one process, under DDP and under ZeRO-3 (half an hour)
 # make test-distributed   every thought and loss under every backend, and two machines (ten minutes)
 # make test-hostile   every hostile program in the sandbox, as root and as a user without rights; every hostile text in the judges
@@ -44,7 +45,7 @@ VLLM_READY := $(VLLM_VENV)/.ready
 VLLM_SETTINGS := VLLM_USE_V2_MODEL_RUNNER=1 TRITON_INTERPRET=1 PYTHONPATH=tests/vllm/site:. VLLM_ENABLE_V1_MULTIPROCESSING=0 \
 	VLLM_CPU_CI_ENV=1 VLLM_CPU_KVCACHE_SPACE=1 VLLM_NO_USAGE_STATS=1 HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 
-.PHONY: install quickstart test test-breakages test-nightly test-search test-hostile sweep-golds table plan bench-update bench-rollout bench-scale bench-gpu bench-steps bench-gpu-trainer bench-scoring quality style clean test-kill test-distributed test-vllm check-vllm-window bench-vllm bench-vllm-gpu test-real check-gpu docs support
+.PHONY: install quickstart test test-breakages test-nightly test-search test-hostile sweep-golds table plan bench-update bench-rollout bench-scale bench-gpu bench-steps bench-gpu-trainer bench-scoring quality style clean test-kill test-distributed test-vllm check-vllm-window bench-vllm bench-vllm-gpu test-real test-notebooks check-gpu docs support
 
 install: $(READY)
 
@@ -67,7 +68,7 @@ test: $(READY)
 test-breakages: $(READY)
 	$(BIN)/python -m tests.breakages
 
-test-nightly: test-distributed test-kill test-real test-hostile test-search sweep-golds test-breakages
+test-nightly: test-distributed test-kill test-real test-hostile test-search test-notebooks sweep-golds test-breakages
 
 sweep-golds: $(READY)
 	TRL_SOFT_FULL=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/test_grading_golds.py
@@ -89,6 +90,9 @@ test-real: $(REAL_READY)
 # Where torch, transformers and TRL are at hand for the device; no environment is made for it.
 check-gpu:
 	PYTHONPATH=. $(PYTHON) -m tests.check_gpu
+
+test-notebooks: $(READY)
+	TRL_SOFT_FULL=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --durations 3 tests/test_notebooks.py
 
 plan: $(READY)
 	@test -n "$(CONFIG)" || { echo "CONFIG is unset: make plan CONFIG=recipes/soft_grpo/qwen7b_soft.yaml" >&2; exit 2; }
