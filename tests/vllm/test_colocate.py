@@ -79,7 +79,8 @@ def rloo_config(output, **changes):
     "changes",
     [
         {},
-        {"thought": "multiplex"},
+        # Rollouts of fewer prompts, for groups that teach nothing.
+        {"thought": "multiplex", "max_refill_rollouts": 2, "reward_funcs": tiny.rare_reward},
         # Its density multiplies the rounding of a forward by 1/sigma^2, and so do the steps' differences.
         {"thought": "gaussian", "answer_prefill": ["=a", "b+"], "learning_rate": 1e-3},
     ],
@@ -94,6 +95,10 @@ def test_colocated_steps_are_in_process_steps(changes, folder, on_a_cpu, tmp_pat
             assert our_log.get(name) == pytest.approx(their_log.get(name), abs=2e-4)
         if "grad_norm" in their_log:
             assert our_log["grad_norm"] == pytest.approx(their_log["grad_norm"], rel=1e-2)
+    if "max_refill_rollouts" in changes:
+        counts = [[log[f"refill/{name}"] for name in ("replaced", "groups", "tokens")] for log in our_logs[:3]]
+        assert counts == [[log[f"refill/{name}"] for name in ("replaced", "groups", "tokens")] for log in their_logs[:3]]
+        assert sum(replaced for replaced, *_ in counts) > 0
     for log in our_logs[:3]:
         for statistic in ("min", "mean", "max"):
             # In float32 both draw from the same policy; what is left is a density's share of the rounding.
