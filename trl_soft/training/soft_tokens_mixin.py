@@ -292,7 +292,7 @@ class SoftTokensMixin(_Host):
 
     def _generate_and_score_completions(self, inputs):
         with self._flying(Phase.ROLLOUT) as flight:
-            flight.inputs = inputs = list(inputs)
+            flight.inputs = inputs = list(inputs)  # refill replaces rows of this list
             output = super()._generate_and_score_completions(inputs)
             if self._mode == "train":
                 self._thought_log.note(flight.rollout, output)
