@@ -97,7 +97,9 @@ def test_colocated_steps_are_in_process_steps(changes, folder, on_a_cpu, tmp_pat
             assert our_log["grad_norm"] == pytest.approx(their_log["grad_norm"], rel=1e-2)
     if "max_refill_rollouts" in changes:
         counts = [[log[f"refill/{name}"] for name in ("replaced", "groups", "tokens")] for log in our_logs[:3]]
-        assert counts == [[log[f"refill/{name}"] for name in ("replaced", "groups", "tokens")] for log in their_logs[:3]]
+        assert counts == [
+            [log[f"refill/{name}"] for name in ("replaced", "groups", "tokens")] for log in their_logs[:3]
+        ]
         assert sum(replaced for replaced, *_ in counts) > 0
     for log in our_logs[:3]:
         for statistic in ("min", "mean", "max"):
