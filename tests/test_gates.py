@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Gates: which steps of a thought are soft, in both engines, in the update and in what is saved."""
 
+import math
+
 import pytest
 import torch
 
@@ -42,6 +44,19 @@ def test_engines_decide_what_the_oracle_decides(gate):
     soft, phase = steps_of(theirs)
     assert 0.1 < soft.sum() / phase.sum() < 0.9
     for name in ("all at once", "refilled", "seldom looked at", "padded batches"):
+        assert_same(run(net, made, **ARRANGEMENTS[name]), theirs)
+
+
+def test_engines_and_the_oracle_read_the_entropy_of_the_most_likely_tokens():
+    """SeLaR's gate and its thought: three candidates, the bound half of their largest entropy."""
+    net = tiny.model()
+    selar = {"gate_entropy": 0.9 * math.log(3), "gate_top_k": 3, "gate_dwell": 1}
+    thought = {"thought": "soft", "thinking_top_k": 3, "soft_width": 3, "soft_contrast": 1.0}
+    made = plan(net, settings_of("entropy", thought) | selar)
+    theirs = run(net, made, "naive")
+    soft, phase = steps_of(theirs)
+    assert 0.1 < soft.sum() / phase.sum() < 0.9
+    for name in ("refilled", "padded batches"):
         assert_same(run(net, made, **ARRANGEMENTS[name]), theirs)
 
 
@@ -94,12 +109,17 @@ def test_each_rule_by_hand():
     first = rule_step(logits, position)
     assert GATES["first"](gate_length=2).soft(first).tolist() == [True, True, False, False, False, False]
     assert GATES["confidence"](gate_confidence=0.3).soft(first).tolist() == sure.tolist()
-    above = GATES["entropy"](gate_entropy=1.0, gate_side="above", gate_dwell=3)
-    below = GATES["entropy"](gate_entropy=1.0, gate_side="below", gate_dwell=3)
+    above = GATES["entropy"](gate_entropy=1.0, gate_side="above", gate_dwell=3, gate_top_k=0)
+    below = GATES["entropy"](gate_entropy=1.0, gate_side="below", gate_dwell=3, gate_top_k=0)
     assert above.soft(first).tolist() == (~sure).tolist() and below.soft(first).tolist() == sure.tolist()
     # After two steps of a kind it stays; after three the entropy decides.
     runs = torch.tensor([2, 2, -2, -2, 3, 3])
     assert above.soft(rule_step(logits, position, runs)).tolist() == [True, True, False, False, True, False]
+    # Of the three most likely tokens: at most log 3, and the same whatever the others are.
+    three = GATES["entropy"](gate_entropy=1.0, gate_side="above", gate_dwell=1, gate_top_k=3)
+    assert three.soft(first).tolist() == (~sure).tolist()
+    assert first.entropy_of_top(3).tolist()[0] == pytest.approx(math.log(3), abs=1e-6)
+    assert first.entropy_of_top(100).tolist() == pytest.approx(first.entropy.tolist(), abs=1e-6)
     # Soft until the entropy is below the reference; hard until it is above it and three steps have passed.
     trend = GATES["entropy_trend"](gate_dwell=3)
     runs, reference = torch.tensor([1, 1, -2, -3, -3, 0]), torch.ones(6)
@@ -154,6 +174,7 @@ def test_evaluation_has_the_gate_unless_its_thought_is_hard():
         ({"thinking_gate": "first", "thought": "hard"}, "already"),
         ({"gate_length": 3}, "first does"),
         ({"thinking_gate": "first", "gate_dwell": 2}, "entropy and entropy_trend"),
+        ({"thinking_gate": "first", "gate_top_k": 2}, "entropy does"),
         ({"thinking_gate": "first", "gate_length": 0}, "at least 1"),
         ({"thinking_gate": "random", "gate_probability": 1.5}, "at most 1"),
         ({"thinking_gate": "entropy", "gate_entropy": 1.0, "gate_side": "left"}, "above, below"),

@@ -63,7 +63,11 @@ def test_at_its_bounds_a_thought_is_finite(settings, name, sharpness):
 def test_beyond_its_bounds_a_number_is_refused(name):
     found = RANGES[name]
     reader = next((dict(kinds[0]) for key, kinds in READ_BY.items() if key == name), {})
-    reader |= {"multiplex_width": {"thought": "multiplex"}, "soft_width": {"thought": "soft"}}.get(name, {})
+    reader |= {
+        "multiplex_width": {"thought": "multiplex"},
+        "soft_width": {"thought": "soft"},
+        "soft_contrast": {"thought": "soft"},
+    }.get(name, {})
     beyond = [found.high + 1, -1, float("nan"), float("inf"), "1", True, 10**400]
     for value in beyond + ([] if found.whole else [5e-324, 1e308] if found.low > 0 else [1e308]):
         with pytest.raises(ValueError, match=f"`{name}` is .*, but it must be") as error:

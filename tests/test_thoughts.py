@@ -402,6 +402,28 @@ def test_soft_mixes_the_ten_largest_of_what_top_30_top_p_and_min_p_keep():
     assert (thought.weights(action) > 0).sum() == 2
 
 
+def test_soft_with_a_contrast_is_pushed_away_from_its_most_likely_token():
+    """SeLaR's step by hand: h + H(p)/log n (h - e_1); a certain mixture and a closing step stay as they are."""
+    z = torch.log(torch.tensor([[0.5, 0.3, 0.2], [1 - 2e-9, 1e-9, 1e-9]], dtype=torch.float64))
+    thought = Soft(temperature=1.0, top_k=3, width=3, contrast=1.0)
+    action, token = thought.sample(DenseLogits(z), noise(2))
+    weights = thought.weights(action).double()
+    push = -sum(p * math.log(p) for p in (0.5, 0.3, 0.2)) / math.log(3)
+    expected = [0.5 - push * 0.5, 0.3 + push * 0.3, 0.2 + push * 0.2]
+    torch.testing.assert_close(weights[0], torch.tensor(expected, dtype=torch.float64), atol=1e-6, rtol=0)
+    torch.testing.assert_close(weights[1], torch.tensor([1.0, 0, 0], dtype=torch.float64), atol=1e-6, rtol=0)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2, dtype=torch.float64), atol=1e-6, rtol=0)
+    table = torch.nn.Embedding(3, H)
+    h, e1 = torch.tensor([0.5, 0.3, 0.2]) @ table.weight, table.weight[0]
+    torch.testing.assert_close(thought.embed(action, Lookup(table))[0], h + push * (h - e1))
+    assert token.tolist() == [0, 0]
+    closed = thought.close(action, torch.tensor([True, False]), torch.tensor([1, 0]))
+    torch.testing.assert_close(thought.weights(closed)[0], torch.tensor([0.0, 1.0, 0.0]))
+    # One candidate has no entropy to speak of.
+    single = Soft(temperature=1.0, top_k=1, width=1, contrast=1.0)
+    assert single.weights(single.sample(DenseLogits(z), noise(2))[0]).tolist() == [[1.0], [1.0]]
+
+
 def test_min_p_drops_the_unlikely():
     z = torch.log(torch.tensor([[0.5, 0.25, 0.15, 0.1]]))
     _, log_p = candidates(z, 1.0, 4, 1.0, 0.4)

@@ -27,7 +27,7 @@ from .noise import KeyedNoise
 from .ranges import COUNT, RANGES, Range
 from .thoughts.option import Option
 from .thoughts.paper import Paper
-from .vocabulary.dense_logits import DenseLogits
+from .vocabulary.dense_logits import DenseLogits, entropy_of, tempered
 
 
 class GateStep:
@@ -71,6 +71,11 @@ class GateStep:
     def entropy(self) -> torch.Tensor:
         """Entropy of softmax(z/T) over the vocabulary in nats, (N,) float32."""
         return self.logits.entropy(self.temperature)
+
+    def entropy_of_top(self, k: int) -> torch.Tensor:
+        """Entropy of softmax(z/T) on the k most likely tokens, renormalised, in nats: (N,) float32, at most log k."""
+        values, _ = self.logits.topk(min(k, self.logits.logits.size(-1)))
+        return entropy_of(torch.log_softmax(tempered(values, self.temperature), dim=-1))
 
     @functools.cached_property
     def top_probability(self) -> torch.Tensor:
@@ -252,8 +257,15 @@ class Entropy(Gate):
             float | None,
             None,
             "Bound of the gate entropy, in nats.",
-            "entropy: the bound in nats, over the whole vocabulary at `thinking_temperature`. It must be set.",
+            "entropy: the bound in nats, at `thinking_temperature`. It must be set.",
             range=Range(0, 1e6),
+        ),
+        "gate_top_k": Option(
+            int,
+            0,
+            "The gate entropy reads the entropy of the k most likely tokens, renormalised. 0: of the whole vocabulary.",
+            "entropy: k, to read the entropy of the k most likely tokens, renormalised (SeLaR: 3). 0 reads that of the whole vocabulary.",
+            range=Range(0, 2**31 - 1, whole=True),
         ),
         "gate_side": Option(
             str,
@@ -272,8 +284,9 @@ class Entropy(Gate):
     has_memory = reads_policy = True
 
     def soft(self, step):
-        bound = self.values["gate_entropy"]
-        wanted = step.entropy > bound if self.values["gate_side"] == "above" else step.entropy < bound
+        bound, k = self.values["gate_entropy"], self.values["gate_top_k"]
+        entropy = step.entropy_of_top(k) if k else step.entropy
+        wanted = entropy > bound if self.values["gate_side"] == "above" else entropy < bound
         return torch.where(step.is_first | (step.dwell >= self.values["gate_dwell"]), wanted, step.was_soft)
 
 
