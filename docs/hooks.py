@@ -9,6 +9,7 @@ A link in a page is relative to the page's place in the repository, so it works 
 import os
 import posixpath
 import re
+import tomllib
 from pathlib import Path
 
 from mkdocs.structure.files import File
@@ -31,6 +32,13 @@ def _place(src_uri: str) -> str:
 def _target(src_uri: str, link: str) -> str:
     """What a link of a page names, in the repository."""
     return posixpath.normpath(posixpath.join(posixpath.dirname(_place(src_uri)), link))
+
+
+def on_config(config):
+    """Link to the repository, if `pyproject.toml` has its address."""
+    project = tomllib.loads((_root(config) / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    config.repo_url = project.get("urls", {}).get("Source")
+    return config
 
 
 def on_files(files, config):
