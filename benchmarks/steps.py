@@ -71,6 +71,7 @@ CASES: dict[str, dict] = {
     "dirichlet": {"thought": "dirichlet"},
     "mixture": {"thought": "mixture"},
     "multiplex": {"thought": "multiplex"},
+    "neighbour": {"thought": "neighbour"},
     "latent": {"thought": "latent"},
 }
 # Answers that plain torch draws on CUDA too, beside a gumbel thought.
@@ -220,6 +221,11 @@ def _stop(settings: dict, cap: int) -> StopRule:
     return StopRule(end, cap)
 
 
+def _nearest(thought, vocabulary: int) -> torch.Tensor | None:
+    """The neighbours of tokens, which are there before the first step."""
+    return torch.empty(vocabulary, thought.neighbours, dtype=torch.int32, device=META) if thought.neighbours else None
+
+
 def in_process(settings: dict, rows: int, vocabulary: int, hidden: int, answers: dict | None = None) -> Counts:
     """A step of `rollout_engine: slots`, and the feeding of the next. `answers`: top-k, top-p, min-p, `repetition_penalty`."""
     answers = dict(answers or {})
@@ -247,6 +253,7 @@ def in_process(settings: dict, rows: int, vocabulary: int, hidden: int, answers:
         head = {
             "hidden": states,
             "project": lambda h: transformed(nn.functional.linear(h, embedding.weight).float(), 1.0, None),
+            "nearest": _nearest(thought, vocabulary),
         }
         return DenseLogits(z, table if thought.mixes_vocabulary else None, 1.0, torch.bfloat16, **head)
 
@@ -286,11 +293,11 @@ def vllm(settings: dict | list[dict], rows: int, vocabulary: int, hidden: int) -
     def step() -> None:
         for member in members.of(slots, draws).drawn:
             rows_of = z[member.rows]
-            needs = pool.ruled[member.number].plan.thought.needs_hidden
+            thought = pool.ruled[member.number].plan.thought
             head = (
                 {"hidden": states[member.rows], "project": functools.partial(nn.functional.linear, weight=weight)}
-                if needs
-                else {}
+                if thought.needs_hidden
+                else {"nearest": _nearest(thought, vocabulary)}
             )
             pool.step(member.number, member.slots, member.index, ServedLogits(rows_of, table, torch.bfloat16, **head))
 

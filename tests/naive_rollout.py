@@ -20,6 +20,7 @@ from trl_soft.rollout.dropout import evaluating
 from trl_soft.rollout.interface import Parts, forced_row, packed
 from trl_soft.vocabulary.embedding_table import mixing_table
 from trl_soft.vocabulary.head_logits import DenseLogits, logit_transform, transformed
+from trl_soft.vocabulary.neighbours import nearest_tokens
 
 
 @torch.no_grad()
@@ -52,8 +53,10 @@ def next_logits(model, completions: list["Completion"], plan: Plan) -> DenseLogi
     def project(other: torch.Tensor) -> torch.Tensor:
         return transformed(head(other).float(), *logit_transform(model.config))
 
-    table = mixing_table(model.get_input_embeddings(), plan.thought.mixes_vocabulary)
-    return DenseLogits(output.logits[:, -1].float(), *table, hidden=hidden, project=project)
+    embedding = model.get_input_embeddings()
+    table = mixing_table(embedding, plan.thought.mixes_vocabulary)
+    nearest = nearest_tokens(embedding.weight, plan.thought.neighbours) if plan.thought.neighbours else None
+    return DenseLogits(output.logits[:, -1].float(), *table, hidden=hidden, project=project, nearest=nearest)
 
 
 class Completion:

@@ -26,6 +26,7 @@ THOUGHTS = [
     {"thought": "mixture"},
     {"thought": "multiplex"},
     {"thought": "multiplex", "multiplex_weights": "probability"},
+    {"thought": "neighbour"},
 ]
 DRAWS = {"thought": "multiplex", "multiplex_ratio": "draw"}
 

@@ -10,6 +10,7 @@ from trl_soft.noise import KeyedNoise
 from trl_soft.ranges import LENGTHS, RANGES, Range, check, shown
 from trl_soft.thoughts import Hard
 from trl_soft.vocabulary.head_logits import DenseLogits
+from trl_soft.vocabulary.neighbours import nearest_tokens
 
 
 V, H, N = 64, 16, 16
@@ -24,10 +25,10 @@ READ_BY = {
     "dirichlet_concentration": [{"thought": "dirichlet"}],
     "mixture_beta": [{"thought": "mixture"}],
     "thinking_temperature": [
-        {"thought": kind} for kind in ("hard", "soft", "gumbel", "gaussian", "dirichlet", "mixture", "multiplex", "latent")
+        {"thought": kind} for kind in ("hard", "soft", "gumbel", "gaussian", "dirichlet", "mixture", "multiplex", "neighbour", "latent")
     ],
-    "thinking_top_p": [{"thought": kind} for kind in ("hard", "soft", "gumbel", "dirichlet", "mixture")],
-    "thinking_min_p": [{"thought": kind} for kind in ("hard", "soft", "gumbel", "dirichlet", "mixture")],
+    "thinking_top_p": [{"thought": kind} for kind in ("hard", "soft", "gumbel", "dirichlet", "mixture", "neighbour")],
+    "thinking_min_p": [{"thought": kind} for kind in ("hard", "soft", "gumbel", "dirichlet", "mixture", "neighbour")],
 }  # fmt: skip
 BOUNDS = [
     (settings | {name: bound}, name) for name, kinds in READ_BY.items() for settings in kinds
@@ -41,7 +42,8 @@ def drawn(settings: dict, sharpness: float):
     draw = torch.Generator().manual_seed(5)
     table, hidden = torch.randn(V, H, generator=draw), torch.randn(N, H, generator=draw)
     z = sharpness * torch.randn(N, V, generator=draw)
-    logits = DenseLogits(z, table, hidden=hidden, project=lambda h: h @ table.T)
+    nearest = nearest_tokens(table, thought.neighbours) if thought.neighbours else None
+    logits = DenseLogits(z, table, hidden=hidden, project=lambda h: h @ table.T, nearest=nearest)
     rows = torch.arange(N)
     action, token = thought.sample(logits, KeyedNoise(3, 0, rows, torch.zeros_like(rows)))
     return action, token, thought.score(logits, action)
@@ -65,6 +67,7 @@ def test_beyond_its_bounds_a_number_is_refused(name):
     reader = next((dict(kinds[0]) for key, kinds in READ_BY.items() if key == name), {})
     reader |= {
         "multiplex_width": {"thought": "multiplex"},
+        "neighbour_width": {"thought": "neighbour"},
         "soft_width": {"thought": "soft"},
         "soft_contrast": {"thought": "soft"},
     }.get(name, {})

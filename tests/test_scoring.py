@@ -9,10 +9,11 @@ import torch
 
 from trl_soft import KeyedNoise, kernels
 from trl_soft.score_variance import score_variance
-from trl_soft.thoughts import Dirichlet, Gaussian, Gumbel, Hard, Mixture, Multiplex
+from trl_soft.thoughts import Dirichlet, Gaussian, Gumbel, Hard, Mixture, Multiplex, Neighbour
 from trl_soft.thoughts.candidates import candidates, renormalised
 from trl_soft.thoughts.gaussian import PLACEMENTS, LogitsGaussian, ProbabilitiesGaussian
 from trl_soft.vocabulary.head_logits import DenseLogits, HeadLogits
+from trl_soft.vocabulary.neighbours import nearest_tokens
 from trl_soft.vocabulary.tiles import TILE
 
 
@@ -183,6 +184,7 @@ NOISE = KeyedNoise(0, 0, torch.arange(N), torch.zeros(N, dtype=torch.long))
 SCORED = {
     "hard": lambda: Hard(LOW),
     "multiplex": lambda: Multiplex(LOW),
+    "neighbour": lambda: Neighbour(LOW),
     "hidden": lambda: PLACEMENTS["hidden"](LOW, 0.3),
     "logits": lambda: LogitsGaussian(LOW, 0.5, 6),
     "probabilities": lambda: ProbabilitiesGaussian(LOW, 0.05, 6, 1.0),
@@ -206,7 +208,9 @@ def test_every_thought_scores_at_a_low_temperature(name, path, monkeypatch):
     world, thought = World(256), SCORED[name]()
     with torch.no_grad():
         z, table = world.logits.dense(), world.embedding.weight
-        drawn_from = DenseLogits(z, table, hidden=world.hidden, project=lambda x: x @ world.head.weight.T)
+        nearest = nearest_tokens(table, thought.neighbours) if thought.neighbours else None
+        project = lambda x: x @ world.head.weight.T  # noqa: E731
+        drawn_from = DenseLogits(z, table, hidden=world.hidden, project=project, nearest=nearest)
         action, _ = thought.sample(drawn_from, NOISE)
     world.reference.hidden = world.leaf64
     theirs = thought.score(world.reference, action)

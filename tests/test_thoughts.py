@@ -12,12 +12,12 @@ from torch.distributions.relaxed_categorical import ExpRelaxedCategorical
 from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from trl_soft import KeyedNoise, ThinkingSettings
-from trl_soft.thoughts import Dirichlet, Gaussian, Gumbel, Hard, Latent, Mixture, Multiplex, Soft
+from trl_soft.thoughts import Dirichlet, Gaussian, Gumbel, Hard, Latent, Mixture, Multiplex, Neighbour, Soft
 from trl_soft.thoughts.candidates import candidates
 from trl_soft.thoughts.checks import HIDDEN as H
 from trl_soft.thoughts.checks import VOCAB as V
 from trl_soft.thoughts.checks import Float64Logits as Float64
-from trl_soft.thoughts.checks import check_density, finite_differences, score_of_mean_zero
+from trl_soft.thoughts.checks import check_density, drawn_from, finite_differences, score_of_mean_zero
 from trl_soft.thoughts.checks import in_float64 as to_double
 from trl_soft.thoughts.checks import some_logits as logits
 from trl_soft.thoughts.checks import some_noise as noise
@@ -41,6 +41,7 @@ EXACT = {
     "hard": lambda **k: Hard(0.8),
     "mixture": lambda **k: Mixture(0.9, top_k=6, beta=1.5),
     "multiplex": lambda **k: Multiplex(0.8, width=3),
+    "neighbour": lambda **k: Neighbour(0.8),
     "multiplex-probability": lambda **k: Multiplex(0.8, width=3, weighting="probability"),
 }
 STOCHASTIC = {**EXACT, "softgrpo": lambda **k: Gumbel(density="softgrpo", **k)}
@@ -181,7 +182,7 @@ def test_likelihood_ratios_have_mean_one(name):
     n, thought = 40_000, EXACT[name]()
     old = (logits(1) / 2).expand(n, V)
     new = old + 0.1 * logits(1, seed=1)
-    action, token = thought.sample(DenseLogits(old, table().float()), noise(n))
+    action, token = thought.sample(drawn_from(old, thought), noise(n))
     if thought.closes_one_hot and name != "dirichlet":
         action = thought.close(action, token == old[0].argmax(), token)
     action = to_double(action)

@@ -29,6 +29,7 @@ from trl_soft.rollout.vllm.records import bulks, rollout_of
 from trl_soft.rollout.vllm.request import SPEC, plan_of, spec_of, wants
 from trl_soft.rollout.vllm.served_table import ServedLogits, Table
 from trl_soft.thoughts import Hard
+from trl_soft.vocabulary.neighbours import nearest_tokens
 
 
 V, H, C, STEPS = len(tiny.TOKENS), 16, 24, 16
@@ -42,6 +43,7 @@ THOUGHTS = [
     {"thought": "dirichlet"},
     {"thought": "mixture", "thinking_top_k": 8},
     {"thought": "multiplex"},
+    {"thought": "neighbour"},
     {"answer_prefill": ["=a", "b+"], "max_thinking_length": 4},
     {"cold_stop_entropy": 2.0, "cold_stop_length": 2, "thinking_temperature": 1.0},
 ]
@@ -67,7 +69,8 @@ def logits(row: int, t: int) -> torch.Tensor:
 
 
 def served(rows: list[int], t: int) -> ServedLogits:
-    return ServedLogits(torch.stack([logits(row, t) for row in rows]), whole(), torch.float32)
+    z = torch.stack([logits(row, t) for row in rows])
+    return ServedLogits(z, whole(), torch.float32, nearest=nearest_tokens(TABLE, 3))
 
 
 def of_slots(made, rows: list[int], seed: int = 3):

@@ -26,6 +26,7 @@ THOUGHTS = [
     {"thought": "dirichlet"},
     {"thought": "mixture", "thinking_top_k": 8},
     {"thought": "multiplex"},
+    {"thought": "neighbour"},
     {"thought": "latent"},
 ]
 

@@ -73,8 +73,8 @@ class ThinkingSettings(_Options, SharedSettings):
 
     Args:
         thought (`str`, *optional*, defaults to `"gumbel"`):
-            What a thinking step feeds back: `hard`, `gumbel`, `gaussian`, `dirichlet`, `mixture`, `multiplex`, or, for
-            evaluation only, `soft` and `latent`. `fuzzy` of 2509.19170 is `gaussian` at `thinking_temperature=1e-4`.
+            What a thinking step feeds back: `hard`, `gumbel`, `gaussian`, `dirichlet`, `mixture`, `multiplex`, `neighbour`, or,
+            for evaluation only, `soft` and `latent`. `fuzzy` of 2509.19170 is `gaussian` at `thinking_temperature=1e-4`.
         eval_thought (`str`, *optional*):
             The thought during evaluation. `None` means as trained. "Train soft, infer hard" is the headline setting of
             2509.19170. The `thinking_*` fields and `noise_scale` belong to the trained thought. If `eval_thought` is another

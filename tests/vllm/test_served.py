@@ -112,7 +112,7 @@ def test_both_engines_think_the_same(llm, net, resumed):
 
 @pytest.mark.parametrize(
     "settings",
-    [tiny.THOUGHTS[i] for i in (2, 3, 9, 10, 11)],
+    [tiny.THOUGHTS[i] for i in (2, 3, 9, 10, 11, 12)],
     ids=tiny.name,
 )
 def test_hugging_face_scores_what_was_drawn(llm, net, settings, resumed):
@@ -179,9 +179,10 @@ def test_answers_have_their_own_sampling(llm, net, sampling):
         assert_same(one, theirs[k : k + 1])
 
 
-def test_weights_that_were_loaded_anew(llm, net):
-    """As TRL loads them, one at a time; mixtures are made of the new table at once."""
-    other, made = served.model(seed=5), served.plan(net, {})
+@pytest.mark.parametrize("settings", [{}, {"thought": "neighbour"}], ids=["gumbel", "neighbour"])
+def test_weights_that_were_loaded_anew(llm, net, settings):
+    """As TRL loads them, one at a time; mixtures are made of the new table at once, and neighbours found in it."""
+    other, made = served.model(seed=5), served.plan(net, settings)
     runner = llm.llm_engine.model_executor.driver_worker.worker.model_runner
 
     def load(source):
@@ -190,8 +191,9 @@ def test_weights_that_were_loaded_anew(llm, net):
         llm.reset_prefix_cache()
 
     try:
+        served.generate(llm, PROMPTS[:1], served.soft(settings))  # of the table before
         load(other)
-        out, bulks = served.generate(llm, PROMPTS[:2], [served.soft({}, sample=i) for i in range(2)])
+        out, bulks = served.generate(llm, PROMPTS[:2], [served.soft(settings, sample=i) for i in range(2)])
         theirs = served.by_oracle(other, made, PROMPTS[:2], [0, 1])
         for k, (one,) in enumerate(rollouts(out, bulks, made)):
             assert_same(one, theirs[k : k + 1])

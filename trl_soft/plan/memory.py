@@ -15,6 +15,7 @@ They agree with `benchmarks/memory.py` to 15 %.
 
 from dataclasses import dataclass, replace
 
+from ..vocabulary.neighbours import tile_rows
 from ..vocabulary.tiles import tile_columns
 from .run import FLOAT, Run
 from .shape import Shape
@@ -278,6 +279,14 @@ def head_backward(shape: Shape, run: Run) -> float:
     return of_thoughts + max(thought_tile(shape, run, True), of_answers + answer_tile(shape, run, True))
 
 
+def neighbours(shape: Shape, run: Run) -> Parts:
+    """For thoughts that ask for them: the nearest tokens, k int32 numbers a token, and the tile of cosines to find them in."""
+    if not run.neighbours:
+        return {}
+    rows = min(tile_rows(shape.vocab, "cuda" if run.cuda else "cpu"), shape.vocab)
+    return {"neighbours of tokens": FLOAT * shape.vocab * (run.neighbours + rows)}
+
+
 # Phases
 
 
@@ -307,6 +316,7 @@ def rollout(shape: Shape, run: Run, free: float | None = None) -> Parts:
         "keys and values": keys if budget is None else min(keys, budget),
         "record of the slots": run.completion * ((0 if run.hard else run.action) + 19) * (slots + run.rows),
         "logits and prompts": max(step, prompts),
+        **neighbours(shape, run),
     }
 
 

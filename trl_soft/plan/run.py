@@ -38,6 +38,7 @@ class Run:
         copy (`int`): bytes of a weight in the copy for rollouts (`rollout_dtype`). 0: there is no copy.
         action (`int`): bytes of a thought's action at one position.
         candidates (`int`): K. 0 if the thought is scored over the whole vocabulary.
+        neighbours (`int`): k, the nearest tokens that a rollout looks up for each token. 0: none.
         mixes (`bool`): thoughts mix the whole vocabulary. hard (`bool`): thoughts are tokens.
         accumulates (`bool`): the gradients of an earlier micro-batch are already there.
         state (`float`): bytes of optimiser state for each trained number.
@@ -59,6 +60,7 @@ class Run:
     copy: int = 0
     action: int = 0
     candidates: int = 0
+    neighbours: int = 0
     mixes: bool = False
     hard: bool = False
     accumulates: bool = False
@@ -133,6 +135,7 @@ def run_of(
         copy=copy,
         action=action_bytes(training, shape.hidden, fed),
         candidates=0 if thought.scores_vocabulary else thought.top_k or 1,
+        neighbours=thought.neighbours,
         mixes=thought.mixes_vocabulary,
         hard=thought.is_token,
         accumulates=training.gradient_accumulation_steps > 1,

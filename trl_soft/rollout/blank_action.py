@@ -12,8 +12,10 @@ from .interface import packed
 class _Blank(DenseLogits):
     """Logits of nothing, for one position."""
 
-    def __init__(self, vocab_size: int, hidden_size: int, dtype: torch.dtype):
-        super().__init__(torch.zeros(1, vocab_size), dtype=dtype, hidden=torch.zeros(1, hidden_size, dtype=dtype))
+    def __init__(self, vocab_size: int, hidden_size: int, dtype: torch.dtype, neighbours: int):
+        hidden = torch.zeros(1, hidden_size, dtype=dtype)
+        nearest = torch.zeros(1, neighbours, dtype=torch.int32).expand(vocab_size, -1)
+        super().__init__(torch.zeros(1, vocab_size), dtype=dtype, hidden=hidden, nearest=nearest)
 
     def mixture(self, temperature: float):
         assert self.hidden is not None
@@ -32,5 +34,5 @@ def blank_action(thought: Thought, vocab_size: int, hidden_size: int, dtype: tor
         dtype (`torch.dtype`): in which embeddings are fed.
     """
     one = torch.zeros(1, dtype=torch.long)
-    action, _ = thought.sample(_Blank(vocab_size, hidden_size, dtype), KeyedNoise(0, 0, one, one))
+    action, _ = thought.sample(_Blank(vocab_size, hidden_size, dtype, thought.neighbours), KeyedNoise(0, 0, one, one))
     return packed(action)

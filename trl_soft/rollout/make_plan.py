@@ -121,12 +121,16 @@ def plan_of_ids(
     repetition_penalty: float = 1.0,
 ) -> Plan:
     """As `make_plan`, for texts that are ids already, without a tokenizer."""
+    thought = settings.make_thought(answer, rms, evaluation)
     if evaluation and settings.eval_greedy:
         answer = Hard(0.0)
-    thought = settings.make_thought(answer, rms, evaluation)
     if thought.top_k > vocab_size and (settings.thinking_top_k is not None or thought.is_token):
         raise ValueError(
             f"`thinking_top_k` is {thought.top_k}, but the model has only {vocab_size} tokens. Set it to at most {vocab_size}."
+        )
+    if thought.neighbours > vocab_size:
+        raise ValueError(
+            f"A {thought.name} thought mixes {thought.neighbours} tokens, but the model has only {vocab_size}. Mix fewer."
         )
     cap, longest = settings.max_thinking_length, max(map(len, forced))
     if (cap or 1) + longest >= max_completion_length:

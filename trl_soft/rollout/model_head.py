@@ -7,7 +7,8 @@ from contextlib import contextmanager
 import torch
 
 from ..vocabulary.embedding_table import mixing_table
-from ..vocabulary.head_logits import DenseLogits, logit_transform, transformed
+from ..vocabulary.head_logits import DenseLogits, logit_transform, transformed, whole
+from ..vocabulary.neighbours import kept_nearest_tokens
 
 
 class ModelHead:
@@ -22,7 +23,10 @@ class ModelHead:
 
     def __init__(self, model, thought):
         self.model, self.thought, self.hidden = model, thought, None
-        self.table = mixing_table(model.get_input_embeddings(), thought.mixes_vocabulary)
+        embedding = model.get_input_embeddings()
+        self.table = mixing_table(embedding, thought.mixes_vocabulary)
+        # Of the weights as they are in this rollout.
+        self.nearest = kept_nearest_tokens(whole(embedding.weight), thought.neighbours) if thought.neighbours else None
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -42,7 +46,7 @@ class ModelHead:
 
     def logits(self, z: torch.Tensor) -> DenseLogits:
         """A view of next-token logits (B, V)."""
-        return DenseLogits(z, *self.table, hidden=self.hidden, project=self._project)
+        return DenseLogits(z, *self.table, hidden=self.hidden, project=self._project, nearest=self.nearest)
 
     def _project(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits of other hidden states (N, H), through the model's own head."""

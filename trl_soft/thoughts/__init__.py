@@ -19,6 +19,7 @@ from .dirichlet import Dirichlet as Dirichlet
 from .mixture import Mixture as Mixture
 from .soft import Soft as Soft
 from .multiplex import Multiplex as Multiplex
+from .neighbour import Neighbour as Neighbour
 from .latent import Latent as Latent
 
 

@@ -11,6 +11,7 @@ import torch
 
 from ..noise import KeyedNoise
 from ..vocabulary.dense_logits import DenseLogits
+from ..vocabulary.neighbours import nearest_tokens
 from .protocol import Thought
 
 
@@ -18,6 +19,13 @@ VOCAB, HIDDEN = 12, 6
 _DRAWS = 40_000
 _ERRORS = 5  # standard errors that the mean of each of VOCAB coordinates may be off: by chance once in 100,000 checks
 _LEAST_ERROR = 1e-7  # standard error of a coordinate that no draw moves
+
+
+def drawn_from(z: torch.Tensor, thought: Thought) -> DenseLogits:
+    """The logits that a thought draws from."""
+    table = some_table().float()
+    nearest = nearest_tokens(table, thought.neighbours) if thought.neighbours else None
+    return DenseLogits(z, table, nearest=nearest)
 
 
 class Float64Logits(DenseLogits):
@@ -45,7 +53,7 @@ def check_density(thought: Thought) -> None:
 def finite_differences(thought: Thought, closing: bool = False) -> None:
     """Compare the gradients of log-density and entropy in the logits with central differences of step 1e-6, in float64."""
     z = some_logits(5).requires_grad_()
-    action, token = thought.sample(DenseLogits(z.detach().float(), some_table().float()), some_noise(5))
+    action, token = thought.sample(drawn_from(z.detach().float(), thought), some_noise(5))
     if closing:
         action = thought.close(action, torch.tensor([True, False, True, False, False]), token)
     action = in_float64(action)
@@ -61,7 +69,7 @@ def score_of_mean_zero(thought: Thought, closing: bool = False) -> None:
     """
     # The logits are halved, so that every token occurs often enough to estimate its standard error.
     z = (some_logits(1) / 2).expand(_DRAWS, VOCAB).clone().requires_grad_()
-    action, token = thought.sample(DenseLogits(z.detach(), some_table().float()), some_noise(_DRAWS))
+    action, token = thought.sample(drawn_from(z.detach(), thought), some_noise(_DRAWS))
     if closing:
         action = thought.close(action, token == z[0].argmax(), token)
     thought.log_prob(Float64Logits(z, some_table()), in_float64(action)).sum().backward()

@@ -36,6 +36,8 @@ class Thought:
             Soft Thinking) or stays an ordinary thought (2509.19170).
         scores_closing (`bool`): whether the closing one-hot is scored by `score` or as an ordinary answer token.
         mixes_vocabulary (`bool`): whether it asks the logits for a `mixture` of the whole embedding table.
+        neighbours (`int`): k, the number of nearest tokens that it asks the logits for (`neighbours`), with the token itself.
+            0 means none.
         needs_hidden (`bool`): whether it asks the logits for the `hidden` state they were made from.
         scores_vocabulary (`bool`): whether its score reads the logits of all V tokens, not only those of its candidates.
         detach_inputs (`bool`): whether its embedding passes no gradient to the embedding table.
@@ -67,6 +69,7 @@ class Thought:
     closes_one_hot = True
     scores_closing = True
     mixes_vocabulary = False
+    neighbours = 0
     needs_hidden = False
     scores_vocabulary = False
     detach_inputs = False

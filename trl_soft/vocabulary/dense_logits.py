@@ -58,12 +58,22 @@ class DenseLogits(Logits):
         dtype (`torch.dtype`, *optional*): dtype in which embeddings are fed. The table may be a float32 copy.
         hidden (`torch.Tensor` of shape `(N, H)`, *optional*): the hidden states that gave these logits.
         project (*optional*): a function from other hidden states to logits.
+        nearest (`torch.Tensor` of shape `(V, k)`, *optional*): the result of `nearest_tokens`, for `neighbours`.
     """
 
-    def __init__(self, logits, table=None, table_scale: float = 1.0, dtype=torch.float32, hidden=None, project=None):
+    def __init__(
+        self,
+        logits,
+        table=None,
+        table_scale: float = 1.0,
+        dtype=torch.float32,
+        hidden=None,
+        project=None,
+        nearest=None,
+    ):
         self.logits = logits
         self.table, self.table_scale, self.dtype = table, table_scale, dtype
-        self.hidden, self.project = hidden, project
+        self.hidden, self.project, self.nearest = hidden, project, nearest
         self._dense: torch.Tensor | None = None
         # By temperature.
         self._blocks: dict[float, kernels.blocks.Blocks] = {}
@@ -74,11 +84,14 @@ class DenseLogits(Logits):
 
     def __getitem__(self, rows) -> "DenseLogits":
         hidden = None if self.hidden is None else self.hidden[rows]
-        return DenseLogits(self.logits[rows], self.table, self.table_scale, self.dtype, hidden, self.project)
+        return DenseLogits(
+            self.logits[rows], self.table, self.table_scale, self.dtype, hidden, self.project, self.nearest
+        )
 
     def of_hidden(self, hidden: torch.Tensor) -> "DenseLogits":
         """The logits of other hidden states (N, H)."""
-        return DenseLogits(self.project(hidden), self.table, self.table_scale, self.dtype, hidden, self.project)
+        z = self.project(hidden)
+        return DenseLogits(z, self.table, self.table_scale, self.dtype, hidden, self.project, self.nearest)
 
     @property
     def fused(self) -> bool:  # type: ignore[override]
@@ -99,6 +112,12 @@ class DenseLogits(Logits):
         """Logits of the candidates `ids` (N, K) -> (N, K)."""
         z = self.logits.gather(-1, ids.long())
         return z.to(torch.promote_types(z.dtype, torch.float32))
+
+    def neighbours(self, token: torch.Tensor) -> torch.Tensor:
+        """The k tokens nearest to each `token` (N,) in the embedding table, (N, k) int64, the token itself first."""
+        if self.nearest is None:
+            raise ValueError("These logits came without the neighbours of tokens. Pass `nearest`.")
+        return self.nearest[token].long()
 
     def dense(self) -> torch.Tensor:
         if self._dense is None:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 
+from ...vocabulary.neighbours import kept_nearest_tokens
 from .engine_support import options, why_off
 from .layout import layout_of
 from .members import Member, Members
@@ -49,6 +50,8 @@ class SoftModelState(DefaultModelState):
         self.members = Members(self.pool)
         self.table = _table(model)
         self._rms: float | None = None
+        self._nearest: dict[int, torch.Tensor] = {}
+        self._loads = -1
         self.slot_of: dict[str, int] = {}
         self.spec_of: dict[str, dict] = {}
         self.prompt_length = np.zeros(self.max_num_reqs, dtype=np.int64)
@@ -170,6 +173,14 @@ class SoftModelState(DefaultModelState):
         if self._rms is None:
             self._rms = self.table.rms()
         return self._rms
+
+    def nearest(self, count: int) -> torch.Tensor:
+        """The neighbours of tokens (V, count) under the present weights, made when a thought needs them."""
+        if self._loads != self.model.soft_loads:
+            self._nearest, self._loads = {}, self.model.soft_loads
+        if count not in self._nearest:
+            self._nearest[count] = kept_nearest_tokens(self.table.whole(), count)
+        return self._nearest[count]
 
     # Steps
 

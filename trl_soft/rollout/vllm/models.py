@@ -7,13 +7,24 @@ from .engine_support import ARCHITECTURES
 
 
 class SoftMixin:
-    """What the state needs from a model: its name there, and the hidden states behind the logits."""
+    """
+    What the state needs from a model: its name there, the hidden states behind the logits, and whether weights came.
+
+    Attributes:
+        soft_loads (`int`): how often weights were loaded. A trainer loads them after each update.
+    """
+
+    soft_loads = 0
 
     @staticmethod
     def get_model_state_cls():
         from .model_state import SoftModelState
 
         return SoftModelState
+
+    def load_weights(self, weights):
+        self.soft_loads += 1
+        return super().load_weights(weights)  # type: ignore[misc]
 
     def compute_logits(self, hidden_states):
         # For thoughts that are made of hidden states. The sampler is called next.

@@ -45,7 +45,9 @@ class SoftSampler:
         state = self.state
         thought = state.pool.ruled[member.number].plan.thought
         hidden = state.model.soft_hidden[member.rows] if thought.needs_hidden else None
-        view = ServedLogits(logits[member.rows], state.table, state.dtype, hidden, state.model.soft_project)
+        nearest = state.nearest(thought.neighbours) if thought.neighbours else None
+        project = state.model.soft_project
+        view = ServedLogits(logits[member.rows], state.table, state.dtype, hidden, project, nearest)
         tokens = state.pool.step(member.number, member.slots, member.index, view)
         if asked is None:
             return tokens, None

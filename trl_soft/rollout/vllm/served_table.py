@@ -67,6 +67,16 @@ class Table(Lookup):
             return mix_into(weights, action["ids"], self.weight(), self.scale, thinks, rows, target)
         book.feed(target, thought.embed(action, self), rows, thinks)
 
+    def whole(self) -> torch.Tensor:
+        """The whole table (V, H). In a group each rank makes a copy, of V x H numbers, from all parts."""
+        weight = self.weight()[: self.end - self.start]
+        if self.add is None:
+            return weight
+        count = self._summed(torch.tensor([len(weight)], device=weight.device)).item()
+        table = weight.new_zeros(int(count), weight.size(1))
+        table[self.start : self.end] = weight
+        return self._summed(table)
+
     def rms(self) -> float:
         """Per-element RMS of the embeddings, over the whole table."""
         weight = self.weight()[: self.end - self.start].float()
@@ -78,17 +88,17 @@ class Table(Lookup):
 class ServedLogits(DenseLogits):
     """Logits of a step, with the table and the head of a served model."""
 
-    def __init__(self, logits, table: Table, dtype: torch.dtype, hidden=None, project=None):
-        super().__init__(logits, dtype=dtype, hidden=hidden, project=project)
+    def __init__(self, logits, table: Table, dtype: torch.dtype, hidden=None, project=None, nearest=None):
+        super().__init__(logits, dtype=dtype, hidden=hidden, project=project, nearest=nearest)
         self.served = table
 
     def __getitem__(self, rows) -> "ServedLogits":
         hidden = None if self.hidden is None else self.hidden[rows]
-        return ServedLogits(self.logits[rows], self.served, self.dtype, hidden, self.project)
+        return ServedLogits(self.logits[rows], self.served, self.dtype, hidden, self.project, self.nearest)
 
     def of_hidden(self, hidden: torch.Tensor) -> "ServedLogits":
         assert self.project is not None
-        return ServedLogits(self.project(hidden), self.served, self.dtype, hidden, self.project)
+        return ServedLogits(self.project(hidden), self.served, self.dtype, hidden, self.project, self.nearest)
 
     def _mixed(self, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
         if self.fused:
