@@ -42,7 +42,7 @@ HOSTILE = [
     ({"soft_settings": '{"thinking_temperature": ' + "9" * 5000 + "}"}, "JSON object"),
     ({"soft_end_of_thinking": "ab" * 75}, "150 characters, and at most 64"),
     ({"soft_answer_prefill": ["a", LONG]}, "5000000 characters"),
-    ({"soft_answer_prefill": ["a"] * 1_000_000}, "two texts"),
+    ({"soft_answer_prefill": ["a"] * 1_000_000}, "at most 2 texts"),
     ({"soft_thinking": LONG}, "5000000 characters"),
     ({"soft_evaluation": [LONG]}, "5000000 characters"),
     ({"soft_evaluation": "x" * 200}, "true or false"),

@@ -44,6 +44,7 @@ THOUGHTS = [
     {"thought": "mixture", "thinking_top_k": 8},
     {"thought": "multiplex"},
     {"thought": "neighbour"},
+    {"thought": "dirichlet", "hard_token_pattern": "[0-4]"},
     {"answer_prefill": ["=a", "b+"], "max_thinking_length": 4},
     {"cold_stop_entropy": 2.0, "cold_stop_length": 2, "thinking_temperature": 1.0},
 ]

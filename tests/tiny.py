@@ -28,6 +28,7 @@ THOUGHTS = [
     {"thought": "multiplex"},
     {"thought": "neighbour"},
     {"thought": "latent"},
+    {"thought": "gumbel", "gumbel_temperature": 0.5, "hard_token_pattern": "[0-4]"},
 ]
 
 

@@ -8,6 +8,8 @@ not: in float32 a temperature of 1e-40 is 0, and a concentration of 1e39 is infi
 import math
 from dataclasses import dataclass
 
+import regex
+
 
 @dataclass(frozen=True)
 class Range:
@@ -54,7 +56,9 @@ RANGES = {
 }
 # Characters of a text. Every step searches for the end of the thought, and a prefill is tokenized from each of its
 # characters on.
-LENGTHS = {"end_of_thinking": 64, "answer_prefill": 256}
+LENGTHS = {"end_of_thinking": 64, "answer_prefill": 256, "hard_tokens": 64, "hard_token_pattern": 256}
+# Most texts of a list.
+LISTS = {"answer_prefill": 2, "hard_tokens": 256}
 _SHOWN = 80
 
 
@@ -111,6 +115,17 @@ def check_text(name: str, value, called: str | None = None) -> None:
     if len(value) > most:
         raise ValueError(f"`{called}` has {len(value)} characters, and at most {most} are read. Shorten it.")
     check_whole(called, value)
+
+
+def check_pattern(name: str, value: str) -> None:
+    """Raise a `ValueError` for a text that is no regular expression."""
+    try:
+        regex.compile(value)
+    except regex.error as error:
+        raise ValueError(
+            f"`{name}` is {shown(value)}, which is no regular expression: {error.msg}. Correct it, or put a backslash before "
+            "each character that stands for itself."
+        ) from None
 
 
 def check_whole(name: str, text: str) -> None:

@@ -11,10 +11,12 @@ from dataclasses import dataclass, field, fields, make_dataclass
 from types import SimpleNamespace
 from typing import Any
 
+import torch
+
 from . import saved_settings
 from .gates import GATES, Gate, gate_options_for_settings
-from .ranges import RANGES, check, check_text, shown
-from .thoughts import THOUGHTS, Thought
+from .ranges import LISTS, RANGES, check, check_pattern, check_text, shown
+from .thoughts import THOUGHTS, Thought, token_class
 from .thoughts.hard import Hard
 from .thoughts.option import TRUNCATION, Option
 from .thoughts.registry import options_for_settings, readers
@@ -40,6 +42,8 @@ class SharedSettings:
     thinking_top_p: float | None = _help("Nucleus of a thought, in (0, 1], on the renormalised top-k.")
     thinking_min_p: float | None = _help("Drop candidates below this share of the most likely one, in [0, 1].")
     thinking_gate: str = _help(f"Which steps of a thought are soft: {', '.join(GATES)}.", "always")
+    hard_tokens: list[str] | None = _help("Tokens that stay hard in any mixture, by the texts that they write.")
+    hard_token_pattern: str | None = _help("Regular expression: tokens in whose text it is found stay hard.")
     max_thinking_length: int | None = _help("Cap of the thought in tokens, below max_completion_length.")
     end_of_thinking: str = _help("Token or text that ends the thought.", "</think>")
     answer_prefill: list[str] | None = _help("Two texts to force: after a thought that ended itself, after a cut one.")
@@ -102,6 +106,16 @@ class ThinkingSettings(_Options, SharedSettings):
         thinking_gate (`str`, *optional*, defaults to `"always"`):
             `always`, `first`, `random`, `entropy`, `entropy_trend` or `confidence`. A step that the gate makes hard is a token, drawn
             and scored as in the answer. See [`Gate`] and docs/gates.md. The gate serves `eval_thought` too, unless it is hard.
+
+    > Parameters that keep tokens hard
+
+    Args:
+        hard_tokens (`list[str]`, *optional*):
+            Tokens that stay hard in any mixture, each by exactly the text that it writes, with its blanks. If the shadow token of a
+            step is one of them, the step is fed as this token alone. Other steps mix without them.
+        hard_token_pattern (`str`, *optional*):
+            A regular expression (of the package `regex`, as in `re.search`). The tokens in whose text it is found stay hard too:
+            `[0-9+*/=-]` for digits and operators.
 
     > Parameters that end the thought
 
@@ -174,6 +188,7 @@ class ThinkingSettings(_Options, SharedSettings):
 
     def _check_texts(self) -> None:
         check_text("end_of_thinking", self.end_of_thinking)
+        self._check_hard_tokens()
         texts = self.answer_prefill
         if texts is not None and (
             not isinstance(texts, (list, tuple)) or len(texts) != 2 or not all(isinstance(text, str) for text in texts)
@@ -184,6 +199,21 @@ class ThinkingSettings(_Options, SharedSettings):
             )
         for text in texts or ():
             check_text("answer_prefill", text)
+
+    def _check_hard_tokens(self) -> None:
+        tokens = self.hard_tokens
+        if tokens is not None and (
+            not isinstance(tokens, (list, tuple)) or not 1 <= len(tokens) <= LISTS["hard_tokens"]
+        ):
+            raise ValueError(
+                f"`hard_tokens` is {shown(tokens)}, but it must be a list of 1 to {LISTS['hard_tokens']} texts, each of one token. "
+                "Name more tokens by `hard_token_pattern`."
+            )
+        for text in tokens or ():
+            check_text("hard_tokens", text)
+        if self.hard_token_pattern is not None:
+            check_text("hard_token_pattern", self.hard_token_pattern)
+            check_pattern("hard_token_pattern", self.hard_token_pattern)
 
     def _check_reading(self) -> None:
         """Check that a thought reads every field that is set."""
@@ -208,6 +238,9 @@ class ThinkingSettings(_Options, SharedSettings):
                 )
         for kind in kinds:
             kind.check(self)
+        given = next((name for name in token_class.SETTINGS if getattr(self, name) is not None), None)
+        if given is not None:
+            token_class.check(given, kinds)
         self._check_gate(kinds)
 
     def _check_gate(self, kinds: list[type[Thought]]) -> None:
@@ -287,10 +320,22 @@ class ThinkingSettings(_Options, SharedSettings):
         read |= {} if gate is None else {"thinking_gate": self.thinking_gate} | vars(self._gate_values())
         ends = ["end_of_thinking", "max_thinking_length", "answer_prefill", "max_answer_length", "cold_stop_entropy"]
         ends += [] if self.cold_stop_entropy is None else ["cold_stop_length"]
+        ends += token_class.SETTINGS if token_class.can_keep(made) else ()
         read |= {name: getattr(self, name) for name in ends}
         return {name: value for name, value in read.items() if value is not None}
 
-    def make_thought(self, answer: Hard, table_rms: float | None = None, evaluation: bool = False) -> Thought:
+    @property
+    def keeps_tokens_hard(self) -> bool:
+        """Whether some tokens stay hard in mixtures."""
+        return any(getattr(self, name) is not None for name in token_class.SETTINGS)
+
+    def make_thought(
+        self,
+        answer: Hard,
+        table_rms: float | None = None,
+        evaluation: bool = False,
+        members: torch.Tensor | None = None,
+    ) -> Thought:
         """
         The thought of these settings.
 
@@ -299,10 +344,15 @@ class ThinkingSettings(_Options, SharedSettings):
             table_rms (`float`, *optional*):
                 Per-element RMS of the embedding table. A gaussian thought needs it if `noise_rms` is unset.
             evaluation (`bool`): make `eval_thought`, without noise under `eval_greedy`.
+            members (`torch.Tensor` of shape `(V,)`, bool, *optional*):
+                The tokens that stay hard (`trl_soft.rollout.hard_members`). Without it a thought serves to find the size of its
+                actions: it keeps no token hard.
         """
         kind = (self.eval_thought if evaluation else None) or self.thought
         greedy = evaluation and self.eval_greedy
         thought = THOUGHTS[kind].variant(self).build(self.values(kind), answer, table_rms, greedy)
+        if self.keeps_tokens_hard and token_class.can_keep(type(thought)):
+            thought = token_class.HardTokens(thought, members)
         thought.detach_inputs = self.detach_soft_inputs
         return thought
 
@@ -352,6 +402,8 @@ class ThinkingSettings(_Options, SharedSettings):
             left |= set(_GATE_OPTIONS)
         if kinds and all(kind.is_token for kind in kinds):
             left |= {"thinking_gate", *_GATE_OPTIONS}
+        if not token_class.read_by(kinds):
+            left |= set(token_class.SETTINGS)
         stored = {name: value for name, value in stored.items() if name not in left}
         return ThinkingSettings(**{**stored, **changes})
 

@@ -9,6 +9,7 @@ from ..settings import ThinkingSettings
 from ..thoughts import Hard
 from ..vocabulary.embedding_table import embedding_scale
 from ..vocabulary.head_logits import gathered, whole
+from .hard_members import hard_members
 from .interface import Plan
 from .stop import EndOfThinking, StopRule, encode
 
@@ -96,6 +97,7 @@ def make_plan(
         end,
         forced,
         answer,
+        members=members_of(settings, tokenizer, vocab_size),
         vocab_size=vocab_size,
         max_completion_length=max_completion_length,
         eos_token_ids=eos_token_ids,
@@ -104,6 +106,13 @@ def make_plan(
         evaluation=evaluation,
         repetition_penalty=repetition_penalty,
     )
+
+
+def members_of(settings: ThinkingSettings, tokenizer, vocab_size: int) -> torch.Tensor | None:
+    """The tokens that stay hard, (V,) bool. `None` if the settings name none."""
+    if not settings.keeps_tokens_hard:
+        return None
+    return hard_members(tokenizer, vocab_size, settings.hard_tokens, settings.hard_token_pattern)
 
 
 def plan_of_ids(
@@ -116,12 +125,13 @@ def plan_of_ids(
     max_completion_length: int,
     eos_token_ids: list[int],
     pad_token_id: int,
+    members: torch.Tensor | None = None,
     rms: float | None = None,
     evaluation: bool = False,
     repetition_penalty: float = 1.0,
 ) -> Plan:
-    """As `make_plan`, for texts that are ids already, without a tokenizer."""
-    thought = settings.make_thought(answer, rms, evaluation)
+    """As `make_plan`, for texts that are ids already, without a tokenizer. `members`: the result of `members_of`."""
+    thought = settings.make_thought(answer, rms, evaluation, members)
     if evaluation and settings.eval_greedy:
         answer = Hard(0.0)
     if thought.top_k > vocab_size and (settings.thinking_top_k is not None or thought.is_token):

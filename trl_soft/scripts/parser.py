@@ -12,7 +12,7 @@ from trl import TrlParser
 
 from ..command_line import MISTAKE, is_sentence
 from ..gates import gate_options
-from ..thoughts import THOUGHTS
+from ..thoughts import THOUGHTS, token_class
 from ..thoughts.option import TRUNCATION
 from ..thoughts.registry import options
 from ..training.config import SoftGRPOConfig, SoftRLOOConfig
@@ -79,6 +79,8 @@ def _left_behind(config: dict[str, Any], args: list[str]) -> list[str]:
     left = {*TRUNCATION, *options()} - stays
     if THOUGHTS[kind].is_token and (evaluated not in THOUGHTS or THOUGHTS[evaluated].is_token):
         left |= {"thinking_gate", *gate_options()}
+    if not token_class.read_by([THOUGHTS[name] for name in (kind, evaluated) if name in THOUGHTS]):
+        left |= set(token_class.SETTINGS)
     names = [name for name in config if name in left]
     if names:
         logger.warning(

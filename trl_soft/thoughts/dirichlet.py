@@ -99,5 +99,9 @@ class Dirichlet(Thought):
     def embed(self, action, embed):
         return embed.mix(self.weights(action), action["ids"])
 
+    def without(self, action, dropped):
+        log_weights = action["log_weights"].masked_fill(dropped, -torch.inf)
+        return {**action, "log_weights": torch.log_softmax(log_weights, dim=-1)}
+
     def weights(self, action):
         return action["log_weights"].exp()

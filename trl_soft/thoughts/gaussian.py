@@ -229,6 +229,9 @@ class LogitsGaussian(Gaussian):
     def embed(self, action, embed):
         return embed.mix(self.weights(action), action["ids"])
 
+    def without(self, action, dropped):
+        return {**action, "kept": action["kept"] & ~dropped}
+
     def weights(self, action):
         return softmax_on(action["noisy"], action["kept"], self.temperature)
 
@@ -298,6 +301,12 @@ class ProbabilitiesGaussian(Gaussian):
 
     def embed(self, action, embed):
         return embed.mix(self.weights(action), action["ids"])
+
+    def without(self, action, dropped):
+        left = action["noisy"].masked_fill(dropped, 0.0)
+        # A candidate that is alone has the weight 1, however small its x is.
+        alone = (~dropped).sum(-1, keepdim=True) == 1
+        return {**action, "noisy": torch.where(alone & ~dropped, 1.0, left)}
 
     def weights(self, action):
         return action["noisy"] / action["noisy"].sum(-1, keepdim=True).clamp(min=0.1)

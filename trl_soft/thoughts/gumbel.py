@@ -213,6 +213,9 @@ class Gumbel(Thought):
     def embed(self, action, embed):
         return embed.mix(self.weights(action), action["ids"])
 
+    def without(self, action, dropped):
+        return {**action, "perturbed": action["perturbed"].masked_fill(dropped, -torch.inf)}
+
     def weights(self, action):
         g = action["perturbed"]
         if kernels.fused(g.device) and g.dim() == 2 and g.dtype == torch.float32:

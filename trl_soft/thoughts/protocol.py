@@ -140,7 +140,10 @@ class Thought:
         raise NotImplementedError
 
     def close(self, action: Action, closed: torch.Tensor, token: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The action with the rows in `closed` (N,) bool turned into the one-hot of their `token` (N,)."""
+        """
+        The action with the rows in `closed` (N,) bool turned into the one-hot of their `token` (N,). A second call may name
+        further rows, with those of the first.
+        """
         raise NotImplementedError
 
     def score(self, logits, action: Action) -> tuple[torch.Tensor, torch.Tensor]:
@@ -175,6 +178,14 @@ class Thought:
     def embed(self, action: Action, embed: Lookup) -> torch.Tensor:
         """The embedding to feed back, (N, H). `embed` looks up or mixes rows of the model's table."""
         raise NotImplementedError
+
+    def without(self, action: Action, dropped: torch.Tensor) -> Action:
+        """The action to feed if some candidates are not fed, `dropped` (N, K) bool: the weights of the others sum to 1."""
+        weights = action["weights"].masked_fill(dropped, 0.0)
+        return {
+            **action,
+            "weights": weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny),
+        }
 
     def weights(self, action: Action) -> torch.Tensor | None:
         """Mixture weights (N, K), or `None` if the action does not hold them."""

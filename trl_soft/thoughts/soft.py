@@ -108,6 +108,10 @@ class Soft(Thought):
     def embed(self, action, embed):
         return embed.mix(self.weights(action), action["ids"])
 
+    def without(self, action, dropped):
+        log_weights = action["log_weights"].masked_fill(dropped, -torch.inf)
+        return {**action, "log_weights": torch.log_softmax(log_weights, dim=-1)}
+
     def weights(self, action):
         p = action["log_weights"].exp()
         if not self.contrast or p.size(-1) == 1:

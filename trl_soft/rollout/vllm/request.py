@@ -24,12 +24,12 @@ from dataclasses import fields
 from typing import Any
 
 from ...files import parse_json
-from ...ranges import LENGTHS, check, check_whole, shown
+from ...ranges import LENGTHS, LISTS, check, check_whole, shown
 from ...settings import ThinkingSettings
 from ...thoughts import Hard
 from ...thoughts.registry import options
 from ..interface import Plan
-from ..make_plan import make_plan, plan_of_ids
+from ..make_plan import make_plan, members_of, plan_of_ids
 from ..matcher import looked_up, matcher
 from ..stop import EndToken
 
@@ -83,10 +83,11 @@ def refuse_unreadable(extra: dict) -> None:
         if len(key) > KEY_LENGTH:
             raise ValueError(f"The request has the key {shown(key)}, but keys have at most {KEY_LENGTH} characters.")
         check_whole(shown(key), key)
-        most = TEXT_LENGTHS.get(key.removeprefix(PREFIX), TEXT_LENGTH)
+        name = key.removeprefix(PREFIX)
+        most, count = TEXT_LENGTHS.get(name, TEXT_LENGTH), LISTS.get(name, 2)
         texts = value if isinstance(value, (list, tuple)) else [value]
-        if len(texts) > 2:
-            raise ValueError(f"`{key}` is {shown(value)}, but no key takes more than two texts.")
+        if len(texts) > count:
+            raise ValueError(f"`{key}` is {shown(value)}, but it takes at most {count} texts.")
         for text in texts:
             if isinstance(text, str) and len(text) > most:
                 raise ValueError(f"`{key}` has {len(text)} characters, and at most {most} are read. Shorten it.")
@@ -335,7 +336,7 @@ def plan_of(rules: str, *, vocab_size: int, max_length: int, rms=None, tokenizer
 
     Args:
         rms: a function that returns the RMS of the table. Called if the settings have none and a thought's sigma needs it.
-        tokenizer: a function that returns the tokenizer. Called if a text ends thoughts.
+        tokenizer: a function that returns the tokenizer. Called if a text ends thoughts, or if tokens stay hard.
     """
     of = json.loads(rules)
     settings = ThinkingSettings(**of["settings"])
@@ -345,6 +346,10 @@ def plan_of(rules: str, *, vocab_size: int, max_length: int, rms=None, tokenizer
         end: Any = matcher(tokenizer(), of["end"], vocab_size, prefill)
     else:
         end = EndToken(of["end"])
+    members = None
+    if settings.keeps_tokens_hard:
+        assert tokenizer is not None
+        members = members_of(settings, tokenizer(), vocab_size)
     return plan_of_ids(
         settings,
         end,
@@ -354,6 +359,7 @@ def plan_of(rules: str, *, vocab_size: int, max_length: int, rms=None, tokenizer
         max_completion_length=max_length,
         eos_token_ids=of["eos"],
         pad_token_id=of["pad"],
+        members=members,
         rms=rms() if settings.reads_noise_rms and settings.noise_rms is None and rms is not None else 1.0,
         evaluation=of["evaluation"],
         repetition_penalty=of["repetition_penalty"],
