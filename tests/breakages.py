@@ -97,6 +97,20 @@ BREAKAGES = [
         "test_neighbours",
     ),
     Breakage(
+        "hard tokens: the end of a thought forgets which steps are hard",
+        "thoughts/token_class.py",
+        "closed | self._members(token) if self._closes else closed",
+        "closed",
+        "test_token_class",
+    ),
+    Breakage(
+        "hard tokens: a mixture of another token still holds them",
+        "thoughts/token_class.py",
+        "others & (self._members(ids) | hard.unsqueeze(-1))",
+        "others & hard.unsqueeze(-1)",
+        "test_token_class",
+    ),
+    Breakage(
         "candidates: top-p drops the token that reaches it",
         "thoughts/candidates.py",
         "p.cumsum(-1) - p >= top_p",

@@ -6,9 +6,10 @@
     w_i = softmax(z/T)_i / sum_{j in S} softmax(z/T)_j,   next input = sum_{i in S} w_i e_i
     log pi = log softmax(z/T)_x
 
-The mixture is a function of x and z, so only x is drawn, and log pi is exact. The weights of the rollout are data: the update
-feeds them again, and no gradient passes through them. Under other weights of the model the same x would have another mixture.
-This changes no ratio: as for a token, the ratio is that of the anchor's probabilities in the same context.
+The mixture is a function of x and z, so only x is drawn, and log pi is the exact log-probability of the draw. The update feeds the
+recorded mixtures again: they are data, as the inputs of a model are. So the gradient credits the choice of x, with the inputs held
+fixed. It leaves out that the policy also shapes the later inputs through w. (For a hard token there is no such part: the next input
+depends on the policy through x alone.) A ratio compares two policies on the same recorded inputs, as for tokens.
 
 The anchor is drawn as a hard token is: top-k, top-p and min-p shape its sampling but not its score, as everywhere in TRL. The
 weights are those of the whole distribution, because a truncation would leave out most neighbours. The step that ends the thinking is fed
