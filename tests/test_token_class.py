@@ -223,7 +223,7 @@ def test_a_pattern_that_takes_for_ever_is_refused(monkeypatch):
     [
         (
             {"thought": "gaussian", "hard_tokens": ["1"]},
-            "`hard_tokens` is set with a gaussian thought, which feeds an embedding",
+            "set with a gaussian thought, which feeds an embedding",
         ),
         ({"thought": "gaussian", "noise_placement": "hidden", "hard_token_pattern": "1"}, "which feeds an embedding"),
         ({"thought": "gumbel", "eval_thought": "latent", "hard_token_pattern": "1"}, "with a latent thought"),

@@ -5,20 +5,18 @@ A setting that only one kind of thought reads is declared in the file of the kin
 """
 
 import os
-import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, make_dataclass
 from types import SimpleNamespace
 from typing import Any
 
-import torch
-
 from . import saved_settings
 from .gates import GATES, Gate, gate_options_for_settings
-from .ranges import LISTS, RANGES, check, check_pattern, check_text, shown
+from .option_docs import docs_of_options
+from .ranges import RANGES, check, check_text, shown
 from .thoughts import THOUGHTS, Thought, token_class
 from .thoughts.hard import Hard
-from .thoughts.option import TRUNCATION, Option
+from .thoughts.option import TRUNCATION
 from .thoughts.registry import options_for_settings, readers
 
 
@@ -111,11 +109,9 @@ class ThinkingSettings(_Options, SharedSettings):
 
     Args:
         hard_tokens (`list[str]`, *optional*):
-            Tokens that stay hard in any mixture, each by exactly the text that it writes, with its blanks. If the shadow token of a
-            step is one of them, the step is fed as this token alone. Other steps mix without them.
+            Texts of tokens that stay hard, with their blanks. A step with such a shadow token is fed as this token. Others mix without it.
         hard_token_pattern (`str`, *optional*):
-            A regular expression (of the package `regex`, as in `re.search`). The tokens in whose text it is found stay hard too:
-            `[0-9+*/=-]` for digits and operators.
+            A regular expression: tokens in whose text it is found stay hard too (`[0-9+*/=-]`: digits and operators).
 
     > Parameters that end the thought
 
@@ -188,7 +184,7 @@ class ThinkingSettings(_Options, SharedSettings):
 
     def _check_texts(self) -> None:
         check_text("end_of_thinking", self.end_of_thinking)
-        self._check_hard_tokens()
+        token_class.check_names(self.hard_tokens, self.hard_token_pattern)
         texts = self.answer_prefill
         if texts is not None and (
             not isinstance(texts, (list, tuple)) or len(texts) != 2 or not all(isinstance(text, str) for text in texts)
@@ -199,21 +195,6 @@ class ThinkingSettings(_Options, SharedSettings):
             )
         for text in texts or ():
             check_text("answer_prefill", text)
-
-    def _check_hard_tokens(self) -> None:
-        tokens = self.hard_tokens
-        if tokens is not None and (
-            not isinstance(tokens, (list, tuple)) or not 1 <= len(tokens) <= LISTS["hard_tokens"]
-        ):
-            raise ValueError(
-                f"`hard_tokens` is {shown(tokens)}, but it must be a list of 1 to {LISTS['hard_tokens']} texts, each of one token. "
-                "Name more tokens by `hard_token_pattern`."
-            )
-        for text in tokens or ():
-            check_text("hard_tokens", text)
-        if self.hard_token_pattern is not None:
-            check_text("hard_token_pattern", self.hard_token_pattern)
-            check_pattern("hard_token_pattern", self.hard_token_pattern)
 
     def _check_reading(self) -> None:
         """Check that a thought reads every field that is set."""
@@ -238,9 +219,8 @@ class ThinkingSettings(_Options, SharedSettings):
                 )
         for kind in kinds:
             kind.check(self)
-        given = next((name for name in token_class.SETTINGS if getattr(self, name) is not None), None)
-        if given is not None:
-            token_class.check(given, kinds)
+        if self.keeps_tokens_hard:
+            token_class.check(kinds)
         self._check_gate(kinds)
 
     def _check_gate(self, kinds: list[type[Thought]]) -> None:
@@ -330,11 +310,7 @@ class ThinkingSettings(_Options, SharedSettings):
         return any(getattr(self, name) is not None for name in token_class.SETTINGS)
 
     def make_thought(
-        self,
-        answer: Hard,
-        table_rms: float | None = None,
-        evaluation: bool = False,
-        members: torch.Tensor | None = None,
+        self, answer: Hard, table_rms: float | None = None, evaluation: bool = False, members=None
     ) -> Thought:
         """
         The thought of these settings.
@@ -345,8 +321,7 @@ class ThinkingSettings(_Options, SharedSettings):
                 Per-element RMS of the embedding table. A gaussian thought needs it if `noise_rms` is unset.
             evaluation (`bool`): make `eval_thought`, without noise under `eval_greedy`.
             members (`torch.Tensor` of shape `(V,)`, bool, *optional*):
-                The tokens that stay hard (`trl_soft.rollout.hard_members`). Without it a thought serves to find the size of its
-                actions: it keeps no token hard.
+                The tokens that stay hard (`hard_members`). Without it no token does, and a thought has the size of its actions.
         """
         kind = (self.eval_thought if evaluation else None) or self.thought
         greedy = evaluation and self.eval_greedy
@@ -422,26 +397,4 @@ def kinds_of(given: Mapping[str, Any]) -> list[type[Thought]]:
     return [THOUGHTS[name].variant(settings) for name in names if isinstance(name, str) and name in THOUGHTS]
 
 
-def _docs_of_kinds() -> str:
-    """The end of the docstring: the options of the kinds, and the meaning of `None` for each kind."""
-    lines: list[str] = []
-    for title, options in (("one kind of thought", _OPTIONS), ("one gate", _GATE_OPTIONS)):
-        lines += ["", f"> Parameters of {title}", "", "Args:", *_docs_of_options(options)]
-    lines += ["", "> What `None` means", ""]
-    for kind in THOUGHTS.values():
-        defaults = ", ".join(f"`{name}` {value:g}" for name, value in kind.defaults.items())
-        lines.append(f"- {kind.name}: {defaults or 'as the answer is sampled'}")
-    return textwrap.indent("\n".join(lines), " " * 4).rstrip() + "\n    "
-
-
-def _docs_of_options(options: Mapping[str, Option]) -> list[str]:
-    lines = []
-    for name, option in options.items():
-        kind = getattr(option.type, "__name__", None)
-        title = f"`{kind}`, *optional*, defaults to `{option.default!r}`" if kind else "`float`, *optional*"
-        lines.append(f"    {name} ({title}):")
-        lines += textwrap.wrap(option.doc or option.help, 119, initial_indent=" " * 8, subsequent_indent=" " * 8)
-    return lines
-
-
-ThinkingSettings.__doc__ = (ThinkingSettings.__doc__ or "").rstrip() + "\n" + _docs_of_kinds()
+ThinkingSettings.__doc__ = (ThinkingSettings.__doc__ or "").rstrip() + "\n" + docs_of_options(_OPTIONS, _GATE_OPTIONS)

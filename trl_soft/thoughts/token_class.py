@@ -21,6 +21,7 @@ import hashlib
 
 import torch
 
+from ..ranges import LISTS, check_pattern, check_text, shown
 from .protocol import Thought
 
 
@@ -37,18 +38,34 @@ def read_by(kinds: list[type[Thought]]) -> bool:
     return all(can_keep(kind) or kind.is_token for kind in kinds) and not all(kind.is_token for kind in kinds)
 
 
-def check(setting: str, kinds: list[type[Thought]]) -> None:
-    """Raise a `ValueError` if `setting` is given and one of these kinds cannot keep tokens hard, or none has to."""
+def check_names(tokens, pattern) -> None:
+    """Raise a `ValueError` unless `hard_tokens` is a list of texts and `hard_token_pattern` a regular expression, or `None`."""
+    most = LISTS["hard_tokens"]
+    if tokens is not None and not (isinstance(tokens, (list, tuple)) and 1 <= len(tokens) <= most):
+        raise ValueError(
+            f"`hard_tokens` is {shown(tokens)}, but it must be a list of 1 to {most} texts, each of one token. Name more tokens by "
+            "`hard_token_pattern`."
+        )
+    for text in tokens or ():
+        check_text("hard_tokens", text)
+    if pattern is not None:
+        check_text("hard_token_pattern", pattern)
+        check_pattern("hard_token_pattern", pattern)
+
+
+def check(kinds: list[type[Thought]]) -> None:
+    """Raise a `ValueError` if one of these kinds of thought cannot keep tokens hard, or if none has to."""
+    given = "`hard_tokens` or `hard_token_pattern` is set"
     for kind in kinds:
         if not kind.is_token and not can_keep(kind):
             raise ValueError(
-                f"`{setting}` is set with a {kind.name} thought, which feeds an embedding and no mixture of candidates. Its shadow "
-                "token does not follow from what was drawn, so a step that is fed as this token would have no likelihood. Leave it "
-                "unset, or choose a kind that mixes candidates (gaussian does with `noise_placement: logits` or `probabilities`)."
+                f"{given} with a {kind.name} thought, which feeds an embedding and no mixture of candidates. Its shadow token does not "
+                "follow from what was drawn, so a step that is fed as this token would have no likelihood. Leave both unset, or "
+                "choose a kind that mixes candidates (gaussian does with `noise_placement: logits` or `probabilities`)."
             )
     if all(kind.is_token for kind in kinds):
         raise ValueError(
-            f"`{setting}` is set, but every step of a {kinds[0].name} thought is a hard token. Leave it unset."
+            f"{given}, but every step of a {kinds[0].name} thought is a hard token. Leave both unset, or choose another thought."
         )
 
 
