@@ -58,6 +58,12 @@ def test_the_papers_words(hub):
     assert build_prompt(mbpp, "soft_grpo", tokenizer).endswith(
         "Task:\nWrite f.\n\nTest Cases:\n```python\nassert f\nassert f == 1\nassert f > 0\n```"
     )
+    assert build_prompt(math, "swireasoning", tokenizer) == (
+        "x?\nPlease reason step by step, and put your final answer within \\boxed{}."
+    )
+    assert build_prompt(math, "selar", tokenizer) == (
+        "x?\nPlease reason step by step, and make sure put your final answer within \\boxed{}."
+    )
     assert '"answer": "C".\n\nWhat is 0 + 1?\n\nA. ' in build_prompt(choice, "soft_grpo", tokenizer)
 
 
@@ -182,5 +188,5 @@ def test_the_form_that_a_preset_demands_is_read_as_the_answer(preset, kind, monk
 
 
 def test_a_preset_that_is_not_there():
-    with pytest.raises(ValueError, match=r"`preset` is 'softgrpo'.*soft_grpo, soft_tokens, plain"):
+    with pytest.raises(ValueError, match=r"`preset` is 'softgrpo'.*soft_grpo, soft_tokens, plain, swireasoning"):
         get_preset("softgrpo")

@@ -53,6 +53,8 @@ PLAIN = (
     "per_device_eval_batch_size", "num_generations_eval", "load_best_model_at_end", "greater_is_better",
     "save_total_limit", "logging_steps",
 )  # fmt: skip
+# Models whose stand-in is that of another model of their family.
+SAME_FAMILY = {"Qwen3-8B": "Qwen3-0.6B"}
 KINDS = {"grpo_soft": (SoftGRPOConfig, SoftGRPOTrainer), "rloo_soft": (SoftRLOOConfig, SoftRLOOTrainer)}
 
 
@@ -205,6 +207,7 @@ def test_an_evaluation_recipe_runs_on_two_problems(path, scripts, world, tmp_pat
     (asked,) = SoftParser((run_evaluation.EvaluationArguments,)).parse_args_and_config(["--config", str(path)])
     assert asked.decodings and [d["name"] for d in asked.decodings] == [d["name"] for d in recipe["decodings"]]
     of_papers = path.parent.name == "eval"
+    assert not of_papers or asked.preset == path.parent.parent.name
     for decoding in recipe["decodings"]:
         decoding["num_samples"] = min(2, decoding.get("num_samples", 2))
         decoding["max_completion_length"] = 40
@@ -212,7 +215,9 @@ def test_an_evaluation_recipe_runs_on_two_problems(path, scripts, world, tmp_pat
             decoding |= {"max_thinking_length": 16, "max_answer_length": 6}
     recipe |= {"limit": 2, "output_dir": str(tmp_path / "run"), "dtype": "float32"}
     if of_papers:
-        model = "Llama-3.2-3B-Instruct" if recipe["preset"] == "soft_tokens" else "DeepSeek-R1-Distill-Qwen-1.5B"
+        model = recipe["model_name_or_path"].split("/")[-1]
+        model = SAME_FAMILY.get(model, model)
+        recipe.pop("max_completion_length", None)  # the decodings' are shorter
         ThinkingSettings(thought="dirichlet").save_thinking(models[model])
         recipe |= {"model_name_or_path": str(models[model]), "data_dir": str(data)}
     small = tmp_path / "recipe.yaml"
@@ -251,10 +256,11 @@ def papers() -> list[Path]:
 def test_every_published_row_has_a_recipe_and_an_evaluation(path):
     entries = read_papers(path)
     runs = {recipe.stem for recipe in PAPERS if recipe.parent.name == path.stem}
-    families = {run.split("_")[0] for run in runs}
     named = {entry.name for entry in entries}
-    assert named - runs == {f"{family}_none" for family in families}
-    assert runs <= named
+    untrained = named - runs
+    assert runs <= named and all(name.endswith("_none") for name in untrained)
+    if runs:  # the others train nothing
+        assert untrained == {f"{run.split('_')[0]}_none" for run in runs}
     evaluations = [yaml.safe_load(p.read_text()) for p in EVALUATION if p.parent.parent.name == path.stem]
     decodings = {decoding["name"] for recipe in evaluations for decoding in recipe["decodings"]}
     assert {entry.decoding for entry in entries} <= decodings | {"training", "ood"}
@@ -385,6 +391,20 @@ def test_the_index_has_every_recipe_and_the_papers_numbers():
         cells = [f"{v(greedy, b, 'mean@1')} / {v(sample, b, 'mean@32')} / {v(sample, b, 'pass@32')}" for b in greedy]
         (found,) = (r for r in rows if line in r and r.startswith(("| 1-5: ", "| F: ")))
         assert f"| {', '.join(cells)} | not run |" in found, (run, cells)
+
+
+def test_the_index_has_the_numbers_of_selar():
+    for entry in read_papers(ROOT / "recipes/papers/selar.yaml"):
+        cells = " / ".join(f"{by['mean@1'].value:.2f}" for by in entry.values.values())
+        model = {"qwen3_1.7b_none": "Qwen3-1.7B", "qwen3_8b_none": "Qwen3-8B", "qwen3_32b_none": "Qwen3-32B"}[
+            entry.name
+        ]
+        (row,) = (
+            line
+            for line in README.splitlines()
+            if line.startswith(f"| {model} ") and f"`{entry.decoding}`" in line and "selar/" in line
+        )
+        assert cells in row, (entry.name, entry.decoding, cells)
 
 
 def v(values: dict, benchmark: str, metric: str) -> float:

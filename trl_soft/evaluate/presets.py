@@ -199,7 +199,68 @@ _PLAIN = Preset(
     num_samples=32,
 )
 
-PRESETS: dict[str, Preset] = {p.name: p for p in (_SOFT_GRPO, _SOFT_TOKENS, _PLAIN)}
+
+def _reasoning(name: str, math: str, **settings) -> Preset:
+    """A preset whose paper asks for a box after `</think>` and has its own words for mathematics. The other words are `plain`'s."""
+    formats = _PLAIN.formats | {kind: PromptFormat(math, "</think>") for kind in ("math", "question")}
+    return replace(_PLAIN, name=name, formats=formats, **settings)
+
+
+# SwiReasoning (arXiv 2510.05069), released code sdc17/SwiReasoning: run.py (prompt, sampling, cap) and generate_swir of its
+# generation_utils.py. A soft step mixes the whole vocabulary at temperature 1. A hard step is sampled.
+_SWIREASONING = _reasoning(
+    "swireasoning",
+    "{question}\nPlease reason step by step, and put your final answer within \\boxed{}.",
+    max_completion_length=32768,  # run.sh: --max_new_tokens; 38,912 on AIME
+    thinking={
+        "thought": "gaussian",  # without noise: the mixture itself
+        "noise_scale": 0.0,
+        "thinking_temperature": 1.0,
+        "thinking_gate": "entropy_trend",
+        "gate_dwell": 512,  # window_size
+    },
+    sampling={"temperature": 0.6, "top_p": 0.95, "top_k": 20},
+    num_samples=1,  # run.py: one completion of each problem
+)
+
+# SeLaR (arXiv 2604.08299), released code Parker-rfu/SeLaReasoning: scripts/run.py and generate_selar of src/generation_utils.py.
+_SELAR = _reasoning(
+    "selar",
+    "{question}\nPlease reason step by step, and make sure put your final answer within \\boxed{}.",
+    max_completion_length=32768,  # README; 38,912 on AIME
+    thinking={
+        "thought": "soft",
+        "thinking_temperature": 0.6,
+        "thinking_top_k": 20,
+        "thinking_top_p": 0.95,
+        "thinking_min_p": 0.0,
+        "soft_width": 3,  # --selar_topk
+        "soft_contrast": 1.0,  # contrastive_weight
+        "thinking_gate": "entropy",
+        "gate_top_k": 3,  # --selar_topk
+        "gate_entropy": 0.5493,  # --entropy_threshold 0.5, a share of log 3
+    },
+    sampling={"temperature": 0.6, "top_p": 0.95, "top_k": 20},
+    num_samples=1,
+)
+
+# ThinkRouter (arXiv 2602.11683): no code was released. It routes Soft Thinking's steps, whose settings these are.
+_THINKROUTER = replace(
+    _PLAIN,
+    name="thinkrouter",
+    max_completion_length=32768,  # Soft Thinking's; not found for ThinkRouter
+    thinking={
+        "thought": "soft",
+        "thinking_gate": "confidence",
+        "gate_confidence": 0.7,  # ours; the paper chooses among 0.4 to 0.9 on 10 problems of each data set
+    },
+    sampling={"temperature": 0.6, "top_p": 0.95, "top_k": 30},  # Soft Thinking's
+    num_samples=1,
+)
+
+PRESETS: dict[str, Preset] = {
+    p.name: p for p in (_SOFT_GRPO, _SOFT_TOKENS, _PLAIN, _SWIREASONING, _SELAR, _THINKROUTER)
+}
 
 
 def get_preset(preset: str | Preset) -> Preset:

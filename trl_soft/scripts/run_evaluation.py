@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..command_line import one_sentence
+from ..evaluate import PRESETS
 from ..evaluate.decoding import Decoding, soft_tokens_grid
 from ..evaluate.runner import Evaluation, evaluate, saved_beside
 from ..files import printable
@@ -29,7 +30,7 @@ class EvaluationArguments:
     benchmarks: list[str] = field(default_factory=list, metadata={"help": "Names, files or hub ids."})
     name: str | None = _help("The run's name in reports, where runs of one name are its seeds; unset: the folder's.")
     output_dir: str = _help("The run's folder. Run again to continue.", "outputs/evaluation")
-    preset: str = _help("Prompts, caps, sampling: soft_grpo, soft_tokens or plain.", "plain")
+    preset: str = _help(f"Prompts, caps, sampling: {', '.join(PRESETS)}.", "plain")
     decodings: list[dict] | None = _help("YAML only: a list of {name, thought, temperature, num_samples, ...}.")
     grid_models: list[str] | None = _help(
         "label=path of trained models: the six inference settings of 2509.19170 each."
