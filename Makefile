@@ -31,7 +31,7 @@ READY := $(VENV)/.ready
 SEED ?= 0
 WORKERS ?= auto
 PAPER ?= soft_grpo
-SOURCES := trl_soft examples tests benchmarks
+SOURCES := trl_soft examples tests benchmarks study
 
 REAL ?= outputs/real
 REAL_READY := $(VENV)/.ready-real

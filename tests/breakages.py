@@ -24,7 +24,18 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "trl_soft"
 # What the tests read beside the package.
-BESIDE = ("tests", "examples", "recipes", "docs", "benchmarks", "setup.cfg", "pyproject.toml", "README.md", "Makefile")
+BESIDE = (
+    "tests",
+    "examples",
+    "study",
+    "recipes",
+    "docs",
+    "benchmarks",
+    "setup.cfg",
+    "pyproject.toml",
+    "README.md",
+    "Makefile",
+)
 # Exit statuses of pytest: a test failed; the collection was interrupted, as by an import that fails.
 FAILED = (1, 2)
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from trl_soft import KeyedNoise, kernels
-from trl_soft.score_variance import score_variance
+from trl_soft.score_variance import score_norms, score_variance
 from trl_soft.thoughts import Dirichlet, Gaussian, Gumbel, Hard, Mixture, Multiplex, Neighbour
 from trl_soft.thoughts.candidates import candidates, renormalised
-from trl_soft.thoughts.gaussian import PLACEMENTS, LogitsGaussian, ProbabilitiesGaussian
+from trl_soft.thoughts.gaussian import PLACEMENTS, HiddenGaussian, LogitsGaussian, ProbabilitiesGaussian
 from trl_soft.vocabulary.head_logits import DenseLogits, HeadLogits
 from trl_soft.vocabulary.neighbours import nearest_tokens
 from trl_soft.vocabulary.tiles import TILE
@@ -238,11 +238,22 @@ def test_score_variance_of_fuzzy_thoughts():
     total, count = score_variance(thought, world.logits, action)
     expected = world.z64.grad.square().sum()
     assert count == N and total.item() == pytest.approx(expected.item(), rel=1e-5)
+    norms = score_norms(thought, world.logits, action)
+    torch.testing.assert_close(norms, world.z64.grad.square().sum(-1), rtol=1e-5, atol=0.0)
+    some = torch.tensor([3, 0])
+    torch.testing.assert_close(score_norms(thought, world.logits, action, some), norms[some], rtol=1e-5, atol=0.0)
     decided = World(256)
     rows = decided.gap / LOW > UNDERFLOW
     decided.logits.hidden = decided.leaf[rows]
     action = {name: value[rows] for name, value in action.items()}
     assert score_variance(thought, decided.logits, action)[0] == 0
+    assert score_norms(thought, decided.logits, action, dtype=torch.float32).tolist() == [0.0] * int(rows.sum())
+
+
+def test_score_norms_of_hidden_states_are_refused():
+    world = World(256)
+    with pytest.raises(ValueError, match="its score is not in logits"):
+        score_norms(HiddenGaussian(0.5, 1.0), world.logits, {})
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
