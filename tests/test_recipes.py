@@ -92,6 +92,10 @@ def test_there_are_as_many_recipes_as_the_index_says():
     assert len(TRAINING) >= 41 and len(EVALUATION) >= 6
 
 
+# Completions of a rollout in each paper.
+ROLLOUTS = {"soft_grpo": 512, "soft_tokens": 64, "n_grpo": 256}
+
+
 @pytest.mark.parametrize("path", PAPERS, ids=name)
 def test_a_recipe_says_how_it_is_run_and_where_each_setting_is_from(path, scripts):
     words = command(path)
@@ -104,7 +108,7 @@ def test_a_recipe_says_how_it_is_run_and_where_each_setting_is_from(path, script
     processes = int(words[words.index("--num_processes") + 1])
     update = processes * training.per_device_train_batch_size * training.gradient_accumulation_steps
     assert update == arguments.completions_per_update
-    assert training.generation_batch_size == (64 if script == "rloo_soft" else 512)
+    assert training.generation_batch_size == ROLLOUTS[path.parent.name]
     assert training.generation_batch_size % (processes * training.per_device_train_batch_size) == 0
     assert training.output_dir == f"outputs/{path.parent.name}/{path.stem}/seed{{seed}}"
     assert (
@@ -188,6 +192,7 @@ def test_a_recipe_takes_two_updates_and_an_evaluation(path, scripts, world, tmp_
     assert len(steps) == 2 and len(evaluation) == 1
     assert all(row["grad_norm"] > 0 for row in steps)
     for row, prefix in ((steps[0], ""), (evaluation[0], "eval_")):
+        assert 0 < row.get(prefix + "thinking/soft_ratio", 1) <= 1
         for metric in ("reward", rewarded, "completions/mean_length", "entropy"):
             assert row[prefix + metric] > 0, metric
         assert row[f"{prefix}thinking/mean_length"] >= 1
@@ -196,7 +201,9 @@ def test_a_recipe_takes_two_updates_and_an_evaluation(path, scripts, world, tmp_
     assert all(row["thinking/logp_difference/mean"] < bound for row in steps)
     assert json.loads((out / "thinking_config.json").read_text())["thought"] == training.thought
     assert "dropped because they are longer than" in caplog.text
-    assert path not in PAPERS or ("are among its" in caplog.text and "longer than 1024 tokens" in caplog.text)
+    assert path not in PAPERS or (
+        "are among its" in caplog.text and f"longer than {arguments.max_prompt_length} tokens" in caplog.text
+    )
 
 
 @pytest.mark.parametrize("path", EVALUATION, ids=name)
@@ -405,6 +412,18 @@ def test_the_index_has_the_numbers_of_selar():
             if line.startswith(f"| {model} ") and f"`{entry.decoding}`" in line and "selar/" in line
         )
         assert cells in row, (entry.name, entry.decoding, cells)
+
+
+def test_the_index_has_the_numbers_of_n_grpo():
+    for entry in read_papers(ROOT / "recipes/papers/n_grpo.yaml"):
+        (row,) = (
+            line
+            for line in README.splitlines()
+            if "(n_grpo/eval/" in line
+            and f"`{entry.decoding}`" in line
+            and (f"`{entry.name}`" in line or f"[{entry.name}]" in line)
+        )
+        assert " / ".join(f"{average.value:.2f}" for average in entry.average.values()) in row, entry.name
 
 
 def v(values: dict, benchmark: str, metric: str) -> float:

@@ -239,6 +239,8 @@ _SELAR = _reasoning(
         "thinking_gate": "entropy",
         "gate_top_k": 3,  # --selar_topk
         "gate_entropy": 0.5493,  # --entropy_threshold 0.5, a share of log 3
+        # get_math_symbols_ids: letters, digits and signs, and the commands of LaTeX
+        "hard_token_pattern": r"^([0-9A-Za-z]|[-+*/^=<>()\[\]{}_|]|\\[A-Za-z]*)$",
     },
     sampling={"temperature": 0.6, "top_p": 0.95, "top_k": 20},
     num_samples=1,
@@ -258,8 +260,25 @@ _THINKROUTER = replace(
     num_samples=1,
 )
 
+# N-GRPO (arXiv 2606.10768), released code ZJUSCL/N-GRPO: data_prepocess/math_500.py has the words of deepscaler.py, and
+# configs/eval_1_5b.yaml the sampling. Evaluation is hard, and the thought below is that of training.
+_N_GRPO = _reasoning(
+    "n_grpo",
+    "{question} Let's think step by step and output the final answer within \\boxed{}",
+    max_completion_length=8192,  # max_response_length
+    thinking={
+        "thought": "neighbour",
+        "neighbour_width": 3,
+        "thinking_gate": "random",
+        "gate_probability": 0.1,
+        "eval_thought": "hard",
+    },
+    sampling={"temperature": 0.6, "top_p": 0.95, "top_k": 0},
+    num_samples=32,
+)
+
 PRESETS: dict[str, Preset] = {
-    p.name: p for p in (_SOFT_GRPO, _SOFT_TOKENS, _PLAIN, _SWIREASONING, _SELAR, _THINKROUTER)
+    p.name: p for p in (_SOFT_GRPO, _SOFT_TOKENS, _PLAIN, _SWIREASONING, _SELAR, _THINKROUTER, _N_GRPO)
 }
 
 
