@@ -29,6 +29,7 @@ THOUGHTS = [
     {"thought": "neighbour"},
     {"thought": "latent"},
     {"thought": "gumbel", "gumbel_temperature": 0.5, "hard_token_pattern": "[0-4]"},
+    {"thought": "gumbel", "gumbel_density": "soft_label"},
 ]
 
 

@@ -5,7 +5,7 @@
     g' = log p + s * eps,  eps ~ Gumbel(0, 1)                                       (Eq. 9; s = noise_scale = 1 there)
     y  = softmax(g'/tau_g),   next input = sum_i y_i e_i,   shadow token = argmax g'
 
-The action is g'. Three ways to score it, `gumbel_density`:
+The action is g'. Four ways to score it, `gumbel_density`, of which the first two are densities:
 
     gumbel    log q = sum_i ( -r_i - exp(-r_i) ) - K log s,   r_i = (g'_i - log p_i)/s         (Eq. 12, exact)
     concrete  exact density of y in its K-1 log-odds; a shift of g' does not change it. With a_i = (log p_i - tau_g log y_i)/s
@@ -14,6 +14,10 @@ The action is g'. Three ways to score it, `gumbel_density`:
     softgrpo  the score of the released code. It is **not a density**: the mean over the entries with log p > -3 of
               -r_i - exp(-r_i), r_i = clamp(g'_i - log(p_i + 1e-6), -1.5, 3).
               Its noise is clamped to [-1.5, 3] as well, in evaluation too
+
+    soft_label
+              LEPO's surrogate (arXiv 2604.17892), the cross-entropy with the mixture as a soft label: sum_i y_i log p_i, y as drawn.
+              It is **not a density** and has no ratio: the update is the advantage times its gradient
 
 In `softgrpo` all K candidates enter the mixture. Those that top-p cut have log 1e-6: weights below 1e-5 for tau_g up to 0.5.
 In the released code the place of a cut candidate holds an arbitrary id (its probability is set to 0 before `torch.topk`), and
@@ -24,7 +28,7 @@ candidate has no gradient, as in the released code.
 When the shadow token ends the thinking, the step becomes the one-hot of that token and g' is discarded. The event
 {argmax g' = i} has probability softmax(log p / s)_i (Gumbel-max; p_i at s = 1). So `gumbel` and `concrete` score the closing
 step by its logarithm, on the same support. Together this is a proper mixed density. `softgrpo` scores the closing step as an
-ordinary token, as in the released code.
+ordinary token, as in the released code. In `soft_label` the label of the closing step is one-hot: log p of its token, on the support.
 """
 
 import math
@@ -42,7 +46,12 @@ from .registry import register
 from .tolerance import Tolerance
 
 
-DENSITIES = ("gumbel", "concrete", "softgrpo")
+DENSITIES = ("gumbel", "concrete", "softgrpo")  # in the order of the kernels
+SOFT_LABEL = "soft_label"
+_SURROGATES = {
+    "softgrpo": "`gumbel_density: softgrpo` is no log-density: it is a mean of clamped residuals over the likely candidates",
+    SOFT_LABEL: "`gumbel_density: soft_label` is no log-density: it is a cross-entropy with the mixture as a soft label",
+}
 _CLAMP = (-1.5, 3.0)
 _EDGE = 1e-4
 _EPSILON = 1e-6
@@ -56,7 +65,7 @@ class Gumbel(Thought):
         temperature, top_k (K), top_p, min_p: see `candidates`.
         gumbel_temperature (`float`): tau_g. Towards 0 the mixture becomes one-hot.
         noise_scale (`float`): s. 0 means no draw (soft greedy) and no density.
-        density (`str`): one of `gumbel`, `concrete`, `softgrpo`.
+        density (`str`): one of `gumbel`, `concrete`, `softgrpo`, `soft_label`.
 
     Action: `ids` (N, K), `perturbed` = g' (N, K) with -inf if a candidate is not part of the mixture, `kept` (N, K)
     bool, the support of the score, `closed` (N,) bool.
@@ -75,10 +84,10 @@ class Gumbel(Thought):
         "gumbel_density": Option(
             str,
             "gumbel",
-            "How a gumbel thought is scored: gumbel, concrete or softgrpo (no density).",
-            "`gumbel` (the paper's sum), `concrete` (exact density of the mixture) or `softgrpo` (the released code, which also "
-            "clamps the noise to [-1.5, 3], in evaluation too).",
-            choices=DENSITIES,
+            "How a gumbel thought is scored: gumbel, concrete, or softgrpo and soft_label (no densities).",
+            "`gumbel` (the paper's sum), `concrete` (exact density of the mixture), or for comparison `softgrpo` (the released code, "
+            "which also clamps the noise to [-1.5, 3], in evaluation too) and `soft_label` (LEPO's cross-entropy).",
+            choices=(*DENSITIES, SOFT_LABEL),
         ),
         "noise_scale": NOISE_SCALE,
     }
@@ -105,6 +114,7 @@ class Gumbel(Thought):
         "gumbel": Tolerance(1e-3, 0.2, size=5, power=1),
         "gumbel-concrete": Tolerance(1e-3, 0.1, size=5, power=1),
         "gumbel-softgrpo": Tolerance(1e-3, 0.06, power=1),  # a mean over candidates
+        "gumbel-soft_label": Tolerance(1e-3, 0.1),  # a weighted mean of log p
     }
 
     def __init__(
@@ -121,6 +131,11 @@ class Gumbel(Thought):
         self.gumbel_temperature, self.noise_scale, self.density = gumbel_temperature, noise_scale, density
         self.has_density = noise_scale > 0
         self.scores_closing = density != "softgrpo"
+        self.surrogate = _SURROGATES.get(density)
+
+    @classmethod
+    def no_ratio(cls, settings):
+        return _SURROGATES[SOFT_LABEL] if settings.gumbel_density == SOFT_LABEL else None
 
     @classmethod
     def build(cls, values, answer, table_rms, greedy):
@@ -163,7 +178,7 @@ class Gumbel(Thought):
         return renormalised(logits.at(action["ids"]), action["kept"], self.temperature)
 
     def score(self, logits, action):
-        if logits.fused and self.has_density:
+        if logits.fused and self.has_density and self.density in DENSITIES:
             from ..kernels import gumbel_thought
 
             constants = {"LOW": _CLAMP[0], "HIGH": _CLAMP[1], "EPSILON": _EPSILON, "EDGE": _EDGE}
@@ -175,6 +190,8 @@ class Gumbel(Thought):
     def _log_prob(self, log_p, action):
         if not self.has_density:
             return log_p.new_zeros(len(log_p))  # a point mass
+        if self.density == SOFT_LABEL:
+            return (self.weights(action) * log_p.masked_fill(~action["kept"], 0.0)).sum(-1)
         kept, closed, perturbed = action["kept"], action["closed"].unsqueeze(-1), action["perturbed"]
         # Closed rows have no g'. A finite number in its place keeps infinities out of the gradient of `where`.
         alive = kept & ~closed

@@ -41,6 +41,7 @@ class Thought:
         needs_hidden (`bool`): whether it asks the logits for the `hidden` state they were made from.
         scores_vocabulary (`bool`): whether its score reads the logits of all V tokens, not only those of its candidates.
         detach_inputs (`bool`): whether its embedding passes no gradient to the embedding table.
+        surrogate (`str`, *optional*): what the score is where it is no log-density, as a sentence without its stop. A trainer says it once.
         fed (`tuple` of `str`): the tensors of the action that `embed` reads.
         draws (`int`): D, the number of ratios of a position in the loss. Above 1 only for thoughts of independent draws.
         temperature (`float`): T. 0 for a greedy hard thought.
@@ -73,6 +74,7 @@ class Thought:
     needs_hidden = False
     scores_vocabulary = False
     detach_inputs = False
+    surrogate: str | None = None
     fed: tuple[str, ...] = ("ids", "weights")
     draws = 1
     temperature: float = 1.0
@@ -101,6 +103,11 @@ class Thought:
     @classmethod
     def check_training(cls, args) -> None:
         """Raise a `ValueError` if this config cannot train such a thought."""
+
+    @classmethod
+    def no_ratio(cls, settings) -> str | None:
+        """Why the scores of two policies must not be compared by a ratio, as a clause. `None` if they can."""
+        return None
 
     @classmethod
     def build(cls, values: SimpleNamespace, answer, table_rms: float | None, greedy: bool) -> "Thought":

@@ -85,7 +85,7 @@ class HardTokens(Thought):
         self.thought, self.members = thought, members
         for name in (
             "name", "has_density", "closes_one_hot", "scores_closing", "mixes_vocabulary", "neighbours", "needs_hidden",
-            "scores_vocabulary", "draws", "temperature", "top_k",
+            "scores_vocabulary", "draws", "surrogate", "temperature", "top_k",
         ):  # fmt: skip
             setattr(self, name, getattr(thought, name))
         self.fed = (*thought.fed, "dropped")

@@ -338,7 +338,25 @@ def refuse_thought(args) -> None:
             f"{several[0]}, but RLOO and `importance_sampling_level: sequence` take one ratio for the whole completion. Set "
             f"{several[1]}."
         )
+    if (reason := kind.no_ratio(args)) and (needs := _needs_a_ratio(args)):
+        raise ValueError(f"{reason}, so it has no policy ratio, but {needs[0]}. Set {needs[1]}, or another score.")
     kind.check_training(args)
+
+
+def _needs_a_ratio(args) -> tuple[str, str] | None:
+    """If a loss of these settings compares two policies: where, as a clause, and what to set instead."""
+    updates, accumulated = args.steps_per_generation * args.num_iterations, args.gradient_accumulation_steps
+    if accumulated % updates != 0:
+        return (
+            f"a rollout serves several updates (`num_iterations` {args.num_iterations}, `steps_per_generation` "
+            f"{args.steps_per_generation}), whose loss has the ratio to the policy that drew",
+            f"`num_iterations: 1` and `steps_per_generation: {accumulated}`",
+        )
+    if args.beta != 0.0:
+        return f"`beta` is {args.beta:g}, whose KL compares it with the reference", "`beta: 0`"
+    if args.use_vllm and corrects(args):
+        return "vLLM's mismatch is corrected by a ratio", "`vllm_importance_sampling_correction: false`"
+    return None
 
 
 def refuse_vllm(args) -> None:

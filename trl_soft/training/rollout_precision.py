@@ -78,6 +78,8 @@ def no_correction(args) -> str | None:
         return None
     if several := args.several_ratios():
         return f"{several[0]}, and the correction for the copy's mismatch has one ratio for each position"
+    if reason := args.kinds()[0].no_ratio(args):
+        return reason
     if args.loss_type == "vespo" and args.vllm_importance_sampling_mode.startswith("sequence"):
         return (
             f"`vllm_importance_sampling_mode` is {args.vllm_importance_sampling_mode}, and `loss_type: vespo` takes "

@@ -106,6 +106,10 @@ class SoftTokensMixin(_Host):
             limit = tolerance(self.thinking, base.config.get_text_config().hidden_size, exact)
         self._watch = ReplayWatch(self.thinking, self.args.replay_disagreement, limit, exact, self.accelerator)
         self._check_dropout()
+        if (surrogate := self._plans["train"].thought.surrogate) is not None:
+            logger.warning_once(
+                f"{surrogate}. Its gradient times the advantage is no policy gradient. It serves to compare with the code that it is from."
+            )
         if self.use_vllm or self.args.rollout_engine == "slots":
             looked_up(self._plans["train"], self._vocab_size)  # or refuse, before anything is generated
         if self.use_vllm:
