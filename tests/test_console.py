@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import tomllib
+import warnings
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +23,7 @@ from tests import tiny
 from trl_soft import SoftGRPOConfig, ThinkingSettings, shipped
 from trl_soft.command_line import TRACEBACK, is_sentence, one_sentence
 from trl_soft.scripts import chat, console, doctor, recipes, run_evaluation
+from trl_soft.scripts.merge import merge
 from trl_soft.scripts.parser import SoftParser, algorithm_of
 
 
@@ -241,6 +243,26 @@ def test_chat_shows_the_thought_and_the_answer(capsys, monkeypatch):
     assert len(capsys.readouterr().out.strip().splitlines()) == 2
 
 
+def test_a_chat_stays_in_the_context_of_the_model():
+    net = tiny.model()  # made for 128 tokens
+    assert (chat.room(net, 28), chat.room(net, 200)) == (100, 1)
+    net.config.max_position_embeddings = 32768
+    assert chat.room(net, 28) == chat.LENGTH
+    del net.config.max_position_embeddings
+    assert chat.room(net, 28) == chat.LENGTH
+
+
+def test_a_recipe_is_read_without_warnings_about_names_that_it_must_use(recwarn):
+    warnings.simplefilter("always")
+    SoftParser((SoftGRPOConfig,)).parse_args_and_config(["--output_dir", "out", "--gradient_checkpointing", "false"])
+    assert not [str(warning.message) for warning in recwarn if "gradient_checkpointing" in str(warning.message)]
+
+
+def test_no_memory_is_pinned_without_a_device(tmp_path):
+    assert not tiny.config(tmp_path).dataloader_pin_memory
+    assert not tiny.config(tmp_path, use_cpu=True, dataloader_pin_memory=True).dataloader_pin_memory
+
+
 def test_a_merged_model_still_knows_how_to_think(tmp_path, capsys):
     tiny.model().save_pretrained(tmp_path / "model")
     net = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
@@ -257,6 +279,29 @@ def test_a_merged_model_still_knows_how_to_think(tmp_path, capsys):
     with pytest.raises(SystemExit):
         console.main(["merge", str(tmp_path / "adapter"), "-o", str(tmp_path / "merged")])
     assert "is not empty" in capsys.readouterr().err
+
+
+def test_a_merge_adds_no_token(tmp_path):
+    """A tokenizer may have more tokens than its model, which PEFT's `AutoPeftModel` enlarges by random rows then."""
+    more = tiny.tokenizer()
+    more.add_tokens(["<more>"])
+    tiny.model().save_pretrained(tmp_path / "model")
+    net = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    for name, config, rows in (
+        ("lora", {}, len(more) - 1),
+        ("saved", {"modules_to_save": ["embed_tokens"]}, len(more)),
+    ):
+        if rows == len(more):
+            net.resize_token_embeddings(rows)  # in training, so that the adapter has the rows
+        trained = get_peft_model(net, LoraConfig(target_modules=["q_proj"], init_lora_weights=False, **config))
+        trained.save_pretrained(tmp_path / name)
+        more.save_pretrained(tmp_path / name)
+        merge(str(tmp_path / name), tmp_path / f"{name}-merged")
+        merged = AutoModelForCausalLM.from_pretrained(tmp_path / f"{name}-merged")
+        ids = torch.tensor([[4, 5, 6]])
+        assert merged.config.vocab_size == rows
+        torch.testing.assert_close(merged(ids).logits, trained.eval()(ids).logits, rtol=1e-4, atol=1e-5)
+        net = trained.unload()
 
 
 @pytest.mark.parametrize("width", [40, 79, 80, 120])

@@ -117,7 +117,7 @@ def test_an_adapter_of_rloo(tmp_path, monkeypatch):
     assert card.data.library_name == "peft" and "mine" in card.data.tags
     for told in (
         "A LoRA adapter for a model without a name.", "Soft Tokens, Hard Truths", "By RLOO", "| LoRA `r` | `3` |",
-        "trl-soft merge . -o MODEL", "AutoPeftModelForCausalLM", "evaluated with `soft` thoughts", "@article{zhang2025soft,",
+        "trl-soft merge . -o MODEL", "AutoModelForCausalLM", "evaluated with `soft` thoughts", "@article{zhang2025soft,",
         "@article{butt2025soft,", "ahmadian2024back", '"What is 12 * 13?"',
     ):  # fmt: skip
         assert told in str(card), told

@@ -108,7 +108,7 @@ def soft_generate(
     options = EngineOptions(slots, cache_gb, cuda_graphs=cuda_graphs, lengths=lengths)
     answer = _answer(temperature, top_k, top_p, min_p, repetition_penalty)
     plan = _plan(model, tokenizer, settings, answer, max_completion_length, repetition_penalty, evaluation)
-    ids = _ids(tokenizer, prompts, chat_template_kwargs)
+    ids = prompt_ids(tokenizer, prompts, chat_template_kwargs)
     check_prompts(ids, _base(model).config.get_text_config().vocab_size, tokenizer)
     ids = [row for row in ids for _ in range(num_generations)]
     if streamer is not None:
@@ -212,7 +212,7 @@ def _completions(tokenizer, plan: Plan, parts: list[Rollout]) -> SoftCompletions
     )
 
 
-def _ids(tokenizer, prompts: Sequence, chat_template_kwargs: dict | None) -> list[list[int]]:
+def prompt_ids(tokenizer, prompts: Sequence, chat_template_kwargs: dict | None) -> list[list[int]]:
     """The tokens of each prompt."""
     ids = []
     for prompt in prompts:

@@ -14,9 +14,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from .. import saved_settings
 from ..command_line import model_at
 from ..files import printable
-from ..rollout.generate import SoftCompletions, soft_generate
+from ..rollout.generate import SoftCompletions, prompt_ids, soft_generate
 from ..rollout.streaming import SoftStep, SoftStreamer, WholeCharacters
 from ..settings import ThinkingSettings
+
+
+LENGTH = 1024
 
 
 def load(path: str, dtype: str, device: str | None):
@@ -104,14 +107,21 @@ class Printer(SoftStreamer):
             self._printed = whole
 
 
+def room(model, prompt: int) -> int:
+    """The longest completion of a prompt of so many tokens: `LENGTH`, or what its context leaves."""
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return LENGTH if context is None else max(min(LENGTH, context - prompt), 1)
+
+
 def answer(
     model, tokenizer, messages: list[dict], settings: ThinkingSettings, options, seed: int, printer: Printer
 ) -> SoftCompletions:
     """One completion of a conversation, printed while it is drawn."""
     prompt: list[dict] | str = messages if tokenizer.chat_template else messages[-1]["content"]
+    length = options.max_completion_length or room(model, len(prompt_ids(tokenizer, [prompt], None)[0]))
     return soft_generate(
         model, tokenizer, [prompt], settings,
-        max_completion_length=options.max_completion_length, temperature=options.temperature, top_p=options.top_p, top_k=options.top_k,
+        max_completion_length=length, temperature=options.temperature, top_p=options.top_p, top_k=options.top_k,
         seed=seed, streamer=printer,
     )  # fmt: skip
 
@@ -171,7 +181,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--history", action="store_true", help="keep earlier questions and answers in the conversation"
     )
-    parser.add_argument("--max_completion_length", type=int, default=1024)
+    parser.add_argument(
+        "--max_completion_length",
+        type=int,
+        help=f"cap of thought and answer together (default: {LENGTH}, or the room in the model's context)",
+    )
     parser.add_argument("--temperature", type=float, default=1.0, help="temperature of the answer (default: 1.0)")
     parser.add_argument("--top_p", type=float, default=1.0)
     parser.add_argument("--top_k", type=int, default=0)

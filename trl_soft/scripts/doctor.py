@@ -101,7 +101,7 @@ def device() -> Iterator[Finding]:
         yield Finding(
             "device",
             "note",
-            f"no CUDA device; the CPU with {threads} threads. Set `bf16: false` and `use_cpu: true` to train on it.",
+            f"no CUDA device, so training and rollouts run on the CPU, with {threads} thread{'s'[: threads != 1]}, in float32.",
         )
         return
     from .. import kernels

@@ -4,7 +4,9 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from ..command_line import model_at
 from ..saved_settings import read, write
 
 
@@ -24,10 +26,10 @@ def merge(adapter: str, output: Path, model: str | None = None, dtype: str = "au
         ImportError: if PEFT is not installed.
     """
     try:
-        from peft import AutoPeftModelForCausalLM, PeftConfig
+        from peft import PeftConfig, PeftModel
     except ImportError as error:
         raise ImportError("PEFT is not installed, which merges adapters: `pip install trl_soft[peft]`.") from error
-    from transformers import AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if output.exists() and any(output.iterdir()):
         raise FileExistsError(f"{output} is not empty. Give a folder that is empty, or does not exist yet.")
@@ -37,15 +39,34 @@ def merge(adapter: str, output: Path, model: str | None = None, dtype: str = "au
         raise ValueError(
             f"{adapter} holds no `adapter_config.json`, so there is nothing to merge. Give an adapter's folder."
         ) from error
-    if model is not None:
-        config.base_model_name_or_path = model
-    merged = AutoPeftModelForCausalLM.from_pretrained(adapter, config=config, dtype=dtype).merge_and_unload()
+    path = model or config.base_model_name_or_path
+    with model_at(path):
+        base: Any = AutoModelForCausalLM.from_pretrained(
+            path, revision=None if model else config.revision, dtype=dtype
+        )
+    rows = trained_rows(adapter, base)
+    if rows is not None and rows != base.get_input_embeddings().weight.size(0):
+        base.resize_token_embeddings(rows)
+    merged = PeftModel.from_pretrained(base, adapter).merge_and_unload()  # type: ignore[operator]
     merged.save_pretrained(output)
     AutoTokenizer.from_pretrained(adapter).save_pretrained(output)
     settings = read(adapter)
     if settings is not None:
         write(output, settings)
     return output
+
+
+def trained_rows(adapter: str, base) -> int | None:
+    """
+    The number of tokens in the embedding or the head that an adapter was saved with. `None` if it was saved with neither: then the
+    base has all rows. `AutoPeftModel` would add random rows where the tokenizer has more tokens than the base.
+    """
+    from peft.utils import load_peft_weights
+
+    tables = (base.get_input_embeddings(), base.get_output_embeddings())
+    names = tuple(f"{name}.weight" for name, module in base.named_modules() if module in tables)
+    sizes = [w.size(0) for name, w in load_peft_weights(adapter, device="cpu").items() if name.endswith(names)]
+    return sizes[0] if sizes else None
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -5,6 +5,7 @@ import difflib
 import logging
 import os
 import sys
+import warnings
 from typing import Any
 
 import yaml
@@ -138,6 +139,8 @@ class SoftParser(TrlParser):
 
     def parse_args_and_config(self, args=None, *positional, **kwargs):
         args = list(sys.argv[1:] if args is None else args)
+        # Recipes use the name that every supported transformers knows. Newer ones call it `activation_checkpointing` too.
+        warnings.filterwarnings("ignore", ".*gradient_checkpointing` is deprecated", FutureWarning)
         self._unset, args = _without_nulls(args)
         self._refuse_unknown([key for key in self._unset if key not in self._known()], "The command line has the flag")
         self._unset += _left_behind(read_recipe_file(args), args)

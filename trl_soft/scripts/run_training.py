@@ -191,3 +191,5 @@ def train(arguments: SoftScriptArguments, training, model: ModelConfig, trainer_
     trainer.save_state()
     if training.push_to_hub:
         trainer.push_to_hub()
+    if trainer.accelerator.is_main_process:
+        print(f"Wrote {training.output_dir}. To ask the model: trl-soft chat {training.output_dir}")

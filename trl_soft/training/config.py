@@ -3,6 +3,7 @@
 
 from dataclasses import dataclass, field
 
+import torch
 from transformers.utils import is_torch_bf16_gpu_available
 from trl import GRPOConfig, RLOOConfig
 
@@ -183,6 +184,7 @@ class SoftGRPOConfig(
     def __post_init__(self):
         refuse_missing_deepspeed(self)
         choose_bf16(self)
+        choose_pinning(self)
         GRPOConfig.__post_init__(self)
         ThinkingSettings.__post_init__(self)
         refuse(self)
@@ -206,6 +208,7 @@ class SoftRLOOConfig(
     def __post_init__(self):
         refuse_missing_deepspeed(self)
         choose_bf16(self)
+        choose_pinning(self)
         RLOOConfig.__post_init__(self)
         ThinkingSettings.__post_init__(self)
         refuse(self)
@@ -215,6 +218,12 @@ def choose_bf16(args) -> None:
     """TRL computes in bf16 unless `bf16` is set. If it is unset and the device has no bf16, compute in float32."""
     if args.bf16 is None and (args.use_cpu or not is_torch_bf16_gpu_available()):
         args.bf16 = False
+
+
+def choose_pinning(args) -> None:
+    """Pin no memory where there is no device to copy it to: torch would only warn."""
+    if args.use_cpu or torch.accelerator.current_accelerator() is None:
+        args.dataloader_pin_memory = False
 
 
 def refuse(args) -> None:

@@ -205,19 +205,13 @@ def _running(trainer, hub_id: str | None, adapter: bool) -> str:
     else:
         prompt = '"What is 12 * 13?"'
     where = f'"{hub_id}"' if hub_id else '"."  # the folder of this card'
-    of = (
-        "peft import AutoPeftModelForCausalLM as AutoModel"
-        if adapter
-        else "transformers import AutoModelForCausalLM as AutoModel"
-    )
     length = trainer.args.max_completion_length
     code = [
-        f"from {of}",
-        "from transformers import AutoTokenizer",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
         "from trl_soft import ThinkingSettings, soft_generate",
         "",
         f"path = {where}",
-        "model, tokenizer = AutoModel.from_pretrained(path), AutoTokenizer.from_pretrained(path)",
+        "model, tokenizer = AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)",
         f"prompt = {prompt}",
     ]
     soft_call = f"out = soft_generate(model, tokenizer, [prompt], max_completion_length={length})"
