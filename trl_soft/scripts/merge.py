@@ -47,7 +47,7 @@ def merge(adapter: str, output: Path, model: str | None = None, dtype: str = "au
     rows = trained_rows(adapter, base)
     if rows is not None and rows != base.get_input_embeddings().weight.size(0):
         base.resize_token_embeddings(rows)
-    merged = PeftModel.from_pretrained(base, adapter).merge_and_unload()  # type: ignore[operator]
+    merged = PeftModel.from_pretrained(base, adapter).merge_and_unload()
     merged.save_pretrained(output)
     AutoTokenizer.from_pretrained(adapter).save_pretrained(output)
     settings = read(adapter)
