@@ -5,11 +5,14 @@ import functools
 import hashlib
 import json
 import re
+import runpy
 import shlex
 import statistics
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 from transformers import AutoTokenizer
 from trl import ModelConfig
@@ -28,6 +31,8 @@ from trl_soft.scripts.run_training import train
 
 
 ROOT = Path(__file__).parent.parent
+mnns = SimpleNamespace(**runpy.run_path(str(ROOT / "examples/cot2/mnns.py")))
+
 # Not recipes: how processes are started, and the papers' numbers.
 RECIPES = sorted(
     path for path in (ROOT / "recipes").rglob("*.yaml") if path.parent.name not in ("accelerate", "papers")
@@ -63,7 +68,19 @@ def world(tmp_path_factory):
     """Stand-in models by their hub id's last part, and data."""
     folder = tmp_path_factory.mktemp("world")
     models = {model: standins.save_model(model, folder) for model in standins.TOKENIZERS}
+    models["mnns"] = save_mnns(folder / "mnns")
     return models, standins.save_data(folder / "data")
+
+
+def save_mnns(folder: Path) -> Path:
+    """CoT2's model before its training, with a few of its questions."""
+    torch.manual_seed(0)
+    tokenizer = mnns.make_tokenizer()
+    for made in (mnns.make_model(tokenizer), tokenizer):
+        made.save_pretrained(folder)
+    for name, questions in zip(("train", "test"), mnns.split(0), strict=True):
+        mnns.write_rows(folder / f"{name}.jsonl", questions[:8])
+    return folder
 
 
 @pytest.fixture
@@ -93,7 +110,7 @@ def test_there_are_as_many_recipes_as_the_index_says():
 
 
 # Completions of a rollout in each paper.
-ROLLOUTS = {"soft_grpo": 512, "soft_tokens": 64, "n_grpo": 256}
+ROLLOUTS = {"soft_grpo": 512, "soft_tokens": 64, "n_grpo": 256, "cot2": 128}
 
 
 @pytest.mark.parametrize("path", PAPERS, ids=name)
@@ -111,9 +128,10 @@ def test_a_recipe_says_how_it_is_run_and_where_each_setting_is_from(path, script
     assert training.generation_batch_size == ROLLOUTS[path.parent.name]
     assert training.generation_batch_size % (processes * training.per_device_train_batch_size) == 0
     assert training.output_dir == f"outputs/{path.parent.name}/{path.stem}/seed{{seed}}"
-    assert (
-        ROOT / f"recipes/models/{model.model_name_or_path.split('/')[1]}.json"
-    ).is_file() and arguments.contamination
+    hub_id = model.model_name_or_path
+    made_here = hub_id.startswith("outputs/")
+    assert made_here or (ROOT / f"recipes/models/{hub_id.split('/')[1]}.json").is_file()
+    assert arguments.contamination
     for line in path.read_text(encoding="utf-8").splitlines():
         setting = re.match(r"(\w+): ", line)
         assert not setting or "  # " in line or setting.group(1) in PLAIN, f"{line!r} does not say where it is from"
@@ -127,7 +145,8 @@ TRAINING_CAPS = {"gsm8k_train": 128, "math_train": 512, "deepscaler": 512}
 def test_a_recipe_asks_and_stops_as_its_paper_is_evaluated(path, scripts):
     arguments, training, _ = parse(path)
     preset = PRESETS[path.parent.name]
-    assert arguments.prompt_template == preset.formats["math"].user
+    kind = "question" if path.parent.name == "cot2" else "math"
+    assert arguments.prompt_template == preset.formats[kind].user
     assert arguments.raw_prompt is not preset.chat
     assert (training.thought == "hard" and preset.chat) or training.end_of_thinking == preset.end_of_thinking
     if not preset.chat:
@@ -144,7 +163,7 @@ def shrunk(path: Path, world, out: Path) -> list[str]:
     flags = {"output_dir": out / "seed{seed}", "seed": 3, "max_steps": 2, "logging_steps": 1, "disable_tqdm": "true"}
     flags |= {"bf16": "false", "dtype": "float32", "use_cpu": "true", "num_generations": 4, "report_to": "none"}
     flags |= {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "per_device_eval_batch_size": 4}
-    flags |= {"max_completion_length": 40, "save_steps": 2, "eval_steps": 2}
+    flags |= {"max_completion_length": min(40, recipe["max_completion_length"]), "save_steps": 2, "eval_steps": 2}
     model = recipe["model_name_or_path"].split("/")[-1]
     if model in models:
         flags["model_name_or_path"] = models[model]
@@ -153,14 +172,17 @@ def shrunk(path: Path, world, out: Path) -> list[str]:
         flags |= {"completions_per_update": 4, "generation_batch_size": 4 * updates, "data_dir": data}
     else:
         flags["eval_strategy"] = "steps"
-    if recipe["dataset_name"] == "openai/gsm8k":
+    if recipe["dataset_name"].startswith("outputs/"):  # what a script of examples makes
+        flags |= {key: models[model] / Path(recipe[key]).name for key in ("dataset_name", "dataset_test_name")}
+        flags["contamination"] = flags["dataset_test_name"]
+    elif recipe["dataset_name"] == "openai/gsm8k":
         flags |= {"dataset_name": data / "gsm8k_train.jsonl.gz", "dataset_test_name": data / "gsm8k_test.jsonl.gz"}
     elif "dataset_test_name" in recipe and "completions_per_update" not in recipe:
         lines = (ROOT / recipe["dataset_test_name"]).read_text(encoding="utf-8").splitlines(True)
         (out / "test.jsonl").write_text("".join(lines[:8]))
         flags["dataset_test_name"] = out / "test.jsonl"
     small = {"validation_rows": 4, "max_thinking_length": 16, "max_answer_length": 6}
-    flags |= {name: value for name, value in small.items() if name in recipe}
+    flags |= {name: min(value, recipe[name]) for name, value in small.items() if name in recipe}
     if recipe.get("thinking_top_k", 0) > 1000:
         flags["thinking_top_k"] = 400
     return [str(word) for key, value in flags.items() for word in (f"--{key}", value)]
@@ -217,7 +239,7 @@ def test_an_evaluation_recipe_runs_on_two_problems(path, scripts, world, tmp_pat
     assert not of_papers or asked.preset == path.parent.parent.name
     for decoding in recipe["decodings"]:
         decoding["num_samples"] = min(2, decoding.get("num_samples", 2))
-        decoding["max_completion_length"] = 40
+        decoding["max_completion_length"] = min(40, PRESETS[asked.preset].max_completion_length or 40)
         if recipe.get("preset") == "soft_tokens":
             decoding |= {"max_thinking_length": 16, "max_answer_length": 6}
     recipe |= {"limit": 2, "output_dir": str(tmp_path / "run"), "dtype": "float32"}
@@ -227,6 +249,10 @@ def test_an_evaluation_recipe_runs_on_two_problems(path, scripts, world, tmp_pat
         recipe.pop("max_completion_length", None)  # the decodings' are shorter
         ThinkingSettings(thought="dirichlet").save_thinking(models[model])
         recipe |= {"model_name_or_path": str(models[model]), "data_dir": str(data)}
+        made = {
+            name: str(models[model] / Path(name).name) for name in recipe["benchmarks"] if name.startswith("outputs/")
+        }
+        recipe["benchmarks"] = [made.get(name, name) for name in recipe["benchmarks"]]
     small = tmp_path / "recipe.yaml"
     small.write_text(yaml.safe_dump(recipe))
     run_evaluation.run(

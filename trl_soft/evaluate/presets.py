@@ -277,8 +277,20 @@ _N_GRPO = _reasoning(
     num_samples=32,
 )
 
+# CoT2 (arXiv 2505.23648), released code alperengozeten/CoT2: train/continuous_train_grpo_mts.py, K = 3. examples/cot2/mnns.py
+# makes its task and model. The answer is one token.
+_COT2 = replace(
+    _PLAIN,
+    name="cot2",
+    max_thinking_length=3,
+    max_completion_length=5,  # with </think>, which is ours
+    thinking={"thought": "multiplex", "multiplex_width": 3, "thinking_temperature": 3.0},
+    sampling={"temperature": 0.0, "top_p": 1.0, "top_k": 0},
+    num_samples=1,
+)
+
 PRESETS: dict[str, Preset] = {
-    p.name: p for p in (_SOFT_GRPO, _SOFT_TOKENS, _PLAIN, _SWIREASONING, _SELAR, _THINKROUTER, _N_GRPO)
+    p.name: p for p in (_SOFT_GRPO, _SOFT_TOKENS, _PLAIN, _SWIREASONING, _SELAR, _THINKROUTER, _N_GRPO, _COT2)
 }
 
 
