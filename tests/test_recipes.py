@@ -59,7 +59,7 @@ PLAIN = (
     "save_total_limit", "logging_steps",
 )  # fmt: skip
 # Models whose stand-in is that of another model of their family.
-SAME_FAMILY = {"Qwen3-8B": "Qwen3-0.6B"}
+SAME_FAMILY = {"Qwen3-8B": "Qwen3-0.6B", "Qwen2.5-3B": "Qwen2.5-3B-Instruct", "Qwen2.5-7B": "Qwen2.5-3B-Instruct"}
 KINDS = {"grpo_soft": (SoftGRPOConfig, SoftGRPOTrainer), "rloo_soft": (SoftRLOOConfig, SoftRLOOTrainer)}
 
 
@@ -110,7 +110,7 @@ def test_there_are_as_many_recipes_as_the_index_says():
 
 
 # Completions of a rollout in each paper.
-ROLLOUTS = {"soft_grpo": 512, "soft_tokens": 64, "n_grpo": 256, "cot2": 128}
+ROLLOUTS = {"soft_grpo": 512, "soft_tokens": 64, "n_grpo": 256, "lepo": 1024, "cot2": 128}
 
 
 @pytest.mark.parametrize("path", PAPERS, ids=name)
@@ -125,8 +125,10 @@ def test_a_recipe_says_how_it_is_run_and_where_each_setting_is_from(path, script
     processes = int(words[words.index("--num_processes") + 1])
     update = processes * training.per_device_train_batch_size * training.gradient_accumulation_steps
     assert update == arguments.completions_per_update
-    assert training.generation_batch_size == ROLLOUTS[path.parent.name]
-    assert training.generation_batch_size % (processes * training.per_device_train_batch_size) == 0
+    # Unset, it is that of one update on any number of processes.
+    rollout = yaml.safe_load(path.read_text(encoding="utf-8")).get("generation_batch_size", update)
+    assert rollout == ROLLOUTS[path.parent.name]
+    assert rollout % (processes * training.per_device_train_batch_size) == 0
     assert training.output_dir == f"outputs/{path.parent.name}/{path.stem}/seed{{seed}}"
     hub_id = model.model_name_or_path
     made_here = hub_id.startswith("outputs/")
@@ -165,16 +167,23 @@ def shrunk(path: Path, world, out: Path) -> list[str]:
     flags |= {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "per_device_eval_batch_size": 4}
     flags |= {"max_completion_length": min(40, recipe["max_completion_length"]), "save_steps": 2, "eval_steps": 2}
     model = recipe["model_name_or_path"].split("/")[-1]
+    model = SAME_FAMILY.get(model, model)
     if model in models:
         flags["model_name_or_path"] = models[model]
     if "completions_per_update" in recipe:
-        updates = recipe["generation_batch_size"] // recipe["completions_per_update"]  # of a rollout
+        updates = (
+            recipe.get("generation_batch_size", recipe["completions_per_update"]) // recipe["completions_per_update"]
+        )  # of a rollout
         flags |= {"completions_per_update": 4, "generation_batch_size": 4 * updates, "data_dir": data}
     else:
         flags["eval_strategy"] = "steps"
     if recipe["dataset_name"].startswith("outputs/"):  # what a script of examples makes
         flags |= {key: models[model] / Path(recipe[key]).name for key in ("dataset_name", "dataset_test_name")}
         flags["contamination"] = flags["dataset_test_name"]
+    elif recipe["dataset_name"] == "open-r1/DAPO-Math-17k-Processed":
+        rows = [json.dumps({"prompt": f"What is {i} + {i}?", "solution": str(2 * i)}) + "\n" for i in range(8)]
+        flags["dataset_name"] = out / "dapo.jsonl"
+        flags["dataset_name"].write_text("".join(rows))
     elif recipe["dataset_name"] == "openai/gsm8k":
         flags |= {"dataset_name": data / "gsm8k_train.jsonl.gz", "dataset_test_name": data / "gsm8k_test.jsonl.gz"}
     elif "dataset_test_name" in recipe and "completions_per_update" not in recipe:

@@ -277,6 +277,23 @@ _N_GRPO = _reasoning(
     num_samples=32,
 )
 
+# LEPO (arXiv 2604.17892), released code YuyanZhou/lepo: src/data/datasets.py (prompt), configs/lepo/qwen2_3b_latent64_gumbel030.yaml.
+_LEPO = _reasoning(
+    "lepo",
+    "{question}\nPlease reason step by step, and put your final answer within \\boxed{}.",
+    max_completion_length=2048,
+    thinking={
+        "thought": "gumbel",
+        "gumbel_temperature": 0.3,  # noise_strength
+        "thinking_top_k": 30,
+        "thinking_top_p": 0.95,
+        "thinking_gate": "first",
+        "gate_length": 64,  # latent_length
+    },
+    sampling={"temperature": 1.0, "top_p": 0.95, "top_k": 30},
+    num_samples=8,  # configs/eval
+)
+
 # CoT2 (arXiv 2505.23648), released code alperengozeten/CoT2: train/continuous_train_grpo_mts.py, K = 3. examples/cot2/mnns.py
 # makes its task and model. The answer is one token.
 _COT2 = replace(
@@ -290,7 +307,7 @@ _COT2 = replace(
 )
 
 PRESETS: dict[str, Preset] = {
-    p.name: p for p in (_SOFT_GRPO, _SOFT_TOKENS, _PLAIN, _SWIREASONING, _SELAR, _THINKROUTER, _N_GRPO, _COT2)
+    p.name: p for p in (_SOFT_GRPO, _SOFT_TOKENS, _PLAIN, _SWIREASONING, _SELAR, _THINKROUTER, _N_GRPO, _LEPO, _COT2)
 }
 
 
