@@ -8,6 +8,7 @@ import re
 import runpy
 import shlex
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -285,6 +286,28 @@ def test_the_recipe_and_the_grid_ask_for_the_same_six(scripts):
         cell = grid.pop(given.name)
         assert (given.thinking, given.answer, given.num_samples) == (cell.thinking, cell.answer, cell.num_samples)
     assert not grid
+
+
+@pytest.mark.parametrize(
+    ("recipe", "decoding"),
+    [
+        ("swireasoning/eval/main", "swireasoning"),
+        ("selar/eval/aime", "selar"),
+        ("n_grpo/eval/main", "mixed"),
+        ("cot2/eval/main", "mts"),
+    ],
+)
+def test_a_preset_thinks_as_its_recipe(recipe, decoding, scripts):
+    """A preset serves runs without a list of decodings. Its caps are those of the recipe too."""
+    words = ["--config", str(ROOT / f"recipes/{recipe}.yaml")]
+    (asked,) = SoftParser((run_evaluation.EvaluationArguments,)).parse_args_and_config(words)
+    preset = PRESETS[asked.preset]
+    (given,) = (made for made in run_evaluation.decodings_of(asked) if made.name == decoding)
+    base = preset.thinking_settings("math")
+    ours = given.settings(preset, "math", None)
+    theirs = ThinkingSettings(**base)
+    assert replace(ours, eval_thought=None) == replace(theirs, eval_thought=None)
+    assert {key: value for key, value in given.sampling(preset).items() if key in preset.sampling} == preset.sampling
 
 
 # What the papers' numbers, the index and the recipes say of each other.
