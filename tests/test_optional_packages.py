@@ -4,9 +4,11 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from tests import tiny
 from tests.test_house import TREES, name_of
@@ -83,3 +85,10 @@ def test_no_module_imports_them_before_it_uses_them():
         for node in outside:
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
             assert not {name.partition(".")[0] for name in names} & set(HIDDEN), name_of(path)
+
+
+def test_the_line_that_installs_the_rest_names_all_other_dependencies():
+    text = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    (line,) = (line for line in text.splitlines() if line.startswith("$ pip install -c constraints.txt accelerate"))
+    stated = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    assert set(line.split()[5:]) | set(HIDDEN) == {Requirement(text).name for text in stated}

@@ -187,6 +187,14 @@ def test_trend_and_duration():
     assert [duration(x) for x in (5, 65, 3661)] == ["0:05", "1:05", "1:01:01"]
 
 
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_the_bar_has_a_line_of_its_own(tmp_path, width):
+    trainer, stream = run(tmp_path, True, width, max_steps=1)
+    trainer.train()
+    last = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue()).split("step 1/1")[-1].splitlines()
+    assert set(last[1].strip()) == {"━"} and "step" in "".join(last[2:4])
+
+
 def test_a_value_out_of_its_range_is_named_with_the_page_that_explains_it(tmp_path):
     """Below the table; without a terminal once, after its line."""
     (terminal, table), (plain, lines) = run(tmp_path / "a", True), run(tmp_path / "b", False)
@@ -194,7 +202,7 @@ def test_a_value_out_of_its_range_is_named_with_the_page_that_explains_it(tmp_pa
         trainer._progress.limit = 0.0  # which rounding exceeds
         trainer.train()
         text = (table if trainer is terminal else lines).getvalue()
-        found = re.findall(r"thinking/logp_difference/mean is \S+, and healthy is below 0", text)
+        found = re.findall(r"thinking/logp_difference/mean is \S+; a healthy value is below 0", text)
         assert found if told is None else len(found) == told
         assert "docs/metrics.md" in text
     assert "docs/metrics.md" not in line_of(ROW, [0.4], 60, 5.0)
@@ -209,8 +217,8 @@ def test_bounds():
         "nonfinite/skipped": None,
     }
     assert outside(row) == {
-        "thinking/mean_length": "thinking/mean_length is 1, and healthy is above 1",
-        "thinking/clipped_ratio": "thinking/clipped_ratio is 0.5, and healthy is below 0.5",
+        "thinking/mean_length": "thinking/mean_length is 1; a healthy value is above 1",
+        "thinking/clipped_ratio": "thinking/clipped_ratio is 0.5; a healthy value is below 0.5",
     }
     assert outside({DIFFERENCE: 1e-3}) == {} and DIFFERENCE in outside({DIFFERENCE: 1e-3}, 1e-4)
     assert outside({"thinking/entropy": math.nan}) == {}

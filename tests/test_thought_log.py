@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import pandas
 import pytest
-import wandb
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests import tiny
@@ -28,6 +27,11 @@ from trl_soft.training.thought_log import (
 
 GUMBEL = {"thought": "gumbel", "gumbel_temperature": 0.5, "thinking_top_k": 5}
 KINDS = {"grpo": (SoftGRPOTrainer, SoftGRPOConfig), "rloo": (SoftRLOOTrainer, SoftRLOOConfig)}
+
+
+@pytest.fixture
+def wandb():
+    return pytest.importorskip("wandb", reason="wandb is not installed")
 
 
 def run(tmp_path, kind="grpo", **changes):
@@ -152,7 +156,7 @@ def test_markdown_leaves_tokens_as_they_are():
     assert table.splitlines()[2] == "| &lt;x&gt;\\*\\|\\\\<br>&amp; | 0.500 |"
 
 
-def test_wandb_has_the_page_and_a_table(tmp_path, monkeypatch):
+def test_wandb_has_the_page_and_a_table(tmp_path, monkeypatch, wandb):
     """With the client's own table and page, without its process."""
     logged = []
     monkeypatch.setattr(wandb, "run", object())
@@ -168,7 +172,7 @@ def test_wandb_has_the_page_and_a_table(tmp_path, monkeypatch):
     assert page.html == (tmp_path / "thoughts" / "step-00002.html").read_text()
 
 
-def test_without_an_open_run_wandb_gets_nothing(monkeypatch):
+def test_without_an_open_run_wandb_gets_nothing(monkeypatch, wandb):
     monkeypatch.setattr(wandb, "run", None)
     monkeypatch.setattr(wandb, "log", pytest.fail)
     to_wandb(0, "", [])

@@ -51,5 +51,5 @@ def outside(row: Mapping[str, Any], limit: float | None = None) -> dict[str, str
     for name, bound in bounds.items():
         value = row.get(name)
         if isinstance(value, (int, float)) and math.isfinite(value) and not bound.holds(value):
-            found[name] = f"{name} is {value:.3g}, and healthy is {bound}"
+            found[name] = f"{name} is {value:.3g}; a healthy value is {bound}"
     return found

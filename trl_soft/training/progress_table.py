@@ -19,6 +19,7 @@ import torch
 from rich import box
 from rich.console import Console, Group
 from rich.live import Live
+from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -230,7 +231,7 @@ class ProgressTable(TrainerCallback):
         bar = ProgressBar(
             total=max(state.max_steps, 1), completed=state.global_step, width=min(self.console.width, 60)
         )
-        parts: list[Any] = [Text(head, no_wrap=True), bar]
+        parts: list[Any] = [Text(head, no_wrap=True), Padding(bar)]  # a bar alone ends no line
         if self.rewards:
             parts += [
                 table_of(self.rows, self.console.width),
