@@ -114,7 +114,7 @@ class Gumbel(Thought):
         "gumbel": Tolerance(1e-3, 0.2, size=5, power=1),
         "gumbel-concrete": Tolerance(1e-3, 0.1, size=5, power=1),
         "gumbel-softgrpo": Tolerance(1e-3, 0.06, power=1),  # a mean over candidates
-        "gumbel-soft_label": Tolerance(1e-3, 0.1),  # a weighted mean of log p
+        "gumbel-soft_label": Tolerance(1e-3, 0.06),  # a weighted mean of log p
     }
 
     def __init__(

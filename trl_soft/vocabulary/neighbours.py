@@ -15,7 +15,7 @@ from collections import OrderedDict
 
 import torch
 
-from .tiles import product
+from .tiles import MIXED, product
 
 
 # Cosines held at once.
@@ -42,6 +42,8 @@ def nearest_tokens(table: torch.Tensor, count: int) -> torch.Tensor:
     rows = tile_rows(len(table), table.device.type)
     wide = torch.promote_types(table.dtype, torch.float32)
     inverse = 1 / torch.linalg.vector_norm(table, dim=-1, dtype=wide).float()
+    if table.device.type not in MIXED:
+        table = table.to(wide)  # once, and not for the product of each tile
     inverse = inverse.masked_fill(inverse.isinf(), 0.0)  # a row of zeros has the cosine 0 with every row
     nearest = torch.empty(len(table), count, dtype=torch.int32, device=table.device)
     for start in range(0, len(table), rows):
