@@ -66,6 +66,7 @@ def run(design: Design, cell: Cell, folder: Path) -> dict[str, Any]:
 
 def train(recipe: dict[str, Any], trainer: str, folder: Path) -> dict[str, float]:
     """Train, unless that is done already. Returns the seconds that it took."""
+    folder.mkdir(parents=True, exist_ok=True)
     done = folder / "trained.json"
     if done.exists():
         return json.loads(done.read_text("utf-8"))

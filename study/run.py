@@ -25,9 +25,6 @@ from .results import Results
 from .tasks import ROOT
 
 
-_LOOK = 0.5  # seconds between two looks at the processes
-
-
 class Workers:
     """
     Runs cells in processes, several at a time.
@@ -37,10 +34,20 @@ class Workers:
         outputs (`Path`): folder of weights, samples and logs.
         count (`int`): processes at a time.
         wants (`Callable[[Cell], bool]`): which cells to run.
+
+    Attributes:
+        look (`float`): seconds between two looks at the processes.
     """
 
+    look = 0.5
+
     def __init__(
-        self, design: Design, results: Results, outputs: Path, count: int, wants: Callable[[Cell], bool] = bool
+        self,
+        design: Design,
+        results: Results,
+        outputs: Path,
+        count: int,
+        wants: Callable[[Cell], bool] = lambda cell: True,
     ):
         self.design, self.results, self.outputs, self.count, self.wants = design, results, outputs, count, wants
         self.running: dict[subprocess.Popen, tuple[Cell, float]] = {}
@@ -63,7 +70,7 @@ class Workers:
                     return
                 for process in [process for process in self.running if process.poll() is not None]:
                     self._finish(process)
-                time.sleep(_LOOK if self.running else 0)
+                time.sleep(self.look if self.running else 0)
         finally:
             for process in self.running:
                 process.terminate()
@@ -74,12 +81,15 @@ class Workers:
         """What the process of a cell prints."""
         return self.outputs / cell.name / "log.txt"
 
+    def command(self, cell: Cell) -> list[str]:
+        """What runs a cell and writes its result."""
+        command = [sys.executable, "-m", "study.cell", cell.name, "--design", str(self.design.path.resolve())]
+        return [*command, "--results", str(self.results.folder.resolve()), "--outputs", str(self.outputs.resolve())]
+
     def _start(self, cell: Cell) -> None:
         self.log(cell).parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "study.cell", cell.name, "--design", str(self.design.path.resolve())]
-        command += ["--results", str(self.results.folder.resolve()), "--outputs", str(self.outputs.resolve())]
         with open(self.log(cell), "a", encoding="utf-8") as log:
-            process = subprocess.Popen(command, cwd=ROOT, env=self._environment(), stdout=log, stderr=log)
+            process = subprocess.Popen(self.command(cell), cwd=ROOT, env=self._environment(), stdout=log, stderr=log)
         self.running[process] = cell, time.monotonic()
 
     def _environment(self) -> dict[str, str]:
