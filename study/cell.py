@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One cell of the study in one process: train, evaluate, write the result. `python -m study.run` starts it.
 
-    python -m study.cell sum/gumbel/final-lr3e-04-seed0
+    python -m study.cell sum/gumbel/final-lr0.0003-seed0
 
 Weights and samples stay in `outputs/study`. A run that was killed continues with what it has finished there: training as a whole,
 and each chunk of the evaluation.
@@ -135,7 +135,7 @@ def arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 def main() -> int:
     parser = arguments(argparse.ArgumentParser(description="Run one cell of the study."))
-    parser.add_argument("cell", help="its name, such as sum/gumbel/final-lr3e-04-seed0")
+    parser.add_argument("cell", help="its name, such as sum/gumbel/final-lr0.0003-seed0")
     options = parser.parse_args()
     design, results = Design(options.design), Results(options.results)
     found = {cell.name: cell for cell in pending(design, results)}

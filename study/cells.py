@@ -45,8 +45,8 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """`sum/gumbel/final-lr3e-04-seed0`: the path of its result, without the ending."""
-        run = "" if self.phase == "measure" else f"-lr{self.learning_rate:.0e}-seed{self.seed}"
+        """`sum/gumbel/final-lr0.0003-seed0`: the path of its result, without the ending."""
+        run = "" if self.phase == "measure" else f"-lr{self.learning_rate:g}-seed{self.seed}"
         return f"{self.task}/{self.method}/{self.phase}{run}"
 
 

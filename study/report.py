@@ -32,11 +32,11 @@ def names(methods: Sequence[str]) -> str:
     return ", ".join(f"`{name}`" for name in methods) if methods else "none"
 
 
-def _of(answer: Answer, word: str, inference: str) -> str:
-    """`3 of 22 (`a`, `b`, `c`)`: the methods with a word on every task."""
+def _of(answer: Answer, word: str, inference: str, noun: str = "") -> str:
+    """`3 of 22 (`a`, `b`, `c`)`: the methods with a word on every task. `noun` says what the 22 are."""
     methods = len({comparison.method for comparison in answer.comparisons})
     found = answer.everywhere(word, inference)
-    return f"{len(found)} of {methods}" + (f" ({names(found)})" if found else "")
+    return f"{len(found)} of {methods}{noun and f' {noun}'}" + (f" ({names(found)})" if found else "")
 
 
 def _partly(answer: Answer) -> str:
@@ -51,7 +51,7 @@ def first_sentence(found: dict[str, Answer]) -> str:
     if not answer.is_run:
         return "Does a soft method beat hard tokens at equal truncation: not run."
     parts = [
-        f"in {inference} inference {_of(answer, BEATS, inference)} beat their hard control on every task, and "
+        f"in {inference} inference {_of(answer, BEATS, inference, 'soft methods')} beat their hard control on every task, and "
         f"{_of(answer, LOSES, inference)} lose to it"
         for inference in ("hard", "own")
     ]
@@ -110,7 +110,7 @@ def fourth_sentence(found: dict[str, Answer], runs: Runs) -> str:
     if not answer.is_run:
         return f"Whether soft training keeps pass@{many} better than hard training with KL: not run."
     parts = [
-        f"{_of(answer, BEATS, inference)} have a higher pass@{many} than hard training with KL on every task in {inference} inference, "
+        f"{_of(answer, BEATS, inference, 'soft methods')} have a higher pass@{many} than hard training with KL on every task in {inference} inference, "
         f"and {_of(answer, LOSES, inference)} a lower one"
         for inference in ("hard", "own")
     ]
@@ -122,10 +122,11 @@ def fifth_sentence(found: dict[str, Answer]) -> str:
     gates, outside = found["Q7"], {name: answer for name, answer in found.items() if name.startswith("Q9")}
     if not gates.is_run and not any(answer.is_run for answer in outside.values()):
         return "Whether a gate matters, and whether anything transfers to other problems: not run."
-    better, worse = ([m for i in ("hard", "own") for m in gates.everywhere(word, i)] for word in (BEATS, LOSES))
     parts = [
-        f"A gate helps {names(list(dict.fromkeys(better)))} and harms {names(list(dict.fromkeys(worse)))} on every task{_partly(gates)}"
+        f"{_of(gates, BEATS, inference, 'gates')} help and {_of(gates, LOSES, inference)} harm in {inference} inference on every task"
+        for inference in ("hard", "own")
     ]
+    parts[-1] += _partly(gates)
     for name, answer in outside.items():
         counts = [f"{_of(answer, BEATS, i)} beat their control in {i} inference" for i in ("hard", "own")]
         parts.append(f"on `{name.removeprefix('Q9 ')}` problems {' and '.join(counts)}{_partly(answer)}")
@@ -236,13 +237,13 @@ that of the mean over seeds, at 95 %. A verdict reads a stricter interval, with 
         + tables.comparisons(runs, found["Q1"], "control"),
         "Q2. Train soft, infer hard": "Hard inference less own inference of the same runs.\n\n"
         + tables.comparisons(runs, found["Q2"]),
-        "Q3. What does top-p do to the Gumbel score?": "||d log pi / d z||^2 of the untrained policy's thoughts.\n\n"
+        "Q3. What does top-p do to the Gumbel score?": "`||d log pi / d z||^2` of the untrained policy's thoughts.\n\n"
         + tables.thoughts(runs, gumbels)
         + "\n\nUpdates until learned, with top-p less without.\n\n"
         + tables.comparisons(runs, found["Q3"], "without"),
         "Q4. Which density learns fastest?": "Updates until learned, the first less the second.\n\n"
         + tables.comparisons(runs, found["Q4"], "second"),
-        "Q5. On how many thoughts is the gradient zero?": "||d log pi / d z||^2 of the untrained policy's thoughts, for every method.\n\n"
+        "Q5. On how many thoughts is the gradient zero?": "`||d log pi / d z||^2` of the untrained policy's thoughts, for every method.\n\n"
         + tables.thoughts(runs, list(design.methods)),
         f"Q6. Is pass@{design['evaluation']['many']} kept better than by hard training with KL?": tables.comparisons(
             runs, found["Q6"], "less"

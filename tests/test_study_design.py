@@ -93,14 +93,14 @@ def test_the_files_of_the_design_exist():
 def test_a_final_run_waits_for_the_learning_rate(results):
     names = [cell.name for cell in pending(DESIGN, results)]
     assert not any("final" in name for name in names)
-    assert names[0] == "sum/hard/tune-lr1e-04-seed100" and not any(name.startswith("mod/hard/tune") for name in names)
+    assert names[0] == "sum/hard/tune-lr0.0001-seed100" and not any(name.startswith("mod/hard/tune") for name in names)
     finish_tuning(results, "hard", [0.1, 0.3, 0.2])
     assert chosen_rate(DESIGN, "hard", results) == 3e-4
     final = [cell.name for cell in pending(DESIGN, results) if cell.phase == "final"]
     assert final[:3] == [
-        "sum/hard/final-lr3e-04-seed0",
-        "mod/hard/final-lr3e-04-seed0",
-        "sum/hard/final-lr3e-04-seed1",
+        "sum/hard/final-lr0.0003-seed0",
+        "mod/hard/final-lr0.0003-seed0",
+        "sum/hard/final-lr0.0003-seed1",
     ]
     assert len(final) == 10
     results.write(final[0], {})

@@ -77,7 +77,7 @@ def words(answer: Answer, method: str, inference: str) -> set[str]:
 
 def test_the_figures_of_a_run(results):
     add(results, "hard", {"test own": 0.5, "test hard": 1.0}, updates=11)
-    result = results.found["sum/hard/final-lr1e-04-seed2"]
+    result = results.found["sum/hard/final-lr0.0001-seed2"]
     assert score("test", "own")(result) == pytest.approx(34 / 64) and score("test", "hard")(result) == 1.0
     assert problem_scores(result, "test", "own", 64).tolist() == [1.0] * PROBLEMS
     assert score("test", "own", 2)(result) == pytest.approx(1 - 30 * 29 / (64 * 63))  # not both of two are wrong
@@ -94,7 +94,7 @@ def test_differences_are_taken_seed_by_seed(results):
     found = Runs(DESIGN, results).difference("sum", "concrete", "hard-truncated", score("test", "own"), 22)
     assert found.mean == pytest.approx(2 / 64) and found.strict_high - found.strict_low == pytest.approx(0, abs=1e-12)
     with_one_less = Runs(DESIGN, results)
-    results.found.pop("sum/concrete/final-lr1e-04-seed3")
+    results.found.pop("sum/concrete/final-lr0.0001-seed3")
     assert with_one_less.difference("sum", "concrete", "hard-truncated", score("test", "own"), 22).seeds == 4
 
 
@@ -191,11 +191,11 @@ def test_a_page_tells_what_was_run_what_failed_and_what_was_not(results, tmp_pat
     }
     environment = made(measure, {})["environment"]
     results.found[measure.name] = {"cell": vars(measure), "scores_of_thoughts": measured, "environment": environment}
-    results.found["sum/concrete/final-lr1e-04-seed1"]["recipe"]["epsilon"] = 0.3
+    results.found["sum/concrete/final-lr0.0001-seed1"]["recipe"]["epsilon"] = 0.3
     report.write(DESIGN, results, tmp_path / "study.md", tmp_path / "images")
     page = (tmp_path / "study.md").read_text("utf-8")
     soft = len(DESIGN.soft())
-    assert f"in hard inference 1 of {soft} (`concrete`) beat their hard control on every task" in page
+    assert f"in hard inference 1 of {soft} soft methods (`concrete`) beat their hard control on every task" in page
     assert "The gradient of fuzzy is exactly 0 on 98.7 % of thoughts on `sum`." in page
     assert re.search(
         r"\| `concrete` \| `hard-truncated` \| \+25\.0 \(\+25\.0 to \+25\.0\) \| \S+ to \S+ \| beats \| \+0\.0", page
@@ -205,7 +205,7 @@ def test_a_page_tells_what_was_run_what_failed_and_what_was_not(results, tmp_pat
         in page
     )
     assert "- `concrete`: the share of skipped updates of an update is up to 1" in page
-    assert "`sum/concrete/final-lr1e-04-seed1` was run with other settings" in page
+    assert "`sum/concrete/final-lr0.0001-seed1` was run with other settings" in page
     assert "- `gumbel`: 0 of 5 seeds on `sum`, 0 of 5 seeds on `mod`." in page
     for name in ("forest", "reward", "pass_at_k"):
         assert f"(images/study_{name}.svg)" in page

@@ -61,7 +61,7 @@ def test_two_methods_from_training_to_the_page(small, tmp_path, monkeypatch):
     assert [cell.phase for cell in ran] == ["tune", "tune", "measure", "measure", "final", "final"]
     assert small.done(results) == small.count() == len(ran)
     for method, kept in (("hard-truncated", False), ("concrete", True)):
-        result = Results(results.folder).get(f"sum/{method}/final-lr3e-04-seed0")
+        result = Results(results.folder).get(f"sum/{method}/final-lr0.0003-seed0")
         assert len(result["curve"]["reward"]) == 2 and result["curve"]["thinking/logp_difference/mean"][0] < 1e-3
         assert set(result["scores"]) == {"tune", "test", "long", "other"}
         assert set(result["scores"]["test"]) == {"greedy", "hard", "own", "cut", *(["argmax"] if kept else [])}
@@ -140,6 +140,7 @@ def test_the_scores_of_certain_thoughts_are_zero(small):
 
 # The program that starts cells. Its cells are small programs here.
 
+_NEVER = -1  # in place of an exit status
 _FINISHES = "import sys, pathlib; p = pathlib.Path(sys.argv[1]); p.parent.mkdir(parents=True, exist_ok=True); p.write_text(sys.argv[2])"
 
 
@@ -154,6 +155,8 @@ class Pretended(Workers):
         entry = {name: {"mean": 0.5} for name in ("hard 1", "hard", "own")}
         result |= {"scores": {"tune": entry, "test": entry}}
         status = self.statuses.get(cell.name)
+        if status == _NEVER:
+            return [sys.executable, "-S", "-c", "import signal; signal.pause()"]
         if status is not None:
             return [sys.executable, "-S", "-c", f"raise SystemExit({status})"]
         return [sys.executable, "-S", "-c", _FINISHES, str(self.results.path(cell.name)), json.dumps(result)]
@@ -170,7 +173,8 @@ def test_cells_run_until_none_is_left(small, tmp_path, capsys):
     workers.run()
     assert small.done(workers.results) == small.count() == len(workers.begun) and not workers.failed
     assert (
-        "[6/6] sum/concrete/final-lr3e-04-seed0: reward 0.10 to 0.50, hard 0.500, own 0.500" in capsys.readouterr().out
+        "[6/6] sum/concrete/final-lr0.0003-seed0: reward 0.10 to 0.50, hard 0.500, own 0.500"
+        in capsys.readouterr().out
     )
     again = pretended(small, tmp_path, {})
     again.run()
@@ -179,18 +183,36 @@ def test_cells_run_until_none_is_left(small, tmp_path, capsys):
 
 def test_a_failure_does_not_stop_the_others(small, tmp_path, capsys):
     """A cell that fails is left out until the next start, as is one that another process works on."""
-    failing, busy = "sum/concrete/tune-lr3e-04-seed100", "sum/hard-truncated/measure"
+    failing, busy = "sum/concrete/tune-lr0.0003-seed100", "sum/hard-truncated/measure"
     workers = pretended(small, tmp_path, {failing: 1, busy: worker.BUSY})
     workers.run()
     assert workers.failed == [failing] and workers.begun.count(failing) == 1
     assert set(workers.results.found) == {
-        "sum/hard-truncated/tune-lr3e-04-seed100", "sum/concrete/measure", "sum/hard-truncated/final-lr3e-04-seed0",
+        "sum/hard-truncated/tune-lr0.0003-seed100", "sum/concrete/measure", "sum/hard-truncated/final-lr0.0003-seed0",
     }  # fmt: skip
     text = capsys.readouterr().out
     assert f"{failing}: failed (1), see" in text and f"{busy}: another process works on it" in text
     again = pretended(small, tmp_path, {})
     again.run()
     assert small.done(again.results) == small.count()
+
+
+def test_an_interrupted_study_leaves_no_process(small, tmp_path):
+    """Ctrl-C while one cell has finished and another never would."""
+    workers = pretended(small, tmp_path, {"sum/concrete/tune-lr0.0003-seed100": _NEVER})
+    started, start = [], workers._start
+
+    def starting(cell):
+        start(cell)
+        started.append(list(workers.running)[-1])
+
+    def interrupted(process):
+        raise KeyboardInterrupt
+
+    workers._start, workers._finish = starting, interrupted
+    with pytest.raises(KeyboardInterrupt):
+        workers.run()
+    assert len(started) == 2 and all(process.poll() is not None for process in started)
 
 
 def test_only_some_cells(small, tmp_path):
