@@ -9,6 +9,7 @@ and each chunk of the evaluation.
 
 import argparse
 import fcntl
+import gzip
 import json
 import os
 import platform
@@ -125,6 +126,14 @@ def lock(folder: Path):
     return file
 
 
+def pack(folder: Path) -> None:
+    """Compress the samples of a finished cell. After `gunzip`, `trl-soft inspect` reads them again."""
+    for path in folder.glob("*/samples/*.jsonl"):
+        with open(path, "rb") as plain, gzip.open(f"{path}.gz", "wb") as packed:
+            shutil.copyfileobj(plain, packed)
+        path.unlink()
+
+
 def arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """The arguments that this program and `study.run` share."""
     parser.add_argument("--design", type=Path, default=DESIGN, help="the YAML file of the design")
@@ -147,6 +156,7 @@ def main() -> int:
         return BUSY
     torch.set_num_threads(1)
     results.write(options.cell, run(design, found[options.cell], folder))
+    pack(folder)
     return 0
 
 

@@ -81,8 +81,8 @@ def _evaluate(design, model: Path, problems: str, cap: int, decodings: list[dict
     numbers = design["evaluation"]
     metrics = evaluate(
         Evaluation(
-            str(model), [problems], [Decoding.parse(decoding) for decoding in decodings], str(folder), grader="exact",
-            max_completion_length=cap, chunk=numbers["chunk"], slots=numbers["slots"], dtype="float32",
+            str(model), [problems], [Decoding.parse(decoding) for decoding in decodings], str(folder), grader=numbers["grader"],
+            max_completion_length=cap, chunk=numbers["chunk"], slots=numbers["slots"], dtype=numbers["dtype"],
         )
     )[problems]  # fmt: skip
     samples = read_samples(Store(folder))

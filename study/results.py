@@ -63,7 +63,7 @@ class Results:
 
 def _lines(value: Any, depth: int = 0) -> str:
     if depth == 2 or not isinstance(value, dict) or not value:
-        return json.dumps(value, ensure_ascii=False)
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     indent = "  " * (depth + 1)
     entries = [f"{indent}{json.dumps(key)}: {_lines(entry, depth + 1)}" for key, entry in value.items()]
     return "{\n" + ",\n".join(entries) + "\n" + "  " * depth + "}"

@@ -164,4 +164,4 @@ def test_a_result_is_written_whole_and_found_again(results):
     assert again.get(cell.name) == results.get(cell.name) and cell.name in again and len(again) == 1
     assert again.digest() == results.digest() != Results(results.folder / "none").digest()
     lines = results.path(cell.name).read_text("utf-8").splitlines()
-    assert '    "test": {"own": {"right": [1, 2]}}' in lines
+    assert '    "test": {"own":{"right":[1,2]}}' in lines

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The study on a small scale: two methods from training to the page, and the program that starts the cells."""
 
+import gzip
 import json
 import sys
 from itertools import chain
@@ -115,6 +116,19 @@ def test_a_killed_training_begins_again(small, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         worker.train({"output_dir": str(folder / "model")}, "grpo", folder)
     assert not (folder / "trained.json").exists()
+
+
+def test_samples_of_a_finished_cell_are_packed(tmp_path):
+    for split in ("tune", "test"):
+        (tmp_path / split / "samples").mkdir(parents=True)
+        (tmp_path / split / "samples/0.jsonl").write_text(f'{{"sample": "{split}"}}\n')
+    worker.pack(tmp_path)
+    assert not list(tmp_path.glob("*/samples/*.jsonl"))
+    for split in ("tune", "test"):
+        assert (
+            gzip.decompress((tmp_path / split / "samples/0.jsonl.gz").read_bytes()).decode()
+            == f'{{"sample": "{split}"}}\n'
+        )
 
 
 def test_one_process_a_cell(tmp_path):
