@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Groups whose rewards are all equal are replaced by fresh prompts, and nothing else changes."""
 
+import itertools
 import json
 import math
 
@@ -307,7 +308,8 @@ def test_fresh_prompts_pass_over_the_data():
     assert len(set(map(tuple, passes))) == 3 and order.taken == 30
     resumed = FreshPrompts(7, 10, shuffle=True)
     resumed.taken = 13
-    assert resumed.take(10, 1, lambda place: True) == passes[1][3:] + passes[2][:3]
+    rest = passes[1][3:]  # and then the other three, in the order of the pass after it
+    assert resumed.take(10, 1, lambda place: True) == rest + [place for place in passes[2] if place not in rest]
     assert FreshPrompts(8, 10, shuffle=True).take(10, 1, lambda place: True) != passes[0]
     assert FreshPrompts(7, 10, shuffle=False).take(12, 1, lambda place: True) == list(range(10))
 
@@ -319,3 +321,21 @@ def test_fresh_prompts_are_multiples_and_lose_none():
     assert order.take(4, 2, lambda place: place > 6) == [7, 8] and order.taken == 9
     assert order.take(2, 2, lambda place: place == 9) == [] and order.taken == 9
     assert order.take(1, 1, lambda place: place == 9) == [9]
+
+
+def check_scan(seed: int, start: int, free: int):
+    """From `start` taken prompts on, the only free one of four is found, each is asked for once, and the order goes on after it."""
+    order = FreshPrompts(seed, 4, shuffle=True)
+    order.taken = start
+    asked = []
+    assert order.take(2, 1, lambda place: asked.append(place) or place == free) == [free]
+    assert sorted(asked) == [0, 1, 2, 3]
+    resting = order.taken
+    assert start < resting <= (start // 4 + 2) * 4 and order._place(resting - 1) == free
+    assert order.take(2, 1, lambda place: False) == [] and order.taken == resting
+
+
+def test_fresh_prompts_are_found_from_everywhere_in_a_pass():
+    """The rest of one pass and a part of the pass after it do not have every prompt, so the scan goes to the end of that one."""
+    for seed, start, free in itertools.product(range(10), range(8), range(4)):
+        check_scan(seed, start, free)

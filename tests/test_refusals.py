@@ -112,7 +112,14 @@ def image_rows():
         ({"max_refill_rollouts": 1, "train_dataset": tiny.prompts().to_iterable_dataset()}, "is a stream"),
         (
             {"max_refill_rollouts": 1, "train_dataset": tiny.prompts().select([0, 1])},
-            "has 2 prompts and a batch has 2",
+            "has 2 different prompts and a batch takes 2",
+        ),
+        (
+            {
+                "max_refill_rollouts": 1,
+                "train_dataset": Dataset.from_dict({"prompt": [[{"role": "user", "content": "1="}]] * 8}),
+            },
+            "has 1 different prompt and a batch takes 2",
         ),
         ({"peft_config": PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)}, "virtual tokens"),
         (

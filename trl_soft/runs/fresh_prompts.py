@@ -5,9 +5,26 @@ The order depends on the seed and the number of the pass alone, and not on the o
 holds how many prompts were taken.
 """
 
-from collections.abc import Callable
+import hashlib
+import json
+from collections.abc import Callable, Iterable
 
 import numpy as np
+
+
+def prompt_key(prompt) -> str:
+    """A short text that stands for a prompt: a text, or a list of messages."""
+    return hashlib.sha256(json.dumps(prompt, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def different_prompts(rows: Iterable[dict], enough: int) -> int:
+    """How many different prompts `rows` have. The count ends at `enough`."""
+    keys: set[str] = set()
+    for row in rows:
+        if len(keys) == enough:
+            break
+        keys.add(prompt_key(row["prompt"]))
+    return len(keys)
 
 
 class FreshPrompts:
@@ -18,7 +35,9 @@ class FreshPrompts:
         shuffle (`bool`): whether a pass is in a random order. Without it, a pass is in the order of the training set.
 
     Attributes:
-        taken (`int`): how many prompts of this order were taken or passed over so far.
+        taken (`int`):
+            Where the order goes on: the number of prompts up to the last taken one, with those that were passed over before it.
+            Prompts that were passed over after it are asked for again.
     """
 
     def __init__(self, seed: int, size: int, shuffle: bool):
@@ -33,17 +52,23 @@ class FreshPrompts:
         Args:
             count (`int`): how many at most, a multiple of `multiple`.
             multiple (`int`): the number of prompts must be a multiple of this.
-            fresh: whether a place may be taken; each is asked for in order. A place that may not is passed over.
+            fresh: whether a place may be taken; each is asked for in order, and once. A place that may not is passed over.
 
         Returns:
-            `list[int]`: fewer than `count` only if a whole pass has no more that may be taken.
+            `list[int]`: different places; fewer than `count` only if the whole training set has no more that may be taken.
         """
         found: list[int] = []
+        asked: set[int] = set()
         after = [self.taken]  # how many were taken before each of `found`, and after the last
-        for number in range(self.taken, self.taken + self.size):
-            if len(found) == count:
+        # The rest of a pass does not have every place. The pass after it has.
+        end = (self.taken // self.size + 2) * self.size
+        for number in range(self.taken, end):
+            if len(found) == count or len(asked) == self.size:
                 break
             place = self._place(number)
+            if place in asked:
+                continue
+            asked.add(place)
             if fresh(place):
                 found.append(place)
                 after.append(number + 1)

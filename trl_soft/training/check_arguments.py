@@ -7,6 +7,8 @@ from importlib.util import find_spec
 from datasets import Dataset, IterableDataset
 from transformers import ProcessorMixin
 
+from ..runs.fresh_prompts import different_prompts
+
 
 _TRACKERS = ("wandb", "tensorboard", "trackio", "mlflow")  # each in the package of its name
 
@@ -105,9 +107,13 @@ def _check_refill(args, dataset) -> None:
             f"{told} `train_dataset` is a stream, and fresh prompts are taken by their place in the data set. Load it without "
             "streaming, or set `max_refill_rollouts: 0`."
         )
+    if not isinstance(dataset, Dataset):
+        return  # a type that TRL refuses itself
     groups = args.generation_batch_size // args.num_generations
-    if len(dataset) <= groups:
+    prompts = different_prompts(dataset, groups + 1)
+    if prompts <= groups:
         raise ValueError(
-            f"{told} `train_dataset` has {len(dataset)} prompts and a batch has {groups}, so there is no fresh prompt. Make the "
-            "batch smaller (`per_device_train_batch_size`, `steps_per_generation`), or set `max_refill_rollouts: 0`."
+            f"{told} `train_dataset` has {prompts} different {'prompt' if prompts == 1 else 'prompts'} and a batch takes {groups}, "
+            "so a batch can leave no fresh prompt. Make the batch smaller (`per_device_train_batch_size`, "
+            "`steps_per_generation`), or set `max_refill_rollouts: 0`."
         )

@@ -130,7 +130,7 @@ class RefillSettings:
             group with an advantage takes the place of one without. Groups that are left when the number is reached stay
             in the batch, with advantage 0. A rollout of a fresh group costs what the rollout of any group costs: if a share
             d of the groups has no advantage, k further rollouts draw about d + d^2 + ... + d^k more batches. The training
-            set must be a `Dataset` with more prompts than one batch. 0: no group is replaced. See docs/trainers.md.
+            set must be a `Dataset` with more different prompts than one batch. 0: no group is replaced. See docs/trainers.md.
     """
 
     max_refill_rollouts: int = field(

@@ -17,8 +17,6 @@ TRL divides any rollout, so a fresh group can be on other processes than the gro
 """
 
 import functools
-import hashlib
-import json
 import math
 import time
 from collections import defaultdict
@@ -30,7 +28,7 @@ import torch
 from accelerate.utils import gather_object
 
 from ..rollout import assemble
-from ..runs.fresh_prompts import FreshPrompts
+from ..runs.fresh_prompts import FreshPrompts, prompt_key
 from ..runs.processes import any_process
 from .drawn_samples import DrawnSamples
 from .in_flight import Phase
@@ -141,7 +139,7 @@ class RefillMixin(_Host):
         multiple = processes // math.gcd(size, processes)
 
         def fresh(place: int) -> bool:
-            key = _key(self._fresh_rows[place]["prompt"])
+            key = prompt_key(self._fresh_rows[place]["prompt"])
             known = key in used
             used.add(key)
             return not known
@@ -152,7 +150,7 @@ class RefillMixin(_Host):
         return [dict(self._fresh_rows[places[i // size]]) for i in range(first, first + rows)]
 
     def _prompts_of(self, batch: DrawnSamples) -> set[str]:
-        return set(gather_object([_key(prompt) for prompt in batch.prompts]))
+        return set(gather_object([prompt_key(prompt) for prompt in batch.prompts]))
 
     def _move(
         self, source: DrawnSamples, theirs: torch.Tensor, target: DrawnSamples, ours: torch.Tensor, places: list
@@ -216,8 +214,3 @@ class RefillMixin(_Host):
                     del metrics[name][counts[name] :]
                 else:
                     del metrics[name]
-
-
-def _key(prompt) -> str:
-    """A short text that stands for a prompt: a text, or a list of messages."""
-    return hashlib.sha256(json.dumps(prompt, sort_keys=True, default=str).encode()).hexdigest()[:32]
