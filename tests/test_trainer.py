@@ -312,6 +312,7 @@ def test_forced_text_is_neither_scored_nor_counted(tmp_path):
 
 @pytest.mark.parametrize("logger", ["wandb", "tensorboard"])
 def test_reports_offline(tmp_path, monkeypatch, logger):
+    pytest.importorskip(logger)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "runs"))
@@ -323,6 +324,11 @@ def test_reports_offline(tmp_path, monkeypatch, logger):
         wandb.finish()
     written = [os.path.join(root, f) for root, _, names in os.walk(tmp_path) for f in names]
     assert any(("run-" in f and f.endswith(".wandb")) if logger == "wandb" else "tfevents" in f for f in written)
+    if logger == "wandb":
+        (page,) = tmp_path.glob("wandb/offline-run-*/files/media/html/thoughts/page_*.html")
+        assert page.read_text("utf-8") == (tmp_path / "out" / "thoughts" / "step-00000.html").read_text("utf-8")
+        (table,) = tmp_path.glob("wandb/offline-run-*/files/media/table/thoughts/table_*.table.json")
+        assert "candidates" in json.loads(table.read_text("utf-8"))["columns"]
 
 
 def test_bfloat16_autocast_trains(tmp_path):
