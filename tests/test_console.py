@@ -156,6 +156,61 @@ def test_another_thought_leaves_behind_what_shaped_the_recipes(tmp_path, caplog)
         SoftParser((ThinkingSettings,)).parse_args_and_config(["--config", str(recipe)])
 
 
+def test_a_thought_that_is_taken_back_takes_its_options_with_it(tmp_path, caplog):
+    (tmp_path / "recipe.yaml").write_text("thought: gaussian\nnoise_scale: 0.5\nmax_thinking_length: 9\n")
+    words = ["--config", str(tmp_path / "recipe.yaml"), "--thought", "null"]
+    (settings,) = SoftParser((ThinkingSettings,)).parse_args_and_config(words)
+    assert settings == ThinkingSettings(max_thinking_length=9) and "the recipe's noise_scale" in caplog.text
+
+
+GATE = "thinking_gate: entropy\ngate_entropy: 0.5\ngate_side: below\ngate_dwell: 7\nthinking_top_k: 7\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "kept", "left"),
+    [
+        (["--thinking_gate", "first"], {"thinking_gate": "first"}, "gate_entropy, gate_side, gate_dwell"),
+        (["--thinking_gate=always"], {}, "gate_entropy, gate_side, gate_dwell"),
+        (["--thinking_gate", "null"], {}, "gate_entropy, gate_side, gate_dwell"),
+        # The other gate reads it too.
+        (
+            ["--thinking_gate", "entropy_trend"],
+            {"thinking_gate": "entropy_trend", "gate_dwell": 7},
+            "gate_entropy, gate_side",
+        ),
+        (
+            ["--thinking_gate", "random", "--gate_probability", "0.3"],
+            {"thinking_gate": "random", "gate_probability": 0.3},
+            "gate_entropy, gate_side, gate_dwell",
+        ),
+    ],
+)
+def test_another_gate_leaves_behind_what_it_does_not_read(tmp_path, caplog, flags, kept, left):
+    (tmp_path / "recipe.yaml").write_text(GATE)
+    words = ["--config", str(tmp_path / "recipe.yaml"), *flags]
+    (settings,) = SoftParser((ThinkingSettings,)).parse_args_and_config(words)
+    assert settings == ThinkingSettings(thinking_top_k=7, **kept)
+    (record,) = caplog.records
+    assert "takes the place of `thinking_gate: entropy`" in record.message and f"left out: {left}." in record.message
+
+
+def test_the_same_gate_and_no_gate_leave_nothing_behind(tmp_path, caplog):
+    (tmp_path / "recipe.yaml").write_text(GATE)
+    words = ["--config", str(tmp_path / "recipe.yaml"), "--thinking_gate", "entropy"]
+    (settings,) = SoftParser((ThinkingSettings,)).parse_args_and_config(words)
+    assert settings.gate_dwell == 7 and not caplog.records
+    # Without a gate in the recipe there is none whose place another takes: the bound is a mistake.
+    (tmp_path / "recipe.yaml").write_text("gate_entropy: 0.5\n")
+    words = ["--config", str(tmp_path / "recipe.yaml"), "--thinking_gate", "first"]
+    with pytest.raises(ValueError, match="which does not read it"):
+        SoftParser((ThinkingSettings,)).parse_args_and_config(words)
+    # A flag that the gate of the command line does not read is a mistake too.
+    (tmp_path / "recipe.yaml").write_text(GATE)
+    words = ["--config", str(tmp_path / "recipe.yaml"), "--thinking_gate", "first", "--gate_entropy", "1.0"]
+    with pytest.raises(ValueError, match="which does not read it"):
+        SoftParser((ThinkingSettings,)).parse_args_and_config(words)
+
+
 @pytest.mark.parametrize("has_bf16", [False, True])
 def test_bf16_is_chosen_by_the_device_unless_it_is_set(tmp_path, monkeypatch, has_bf16):
     monkeypatch.setattr("trl_soft.training.config.is_torch_bf16_gpu_available", lambda: has_bf16)

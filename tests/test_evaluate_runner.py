@@ -330,6 +330,17 @@ def test_decodings_say_what_they_are():
     assert (other.thought, other.thinking_temperature, other.max_thinking_length) == ("hard", None, 512)
 
 
+@pytest.mark.parametrize("has_saved", [False, True])
+def test_another_gate_of_a_decoding_takes_the_place_of_the_whole_one(has_saved):
+    preset = PRESETS["selar"]
+    saved = ThinkingSettings(thinking_gate="entropy", gate_entropy=0.5, gate_dwell=3) if has_saved else None
+    chosen = Decoding.parse({"name": "a", "thinking_gate": "first"}).settings(preset, "math", saved)
+    assert chosen.thinking_gate == "first" and (chosen.gate_entropy, chosen.gate_dwell) == (None, 1)
+    assert chosen.thought == ("gumbel" if has_saved else "soft")
+    same = Decoding.parse({"name": "a", "gate_dwell": 2}).settings(preset, "math", saved)
+    assert (same.thinking_gate, same.gate_dwell) == ("entropy", 2) and same.gate_entropy is not None
+
+
 def test_the_grid_is_three_by_six():
     cells = soft_tokens_grid({"hard": "a", "soft": "b", "fuzzy": "c"}, 32)
     assert len(cells) == len({cell.name for cell in cells}) == 18

@@ -79,7 +79,9 @@ class Decoding:
                 base = fields_saved | {k: base[k] for k in caps if base[k] is not None}
             else:
                 base |= of_preset
-        elif saved is not None and any("noise_rms" in kind.options for kind in kinds_of(self.thinking)):
+            # Another gate takes back the values of the one that is replaced.
+            return ThinkingSettings.of_stored(base, f"The decoding {self.name!r}", **self.thinking)
+        if saved is not None and any("noise_rms" in kind.options for kind in kinds_of(self.thinking)):
             base["noise_rms"] = saved.noise_rms  # sigma is relative to the RMS of training
         return ThinkingSettings(**base | self.thinking)
 

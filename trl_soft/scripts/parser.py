@@ -12,7 +12,8 @@ import yaml
 from trl import TrlParser
 
 from ..command_line import MISTAKE, is_sentence
-from ..gates import gate_options
+from ..gates import GATES, gate_options
+from ..settings import SharedSettings
 from ..thoughts import THOUGHTS, token_class
 from ..thoughts.option import TRUNCATION
 from ..thoughts.registry import options
@@ -67,15 +68,21 @@ def algorithm_of(flags: list[str]) -> str:
     return "rloo" if keys & only else "grpo"
 
 
-def _left_behind(config: dict[str, Any], args: list[str]) -> list[str]:
-    """
-    Keys of the YAML file that shape its thought, where the command line asks for another kind: that one has its own defaults.
-    What `eval_thought` alone reads stays.
-    """
-    kind = _value(args, "--thought")
+def _left_behind(config: dict[str, Any], args: list[str], unset: list[str]) -> list[str]:
+    """Keys of the YAML file that the thought and the gate of the command line do not read. `unset` has the keys that it takes back."""
+    asked = {}
+    for name in ("thought", "eval_thought", "thinking_gate"):
+        asked[name] = SharedSettings.__dataclass_fields__[name].default if name in unset else _value(args, f"--{name}")
+    of_thought = _left_by_thought(config, asked)
+    return of_thought + _left_by_gate({k: v for k, v in config.items() if k not in of_thought}, asked)
+
+
+def _left_by_thought(config: dict[str, Any], asked: dict[str, str | None]) -> list[str]:
+    """Keys that shape the thought of the YAML file. Another kind has its own defaults. What `eval_thought` alone reads stays."""
+    kind = asked["thought"]
     if kind not in THOUGHTS or config.get("thought") in (None, kind):
         return []
-    evaluated = _value(args, "--eval_thought") or config.get("eval_thought")
+    evaluated = asked["eval_thought"] or config.get("eval_thought")
     stays = set(THOUGHTS[evaluated].options) if evaluated in THOUGHTS else set()
     left = {*TRUNCATION, *options()} - stays
     if THOUGHTS[kind].is_token and (evaluated not in THOUGHTS or THOUGHTS[evaluated].is_token):
@@ -87,6 +94,21 @@ def _left_behind(config: dict[str, Any], args: list[str]) -> list[str]:
         logger.warning(
             f"`--thought {kind}` takes the place of `thought: {config['thought']}`, so the recipe's {', '.join(names)} are left "
             f"out. A {kind} thought has its own defaults; set them on the command line."
+        )
+    return names
+
+
+def _left_by_gate(config: dict[str, Any], asked: dict[str, str | None]) -> list[str]:
+    """Keys that the gate of the YAML file reads and the gate of the command line does not."""
+    gate, old = asked["thinking_gate"], config.get("thinking_gate")
+    if gate not in GATES or old not in GATES:
+        return []
+    left = set(GATES[old].options) - set(GATES[gate].options)
+    names = [name for name in config if name in left]
+    if names:
+        logger.warning(
+            f"The gate {gate} of the command line takes the place of `thinking_gate: {old}`. It does not read these keys of the "
+            f"recipe, which are left out: {', '.join(names)}."
         )
     return names
 
@@ -123,7 +145,7 @@ class SoftParser(TrlParser):
     [`~trl.TrlParser`] that refuses unknown keys, from YAML or command line, and names the nearest known one.
 
     `--key null` on the command line removes a key of the YAML file: the field then has its default. `--thought KIND` takes back
-    what shaped another kind of thought.
+    what shaped another kind of thought, and `--thinking_gate GATE` what only another gate reads.
     """
 
     def __init__(self, dataclass_types=None, **kwargs):
@@ -143,7 +165,7 @@ class SoftParser(TrlParser):
         warnings.filterwarnings("ignore", ".*gradient_checkpointing` is deprecated", FutureWarning)
         self._unset, args = _without_nulls(args)
         self._refuse_unknown([key for key in self._unset if key not in self._known()], "The command line has the flag")
-        self._unset += _left_behind(read_recipe_file(args), args)
+        self._unset += _left_behind(read_recipe_file(args), args, self._unset)
         try:
             return super().parse_args_and_config(args, *positional, **kwargs)
         except (ValueError, TypeError, ZeroDivisionError, OSError) as error:
