@@ -70,9 +70,9 @@ def algorithm_of(flags: list[str]) -> str:
 
 def _left_behind(config: dict[str, Any], args: list[str], unset: list[str]) -> list[str]:
     """Keys of the YAML file that the thought and the gate of the command line do not read. `unset` has the keys that it takes back."""
-    asked = {}
-    for name in ("thought", "eval_thought", "thinking_gate"):
-        asked[name] = SharedSettings.__dataclass_fields__[name].default if name in unset else _value(args, f"--{name}")
+    default = vars(SharedSettings())
+    names = ("thought", "eval_thought", "thinking_gate")
+    asked = {name: default[name] if name in unset else _value(args, f"--{name}") for name in names}
     of_thought = _left_by_thought(config, asked)
     return of_thought + _left_by_gate({k: v for k, v in config.items() if k not in of_thought}, asked)
 
