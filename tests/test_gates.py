@@ -132,6 +132,8 @@ def test_memory_counts_steps_and_keeps_the_entropy_of_the_change():
     logits = torch.stack([torch.zeros(4), torch.zeros(4), torch.zeros(4)])
     step = rule_step(logits, torch.arange(3), torch.tensor([0, 4, -4]), torch.tensor([0.0, 0.5, 0.5]))
     assert step.entropy.tolist() == pytest.approx([1.3863] * 3, abs=1e-4)
+    assert step.memory(torch.tensor([True, True, True])) == {}  # a rule that has read neither needs neither
+    assert step.dwell.tolist() == [0, 4, 4] and step.reference.tolist() == [0.0, 0.5, 0.5]
     after = step.memory(torch.tensor([True, True, True]))
     assert after["run"].tolist() == [1, 5, 1]
     assert after["reference"].view(torch.float64).tolist() == pytest.approx([1.3863, 0.5, 1.3863], abs=1e-4)
@@ -178,6 +180,7 @@ def test_evaluation_has_the_gate_unless_its_thought_is_hard():
         ({"thinking_gate": "first", "gate_length": 0}, "at least 1"),
         ({"thinking_gate": "random", "gate_probability": 1.5}, "at most 1"),
         ({"thinking_gate": "entropy", "gate_entropy": 1.0, "gate_side": "left"}, "above, below"),
+        ({"thinking_gate": "entropy", "gate_entropy": 2.0, "gate_top_k": 3}, "every step would be hard"),
     ],
 )
 def test_what_a_gate_refuses(given, said):
@@ -285,6 +288,70 @@ def test_a_gate_of_your_own():
             register_gate(Odd)
     finally:
         del GATES["odd"]
+
+
+def test_a_rule_of_your_own_remembers_what_it_reads():
+    """Two soft steps, then two hard ones, by `was_soft` and `dwell`; and a rule by the entropy at the last change alone."""
+
+    class Two(Gate):
+        name = "two"
+
+        def soft(self, step):
+            return torch.where(step.dwell >= 2, ~step.was_soft, step.was_soft | (step.dwell == 0))
+
+    class Higher(Gate):
+        name = "higher"
+
+        def soft(self, step):
+            return step.top_probability > 1 / (1 + step.reference)
+
+    net = tiny.model()
+    for rule in (Two(), Higher()):
+        made = plan(net, {"thought": "gumbel"})
+        made.gate = rule
+        theirs = run(net, made, "naive")
+        for name in ("all at once", "padded batches"):
+            assert_same(run(net, made, **ARRANGEMENTS[name]), theirs)
+        if rule.name == "two":
+            soft, phase = steps_of(theirs)
+            assert torch.equal(soft, phase & (torch.arange(soft.size(1)) % 4 < 2))
+
+
+@pytest.mark.parametrize(
+    "rule", [lambda step: step.entropy, lambda step: True, lambda step: (step.position > 0)[:1]], ids=str
+)
+def test_a_rule_that_decides_nothing_is_told_what_to_return(rule):
+    class Wrong(Gate):
+        name = "wrong"
+
+        def soft(self, step):
+            return rule(step)
+
+    net = tiny.model()
+    made = plan(net, {"thought": "gumbel"})
+    made.gate = Wrong()
+    with pytest.raises(TypeError, match="Return a bool tensor of shape"):
+        run(net, made)
+
+
+def test_settings_that_nothing_reads_are_not_saved(tmp_path):
+    """A model that is saved where a gate of one's own is registered loads where it is not."""
+    stored = ThinkingSettings(thought="gumbel").thinking_dict()
+    assert "gumbel_density" in stored and "gate_length" not in stored and "multiplex_width" not in stored
+    stored = ThinkingSettings(**settings_of("first")).thinking_dict()
+    assert stored["gate_length"] == 3 and ThinkingSettings(**stored) == ThinkingSettings(**settings_of("first"))
+    with pytest.raises(ValueError, match="of your own reads them, import its file"):
+        ThinkingSettings.of_stored({**stored, "gate_period": 2}, "The config")
+
+
+def test_a_model_card_names_the_gate(tmp_path):
+    trainer = tiny.trainer(tmp_path, **settings_of("random"))
+    trainer.save_model(tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    assert "The gate `random` makes some steps ordinary tokens; it does not depend on the policy." in " ".join(
+        card.split()
+    )
+    assert "2606.10768" in card
 
 
 def test_every_gate_has_a_line_of_help():

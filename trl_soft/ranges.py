@@ -92,10 +92,12 @@ def _bounds(found: Range) -> str:
 
 
 def check_number(name: str, value, low, high, open_low=False, whole=False, optional=False) -> None:
-    """Raise a `ValueError` that names `name` unless `value` is a number from `low` to `high`."""
+    """Raise a `ValueError` that names `name` unless `value` is a number from `low` to `high`. `None`: no bound."""
     if value is None and optional:
         return
     _check_kind(name, value, whole)
+    if low is None:
+        return
     if value < low or (open_low and value == low) or (high is not None and value > high):
         bounds = f"{'above' if open_low else 'at least'} {low}" + ("" if high is None else f" and at most {high}")
         raise ValueError(f"`{name}` is {shown(value)}, but it must be {bounds}.")

@@ -160,7 +160,8 @@ def _agree(by_place: dict[str, dict]) -> None:
     """Raise a `ValueError` if two places have different values for a field. The message names the field."""
     (first, stored), *others = by_place.items()
     for place, other in others:
-        for name in sorted(set(stored) | set(other)):
+        # Which other fields there are follows from the thought.
+        for name in sorted(set(stored) | set(other), key=lambda name: (name != "thought", name)):
             if name not in stored or name not in other or stored[name] != other[name]:
                 values = [repr(of[name]) if name in of else "nothing" for of in (stored, other)]
                 raise ValueError(

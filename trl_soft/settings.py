@@ -11,9 +11,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from . import saved_settings
-from .gates import GATES, Gate, gate_options_for_settings
+from .gates import GATES, Gate, check_gate, gate_options_for_settings, values_of
 from .option_docs import docs_of_options
-from .ranges import RANGES, check, check_text, shown
+from .ranges import RANGES, check, check_number, check_text, shown
 from .thoughts import THOUGHTS, Thought, token_class
 from .thoughts.hard import Hard
 from .thoughts.option import TRUNCATION
@@ -174,6 +174,8 @@ class ThinkingSettings(_Options, SharedSettings):
     def _check_values(self) -> None:
         for name, option in _ALL_OPTIONS.items():
             value = getattr(self, name)
+            if option.range is None and option.type in (int, float):
+                check_number(name, value, None, None, whole=option.type is int)
             if option.choices and (not isinstance(value, str) or value not in option.choices):
                 raise ValueError(f"`{name}` is {shown(value)}. Choose one of {', '.join(option.choices)}.")
         for name, default in _DEFAULTS.items():
@@ -221,39 +223,14 @@ class ThinkingSettings(_Options, SharedSettings):
             kind.check(self)
         if self.keeps_tokens_hard:
             token_class.check(kinds)
-        self._check_gate(kinds)
-
-    def _check_gate(self, kinds: list[type[Thought]]) -> None:
-        """Check that the gate has a soft thought, that it has its values, and that it reads every gate's value that is set."""
-        gate = GATES[self.thinking_gate]
-        if self.thinking_gate != "always" and all(kind.is_token for kind in kinds):
-            raise ValueError(
-                f"`thinking_gate` is {self.thinking_gate} with `thought: {self.thought}`, but every step of a hard thought is a token "
-                "already. Leave `thinking_gate` unset, or choose another thought."
-            )
-        for name in _GATE_OPTIONS:
-            value = getattr(self, name)
-            if name in gate.options and value is None:
-                raise ValueError(
-                    f"`thinking_gate` is {self.thinking_gate}, but `{name}`, its bound, is unset. Set it."
-                )
-            if name not in gate.options and value != _DEFAULTS[name]:
-                names = [other.name for other in GATES.values() if name in other.options]
-                raise ValueError(
-                    f"`{name}` is {shown(value)} with `thinking_gate: {self.thinking_gate}`, which does not read it; "
-                    f"{' and '.join(names)} does. Leave it unset, or choose such a gate."
-                )
-        gate.check(self._gate_values())
-
-    def _gate_values(self) -> SimpleNamespace:
-        return SimpleNamespace(**{name: getattr(self, name) for name in GATES[self.thinking_gate].options})
+        check_gate(self, kinds, _DEFAULTS)
 
     def make_gate(self, evaluation: bool = False) -> Gate | None:
         """The gate of these settings for a rollout. `None` if every step of the thought is of one kind."""
         kind = (self.eval_thought if evaluation else None) or self.thought
         if self.thinking_gate == "always" or THOUGHTS[kind].is_token:
             return None
-        return GATES[self.thinking_gate](**vars(self._gate_values()))
+        return GATES[self.thinking_gate](**vars(values_of(self)))
 
     def kinds(self) -> list[type[Thought]]:
         """The classes of the trained thought and, if it is set, of `eval_thought`."""
@@ -297,7 +274,7 @@ class ThinkingSettings(_Options, SharedSettings):
         made, values = THOUGHTS[kind].variant(self), vars(self.values(kind))
         read = {"thought": kind} | {name: values[name] for name in (*made.truncations, *made.options)}
         gate = self.make_gate(evaluation)
-        read |= {} if gate is None else {"thinking_gate": self.thinking_gate} | vars(self._gate_values())
+        read |= {} if gate is None else {"thinking_gate": self.thinking_gate} | vars(values_of(self))
         ends = ["end_of_thinking", "max_thinking_length", "answer_prefill", "max_answer_length", "cold_stop_entropy"]
         ends += [] if self.cold_stop_entropy is None else ["cold_stop_length"]
         ends += token_class.SETTINGS if token_class.can_keep(made) else ()
@@ -332,8 +309,13 @@ class ThinkingSettings(_Options, SharedSettings):
         return thought
 
     def thinking_dict(self) -> dict:
-        """Only the soft fields, as plain JSON values."""
-        return {f.name: getattr(self, f.name) for f in fields(ThinkingSettings)}
+        """
+        Only the soft fields, as plain JSON values. An option that neither a thought nor the gate reads is left out, so a model that
+        was saved beside a thought or a gate of one's own loads elsewhere.
+        """
+        read = {name for kind in self.kinds() for name in THOUGHTS[kind.name].options} | set(vars(values_of(self)))
+        names = [f.name for f in fields(ThinkingSettings)]
+        return {name: getattr(self, name) for name in names if name in read or name not in _ALL_OPTIONS}
 
     def attach(self, model) -> None:
         """
@@ -366,7 +348,8 @@ class ThinkingSettings(_Options, SharedSettings):
         unknown = sorted(set(stored) - {f.name for f in fields(ThinkingSettings)})
         if unknown:
             raise ValueError(
-                f"{place} holds {unknown}, which this version does not know. Update trl_soft, or remove them."
+                f"{place} holds {unknown}, which nothing here reads. If a thought or a gate of your own reads them, import its file "
+                "first. Otherwise update trl_soft, or remove them."
             )
         if changes.get("thought", stored.get("thought")) != stored.get("thought"):
             stored = {name: value for name, value in stored.items() if name not in (*TRUNCATION, *_OPTIONS)}

@@ -129,9 +129,8 @@ class Steps:
         phase = rows.flags["active"] & rows.flags["thinking"]
         before = thinks.of(rows["run"]), thinks.of(rows["reference"])
         step = GateStep(thinks.of(logits), thinks.of(noise), self.temperature, *before)
-        soft = self.gate.soft(step)
-        memory = step.memory(soft) if self.gate.has_memory else {}
-        memory = {name: thinks.spread(value) for name, value in memory.items()}
+        soft = self.gate.decide(step)
+        memory = {name: thinks.spread(value) for name, value in step.memory(soft).items()}
         return SimpleNamespace(soft=thinks.spread(soft), thinks=phase, memory=memory)
 
     def _score_closing(self, closing, turn: book.Turn, logits: DenseLogits, values: torch.Tensor) -> None:

@@ -86,7 +86,7 @@ class ResumableMixin(SaveMixin, SigtermMixin):
         epochs, steps = super()._init_training_state(*args, **kwargs)
         if self._resumed_from is not None:
             self._loss_to_restore = load_progress(self, self._resumed_from)
-            self._take_noise_rms(checkpoint.read_manifest(self._resumed_from)["thinking"]["noise_rms"])
+            self._take_noise_rms(checkpoint.read_manifest(self._resumed_from)["thinking"].get("noise_rms"))
             if reference_moves(self):
                 reference = load_file(os.path.join(self._resumed_from, REFERENCE))
                 self.ref_model.load_state_dict(reference, strict=False)

@@ -18,7 +18,8 @@ class Bound:
     below: float = math.inf
 
     def __str__(self) -> str:
-        return f"above {self.above:g}" if self.above > -math.inf else f"below {self.below:g}"
+        bounds = {"above": self.above, "below": self.below}
+        return " and ".join(f"{name} {value:g}" for name, value in bounds.items() if math.isfinite(value))
 
     def holds(self, value: float) -> bool:
         return self.above < value < self.below
@@ -28,6 +29,7 @@ BOUNDS = {
     "thinking/mean_length": Bound(above=1),
     "thinking/clipped_ratio": Bound(below=0.5),
     "thinking/entropy": Bound(above=0),
+    "thinking/soft_ratio": Bound(above=0, below=1),
     "thinking/clip_ratio": Bound(below=0.3),
     "frac_reward_zero_std": Bound(below=0.9),
     "nonfinite/skipped": Bound(below=0.01),

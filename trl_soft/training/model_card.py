@@ -172,13 +172,19 @@ def _introduction(trainer, base, data, adapter: bool) -> str:
             f"It was trained to think in *soft tokens* of the kind `{kind}`: a thinking step feeds the model a mixture in the place "
             "of one token's embedding."
         )
+        gate = trainer.thinking.make_gate()
+        if gate is not None:
+            held = "an update holds its decisions fixed" if gate.reads_policy else "it does not depend on the policy"
+            thinks += f" The gate `{gate.name}` makes some steps ordinary tokens; {held}."
     told = f" The method is [{papers[0].title}]({papers[0].url}) (arXiv {papers[0].arxiv})." if papers else ""
     return textwrap.fill(model + " " + thinks + told, 119, break_long_words=False, break_on_hyphens=False)
 
 
 def _papers(thinking: ThinkingSettings) -> list[Paper]:
-    """Those of the trained thought and of `eval_thought`."""
-    return list(dict.fromkeys(kind.paper for kind in thinking.kinds() if kind.paper is not None))
+    """Those of the trained thought, of `eval_thought` and of the gate."""
+    gate = thinking.make_gate() or thinking.make_gate(evaluation=True)
+    sources: list[Any] = [*thinking.kinds(), *([] if gate is None else [gate])]
+    return list(dict.fromkeys(source.paper for source in sources if source.paper is not None))
 
 
 def _table(head: tuple[str, ...], rows: list[tuple]) -> str:
