@@ -161,6 +161,10 @@ def test_a_thought_that_is_taken_back_takes_its_options_with_it(tmp_path, caplog
     words = ["--config", str(tmp_path / "recipe.yaml"), "--thought", "null"]
     (settings,) = SoftParser((ThinkingSettings,)).parse_args_and_config(words)
     assert settings == ThinkingSettings(max_thinking_length=9) and "the recipe's noise_scale" in caplog.text
+    (tmp_path / "recipe.yaml").write_text("thought: gumbel\neval_thought: gumbel\ngumbel_density: concrete\n")
+    words = ["--config", str(tmp_path / "recipe.yaml"), "--thought", "hard", "--eval_thought", "null"]
+    (settings,) = SoftParser((ThinkingSettings,)).parse_args_and_config(words)
+    assert settings == ThinkingSettings(thought="hard")
 
 
 GATE = "thinking_gate: entropy\ngate_entropy: 0.5\ngate_side: below\ngate_dwell: 7\nthinking_top_k: 7\n"
@@ -199,6 +203,12 @@ def test_the_same_gate_and_no_gate_leave_nothing_behind(tmp_path, caplog):
     words = ["--config", str(tmp_path / "recipe.yaml"), "--thinking_gate", "entropy"]
     (settings,) = SoftParser((ThinkingSettings,)).parse_args_and_config(words)
     assert settings.gate_dwell == 7 and not caplog.records
+    # What is no text is left to the check of the settings.
+    (tmp_path / "recipe.yaml").write_text("thought: [gumbel]\nthinking_gate: [first]\n")
+    (settings,) = SoftParser((ThinkingSettings,)).parse_args_and_config(
+        [*words[:2], "--thought=gumbel", words[2], "first"]
+    )
+    assert (settings.thought, settings.thinking_gate) == ("gumbel", "first")
     # Without a gate in the recipe there is none whose place another takes: the bound is a mistake.
     (tmp_path / "recipe.yaml").write_text("gate_entropy: 0.5\n")
     words = ["--config", str(tmp_path / "recipe.yaml"), "--thinking_gate", "first"]

@@ -72,7 +72,8 @@ def _left_behind(config: dict[str, Any], args: list[str], unset: list[str]) -> l
     """Keys of the YAML file that the thought and the gate of the command line do not read. `unset` has the keys that it takes back."""
     default = vars(SharedSettings())
     names = ("thought", "eval_thought", "thinking_gate")
-    asked = {name: default[name] if name in unset else _value(args, f"--{name}") for name in names}
+    texts = {name: value for name, value in config.items() if isinstance(value, str)}
+    asked = {name: default[name] if name in unset else _value(args, f"--{name}") or texts.get(name) for name in names}
     of_thought = _left_by_thought(config, asked)
     return of_thought + _left_by_gate({k: v for k, v in config.items() if k not in of_thought}, asked)
 
@@ -82,7 +83,7 @@ def _left_by_thought(config: dict[str, Any], asked: dict[str, str | None]) -> li
     kind = asked["thought"]
     if kind not in THOUGHTS or config.get("thought") in (None, kind):
         return []
-    evaluated = asked["eval_thought"] or config.get("eval_thought")
+    evaluated = asked["eval_thought"]
     stays = set(THOUGHTS[evaluated].options) if evaluated in THOUGHTS else set()
     left = {*TRUNCATION, *options()} - stays
     if THOUGHTS[kind].is_token and (evaluated not in THOUGHTS or THOUGHTS[evaluated].is_token):
@@ -101,7 +102,7 @@ def _left_by_thought(config: dict[str, Any], asked: dict[str, str | None]) -> li
 def _left_by_gate(config: dict[str, Any], asked: dict[str, str | None]) -> list[str]:
     """Keys that the gate of the YAML file reads and the gate of the command line does not."""
     gate, old = asked["thinking_gate"], config.get("thinking_gate")
-    if gate not in GATES or old not in GATES:
+    if gate not in GATES or not isinstance(old, str) or old not in GATES:
         return []
     left = set(GATES[old].options) - set(GATES[gate].options)
     names = [name for name in config if name in left]
