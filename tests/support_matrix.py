@@ -44,6 +44,7 @@ class Tested:
         loss (`str`): what was minimised; `-` where nothing is trained.
         world (`str`): how many processes there are and what joins them.
         weights (`str`): `full` or `LoRA`; `-` where nothing is trained.
+        gate (`str`): which steps are soft. Gates have tables of their own.
     """
 
     test: str
@@ -52,6 +53,7 @@ class Tested:
     loss: str = NONE
     world: str = "one process"
     weights: str = NONE
+    gate: str = "always"
 
 
 class _Placeholder:
@@ -196,7 +198,34 @@ def _processes() -> Iterator[Tested]:
             yield case_of(file.test(names["bf16" in name]), world, case)
 
 
-SOURCES = (_losses, _weights, _engines, _processes)
+def _gates() -> Iterator[Tested]:
+    tiny = TestFile("tests/tiny.py").names["THOUGHTS"]
+    file = TestFile("tests/test_gates.py")
+    name = "test_engines_decide_what_the_oracle_decides"
+    for gate in file.parameters(name)["gate"]:
+        for engine in ("slots", "simple"):  # its arrangements
+            yield Tested(file.test(name), "gumbel", engine, gate=gate)
+    name = "test_a_gate_is_around_every_thought"
+    assert set(file.marks(name)) == {"thought"}  # the soft ones of tiny.THOUGHTS
+    for settings in tiny:
+        for engine in ("slots", "simple"):
+            if settings["thought"] != "hard":
+                yield Tested(file.test(name), thought_of(settings), engine, gate="random")
+    name = "test_the_update_scores_what_was_drawn"
+    parameters = file.parameters(name)
+    for settings in parameters["thought"]:
+        for gate in parameters["gate"]:
+            yield Tested(file.test(name), thought_of(settings or {}), loss=DEFAULT_LOSS, weights="full", gate=gate)
+    name = "test_rloo_trains_gated_thoughts"
+    assert not file.marks(name)
+    yield Tested(file.test(name), "gaussian", loss="rloo", weights="full", gate="first")
+    file = TestFile("tests/vllm/test_served.py")
+    for settings in file.names["GATED"]:
+        test = file.test("test_both_engines_think_the_same")
+        yield Tested(test, thought_of(settings), "vLLM", gate=settings["thinking_gate"])
+
+
+SOURCES = (_losses, _weights, _engines, _processes, _gates)
 
 
 def combinations() -> list[Tested]:
@@ -212,8 +241,10 @@ def target_of(test: str) -> str:
 
 def tables() -> str:
     """The tables, in Markdown. A cell has the letters of the tests."""
-    every = combinations()
-    tests = list(dict.fromkeys(found.test for found in every))
+    found_all = combinations()
+    tests = list(dict.fromkeys(found.test for found in found_all))
+    every = [found for found in found_all if found.gate == "always"]
+    gated = [found for found in found_all if found.gate != "always"]
     letter = {test: chr(ord("a") + number) for number, test in enumerate(tests)}
 
     def table(row: str, column: str, columns, chosen: list[Tested], rows=None) -> list[str]:
@@ -243,6 +274,9 @@ def tables() -> str:
         ("Thought and two processes", table("thought", "world", WORLDS, several, dense)),
         ("Loss and two processes", table("loss", "world", WORLDS, several, list(LOSSES))),
         ("LoRA and two processes", table("thought", "world", WORLDS, lora)),
+        ("Gate and engine, rollouts", table("gate", "engine", ENGINES, gated)),
+        ("Gate and loss, one process", table("gate", "loss", (DEFAULT_LOSS, "rloo"), gated)),
+        ("Thought and gate", table("thought", "gate", list(dict.fromkeys(found.gate for found in gated)), gated)),
     ]
     text = "".join(f"### {head}\n\n" + "\n".join(lines) + "\n\n" for head, lines in parts)
     legend = [f"| {letter[test]} | `{test}` | `{target_of(test)}` |" for test in tests]

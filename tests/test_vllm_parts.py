@@ -4,9 +4,11 @@
 import importlib.util
 import json
 import random
+import re
 import subprocess
 import sys
 from itertools import pairwise, product
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,6 +17,7 @@ import torch
 
 from tests import tiny
 from trl_soft import ThinkingSettings
+from trl_soft.gates import gate_options
 from trl_soft.rollout import Key
 from trl_soft.rollout.make_plan import make_plan
 from trl_soft.rollout.matcher import EndMatcher, table_of
@@ -26,9 +29,9 @@ from trl_soft.rollout.vllm.client import Ask, ServerLost, same_text
 from trl_soft.rollout.vllm.layout import Layout, layout_of
 from trl_soft.rollout.vllm.pool import UNDO, Pool
 from trl_soft.rollout.vllm.records import bulks, rollout_of
-from trl_soft.rollout.vllm.request import SPEC, plan_of, spec_of, wants
+from trl_soft.rollout.vllm.request import SPEC, plan_of, settings_of, spec_of, wants
 from trl_soft.rollout.vllm.served_table import ServedLogits, Table
-from trl_soft.thoughts import Hard
+from trl_soft.thoughts import Hard, token_class
 from trl_soft.vocabulary.neighbours import nearest_tokens
 
 
@@ -504,8 +507,26 @@ def test_settings_saved_with_the_weights():
     assert made.thought.name == "dirichlet" and made.thought.concentration == 2.0 and made.stop.cap == 6
     _, made = spec({"soft_thought": "mixture"}, stored)
     assert made.thought.name == "mixture" and made.stop.cap == 6
+    gated = ThinkingSettings(thinking_gate="entropy", gate_entropy=0.5, hard_tokens=["+"]).thinking_dict()
+    assert settings_of({}, gated).gate_entropy == 0.5
+    chosen = settings_of({"soft_thinking_gate": "first", "soft_gate_length": 3, "soft_hard_tokens": ["=", "1"]}, gated)
+    assert (chosen.thinking_gate, chosen.gate_length, chosen.gate_entropy) == ("first", 3, None)
+    assert chosen.hard_tokens == ["=", "1"]
+    assert settings_of({"soft_thinking_gate": "always"}, gated) == ThinkingSettings(hard_tokens=["+"])
     with pytest.raises(ValueError, match=r"without a `soft_thought`, and no thinking settings were saved with"):
         spec({})
+
+
+def test_the_docs_say_how_a_request_sets_gates_and_hard_tokens():
+    text = (Path(__file__).parent.parent / "docs" / "vllm.md").read_text()
+    section = text[text.index("## Serve a trained policy") :].split("\n## ")[0]
+    names = {"thinking_gate", *gate_options(), *token_class.SETTINGS}
+    assert all(f"`soft_{name}`" in section for name in names)
+    stored = ThinkingSettings().thinking_dict()
+    given = [json.loads(found) for found in re.findall(r'"vllm_xargs": ({[^{}]*})', section)]
+    assert any("soft_thinking_gate" in extra and "soft_hard_tokens" in extra for extra in given)
+    for extra in given:
+        assert wants(extra) and settings_of(extra, stored)
 
 
 def test_names_of_records():
