@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """What an update logs of its thoughts and of its answers, by hand."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from trl_soft.record import SoftTokens
-from trl_soft.thoughts import Hard
+from trl_soft.rollout import Rollout
+from trl_soft.thoughts import Hard, Multiplex
 from trl_soft.training.in_flight import InFlight, Phase
-from trl_soft.training.metrics import update_metrics
+from trl_soft.training.metrics import rollout_metrics, update_metrics
 
 
 # One process.
@@ -43,3 +45,19 @@ def test_thoughts_and_answers_are_measured_apart():
         }
         for metric, value in expected.items():
             assert found[f"{name}/{metric}"] == pytest.approx(value.item(), rel=1e-5, abs=1e-6), metric
+
+
+def test_a_token_that_was_drawn_twice_has_both_weights():
+    """Three draws of one completion: one token thrice, then two tokens."""
+    ids = torch.tensor([[[7, 7, 7], [7, 3, 7]]], dtype=torch.int32)
+    weights = torch.full((1, 2, 3), 1 / 3)
+    thought = Multiplex(width=3)
+    action = {"ids": ids, "weights": weights, "closed": torch.zeros(1, 2, dtype=torch.bool)}
+    thinks, zeros = torch.ones(1, 2, dtype=torch.bool), torch.zeros(1, 2)
+    record = SoftTokens(thought, thinks, action, zeros)
+    length, flag = torch.tensor([2]), torch.tensor([False])
+    drawn = Rollout(ids[..., 0].long(), thinks, record, zeros, length, length * 0, flag)
+    found = rollout_metrics(drawn, ALONE)
+    assert found["thinking/top1_weight"] == pytest.approx((1 + 2 / 3) / 2)
+    two = -(2 / 3 * math.log(2 / 3) + 1 / 3 * math.log(1 / 3))
+    assert found["thinking/effective_support"] == pytest.approx((1 + math.exp(two)) / 2)

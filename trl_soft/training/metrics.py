@@ -45,11 +45,13 @@ def rollout_metrics(drawn: Rollout, accelerator, gated: bool = False) -> dict[st
         "answer/mean_length": (own.sum() - drawn.thinking_length.sum(), len(own)),
         "answer/entropy": (drawn.entropies[answers].sum(), answers.sum()),
     }
-    weights = drawn.record.thought.weights(drawn.record.flat_action(thoughts))
+    action = drawn.record.flat_action(thoughts)
+    weights = drawn.record.thought.weights(action)
     if weights is not None:
-        y = weights.clamp(min=0)  # a weight with Gaussian noise on it can be negative
+        # A weight with Gaussian noise on it can be negative.
+        y = _of_tokens(action["ids"], weights.float()).clamp(min=0)
         support = torch.exp(torch.special.entr(y / y.sum(-1, keepdim=True).clamp(min=1e-9)).sum(-1))
-        sums["thinking/top1_weight"] = (weights.amax(-1).sum(), thoughts.sum())
+        sums["thinking/top1_weight"] = (y.amax(-1).sum(), thoughts.sum())
         sums["thinking/effective_support"] = (support.sum(), thoughts.sum())
     if gated:
         sums["thinking/soft_ratio"] = (thoughts.sum(), thoughts.sum() + hard_steps.sum())
@@ -87,6 +89,13 @@ def update_metrics(flight: InFlight, epsilon: tuple[float, float], accelerator) 
     if variance is not None:
         sums["thinking/score_variance"], sums["answer/score_variance"] = variance
     return _means(sums, accelerator) | _maxima(maxima, accelerator)
+
+
+def _of_tokens(ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Weights (N, K) of distinct tokens, then zeros, from the weights of `ids` (N, K), where a token can stand several times."""
+    ids, order = ids.long().sort(dim=-1)
+    places = torch.nn.functional.pad((ids[:, 1:] != ids[:, :-1]).long().cumsum(-1), (1, 0))
+    return torch.zeros_like(weights).scatter_add_(-1, places, weights.gather(-1, order))
 
 
 def _before_closing(mask: torch.Tensor, length: torch.Tensor, draws: int = 1) -> torch.Tensor:
