@@ -197,7 +197,7 @@ def test_saved_settings_lose_a_gate_with_their_soft_thought(tmp_path):
     assert ThinkingSettings.load_thinking(tmp_path, thought="multiplex").thinking_gate == "entropy"
 
 
-@pytest.mark.parametrize("gate", ["random", "entropy"])
+@pytest.mark.parametrize("gate", ["first", "random", "entropy", "entropy_trend", "confidence"])
 @pytest.mark.parametrize(
     "thought", [None, {"thought": "multiplex", "multiplex_ratio": "draw"}], ids=["gumbel", "draws"]
 )

@@ -23,6 +23,8 @@ GATED = [
     {"thinking_gate": "random", "gate_probability": 0.5, "gumbel_temperature": 0.5},
     {"thinking_gate": "entropy_trend", "gate_dwell": 2, "thought": "gaussian"},
     {"thinking_gate": "first", "gate_length": 3, "thought": "multiplex"},
+    {"thought": "gumbel", "thinking_gate": "entropy", "gate_entropy": 3.0, "gate_dwell": 2},
+    {"thinking_gate": "confidence", "gate_confidence": 0.1, "thought": "mixture"},
 ]
 
 
