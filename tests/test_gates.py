@@ -318,7 +318,9 @@ def test_a_rule_of_your_own_remembers_what_it_reads():
 
 
 @pytest.mark.parametrize(
-    "rule", [lambda step: step.entropy, lambda step: True, lambda step: (step.position > 0)[:1]], ids=str
+    "rule",
+    [lambda step: step.entropy, lambda step: True, lambda step: (step.position > 0)[:1]],
+    ids=["numbers", "no tensor", "too few"],
 )
 def test_a_rule_that_decides_nothing_is_told_what_to_return(rule):
     class Wrong(Gate):
