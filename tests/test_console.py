@@ -71,11 +71,16 @@ def test_it_runs_as_a_module():
         ("train", "must both be set"),
         ("train --config FOLDER", "is a folder"),
         ("train --config WEIGHTS", "is not YAML"),
-        ("train --config GUMBEL --num_generations 0", "cannot work together"),
+        ("train --config GUMBEL --num_generations 0", "`num_generations` is 0, but it must be at least 1"),
+        ("train --config GUMBEL --max_completion_length 0", "`max_completion_length` is 0, but it must be at least 1"),
+        ("train --config GUMBEL --report_to nothing", "'nothing', which is no tracker"),
+        ("train --config GUMBEL --output_dir REASONER/config.json/run", "cannot be made"),
         ("train --config GUMBEL --per_device_train_batch_size 3", "cannot work together"),
         ("train --config GUMBEL --output_dir GUMBEL", "which is a file"),
         ("train --config GUMBEL --dataset_name NEW", "neither a file, a benchmark nor a data set"),
         ("plan --gpu_bg 80", "The nearest known name is `gpu_gb`"),
+        ("plan", "Give `--config RECIPE.yaml`"),
+        ("plan --gpu_gb 80", "Give `--config RECIPE.yaml`"),
         ("recipes show gumble", "The nearest is 'quickstart/gumbel'"),
         ("merge REASONER -o NEW", "no `adapter_config.json`"),
         ("chat NEW hello", "neither a folder with a model"),
@@ -85,7 +90,7 @@ def test_a_mistake_is_one_sentence_and_status_2(words, sentence, capsys, tmp_pat
     places = {"GUMBEL": ROOT / "recipes/quickstart/gumbel.yaml", "REASONER": REASONER, "NEW": tmp_path / "new"}
     places |= {"FOLDER": ROOT / "recipes", "WEIGHTS": REASONER / "model.safetensors"}
     with pytest.raises(SystemExit) as ended:
-        console.main([str(places.get(word, word)) for word in words.split()])
+        console.main([str(places.get(word, word.replace("REASONER", str(REASONER)))) for word in words.split()])
     lines = capsys.readouterr().err.strip().splitlines()
     assert ended.value.code == 2
     assert lines[-1].startswith("error: ") and sentence in lines[-1]

@@ -184,7 +184,7 @@ def sentences(memory: Estimate, alternatives: dict[str, Estimate], shape: Shape,
 def settings_in(flags: list[str]) -> dict[str, Any]:
     """The settings of the recipe's file and of the flags, before any check. A flag overrides the file."""
     settings = dict(read_recipe_file(flags))
-    for flag, following in zip(flags, [*flags[1:], "--"], strict=True):
+    for flag, following in zip(flags, [*flags, "--"][1:], strict=True):
         if flag.startswith("--"):
             name, equals, value = flag[2:].partition("=")
             settings[name] = value if equals else "true" if following.startswith("--") else following
@@ -243,6 +243,11 @@ def main(argv: list[str] | None = None) -> int:
         )
     world = read_world(own.accelerate_config, own.num_gpus)
     arguments, training, model, cuda = read_recipe(flags, own.algorithm, world.gpus)
+    if model.model_name_or_path is None and own.model_config is None:
+        raise ValueError(
+            "No recipe and no model are given, so there is nothing to plan. Give `--config RECIPE.yaml` (`trl-soft recipes list` "
+            "names some), or `--model_name_or_path`."
+        )
     options = {"revision": model.model_revision, "trust_remote_code": training.trust_remote_code}
     config = read_config(model.model_name_or_path, own.model_config, **options)
     prompt = own.prompt_length or getattr(arguments, "max_prompt_length", None) or PROMPT_LENGTH

@@ -15,6 +15,7 @@ from ..data import drop_long_prompts, load_rows, overlap, to_prompts
 from ..evaluate import BENCHMARKS, load_problems
 from ..files import printable
 from ..rewards import REWARDS
+from ..training.check_arguments import refuse_missing_trackers
 from .arguments import SoftScriptArguments, check_update
 
 
@@ -127,7 +128,18 @@ def refuse(arguments: SoftScriptArguments, training, model: ModelConfig) -> None
         )
     if os.path.exists(training.output_dir) and not os.path.isdir(training.output_dir):
         raise FileExistsError(f"`output_dir` is {training.output_dir}, which is a file. Give a folder.")
+    refuse_missing_trackers(training)
     check_update(arguments, training)
+
+
+def make_folder(folder: str) -> None:
+    """Make the run's folder before anything is loaded."""
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise OSError(
+            f"`output_dir` is {folder}, a folder that cannot be made: {error.strerror}. Name one where you may write."
+        ) from error
 
 
 def load_datasets(
@@ -162,6 +174,7 @@ def train(arguments: SoftScriptArguments, training, model: ModelConfig, trainer_
     """Train by the settings, and save the model into `output_dir`, where `{seed}` stands for the seed."""
     refuse(arguments, training, model)
     training.output_dir = training.output_dir.replace("{seed}", str(training.seed))
+    make_folder(training.output_dir)
     path, given = cast(str, model.model_name_or_path), {"revision": model.model_revision}
     with model_at(path):
         tokenizer = AutoTokenizer.from_pretrained(path, **given, trust_remote_code=training.trust_remote_code)

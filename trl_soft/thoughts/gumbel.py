@@ -11,7 +11,7 @@ The action is g'. Four ways to score it, `gumbel_density`, of which the first tw
     concrete  exact density of y in its K-1 log-odds; a shift of g' does not change it. With a_i = (log p_i - tau_g log y_i)/s
               log q = log (K-1)! + (K-1) log(tau_g/s) + sum_i ( a_i - logsumexp(a) )
               (the ExpConcrete density of Maddison et al., arXiv 1611.00712; torch's ExpRelaxedCategorical)
-    softgrpo  the score of the released code. It is **not a density**: the mean over the entries with log p > -3 of
+    softgrpo  the score of the released code. It is no density: the mean over the entries with log p > -3 of
               -r_i - exp(-r_i), r_i = clamp(g'_i - log(p_i + 1e-6), -1.5, 3).
               Its noise is clamped to [-1.5, 3] as well, in evaluation too
 

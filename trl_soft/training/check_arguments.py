@@ -58,9 +58,15 @@ def check_arguments(trainer: str, config_class: type, arguments: dict) -> None:
 
 
 def refuse_missing_trackers(args) -> None:
-    """Refuse trackers whose package is not installed."""
+    """Refuse trackers that transformers does not know, and those whose package is not installed."""
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK as known
+
     trackers = [args.report_to] if isinstance(args.report_to, str) else args.report_to or []
     for name in trackers:
+        if name not in (*known, "all", "none"):
+            raise ValueError(
+                f"`report_to` is {name!r}, which is no tracker. Choose none, or among {', '.join(known)}."
+            )
         if name in _TRACKERS and find_spec(name) is None:
             raise ValueError(
                 f"`report_to` is {name}, but the package {name} is not installed. Run `pip install {name}`, or set `report_to: "

@@ -183,6 +183,8 @@ class SoftGRPOConfig(
 
     def __post_init__(self):
         refuse_missing_deepspeed(self)
+        # TRL divides by it.
+        check_number("num_generations", self.num_generations, 1, None, whole=True)
         choose_bf16(self)
         choose_pinning(self)
         GRPOConfig.__post_init__(self)
@@ -207,6 +209,8 @@ class SoftRLOOConfig(
 
     def __post_init__(self):
         refuse_missing_deepspeed(self)
+        # TRL divides by it.
+        check_number("num_generations", self.num_generations, 1, None, whole=True)
         choose_bf16(self)
         choose_pinning(self)
         RLOOConfig.__post_init__(self)
@@ -266,6 +270,7 @@ def refuse_numbers(args) -> None:
             "`max_completion_length` is unset, but a soft rollout keeps a record of that length. Set it to the longest "
             "thought and answer together, in tokens."
         )
+    check_number("max_completion_length", args.max_completion_length, 1, None, whole=True)
 
 
 def refuse_rollout_weights(args) -> None:
