@@ -20,7 +20,10 @@ import pytest
 import torch
 from hypothesis import settings
 
+from tests.interpreter import fuse_fma
 
+
+fuse_fma()
 torch.set_num_threads(1)
 # accelerate asks for the versions of packages whenever a trainer is made, and each time a file is parsed again.
 importlib.metadata.metadata = functools.cache(importlib.metadata.metadata)

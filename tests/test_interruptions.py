@@ -82,7 +82,7 @@ def a_full_disk_stops_every_process(run: Path, world: str) -> None:
     for rank in range(2):
         log = (run / f"log_{rank}").read_text()
         assert "checkpoint-2 could not be saved, and nothing of it was kept. process 1: OSError" in log, log
-    assert sorted(os.listdir(run / "out")) == ["README.md", "checkpoint-1", "metrics.jsonl"]
+    assert sorted(os.listdir(run / "out")) == ["README.md", "checkpoint-1", "metrics.jsonl", "thoughts"]
 
 
 def test_what_one_process_sees_all_leave_out(whole):

@@ -182,11 +182,7 @@ class SoftGRPOConfig(
     """
 
     def __post_init__(self):
-        refuse_missing_deepspeed(self)
-        # TRL divides by it.
-        check_number("num_generations", self.num_generations, 1, None, whole=True)
-        choose_bf16(self)
-        choose_pinning(self)
+        prepare(self)
         GRPOConfig.__post_init__(self)
         ThinkingSettings.__post_init__(self)
         refuse(self)
@@ -208,14 +204,18 @@ class SoftRLOOConfig(
     """
 
     def __post_init__(self):
-        refuse_missing_deepspeed(self)
-        # TRL divides by it.
-        check_number("num_generations", self.num_generations, 1, None, whole=True)
-        choose_bf16(self)
-        choose_pinning(self)
+        prepare(self)
         RLOOConfig.__post_init__(self)
         ThinkingSettings.__post_init__(self)
         refuse(self)
+
+
+def prepare(args) -> None:
+    """What comes before TRL reads the settings. It divides by `num_generations`."""
+    refuse_missing_deepspeed(args)
+    check_number("num_generations", args.num_generations, 1, None, whole=True)
+    choose_bf16(args)
+    choose_pinning(args)
 
 
 def choose_bf16(args) -> None:
