@@ -228,7 +228,7 @@ def test_the_same_gate_and_no_gate_leave_nothing_behind(tmp_path, caplog):
 
 @pytest.mark.parametrize("has_bf16", [False, True])
 def test_bf16_is_chosen_by_the_device_unless_it_is_set(tmp_path, monkeypatch, has_bf16):
-    monkeypatch.setattr("trl_soft.training.config.is_torch_bf16_gpu_available", lambda: has_bf16)
+    monkeypatch.setattr("trl_soft.training.before_trl.is_torch_bf16_gpu_available", lambda: has_bf16)
     monkeypatch.setattr("transformers.training_args.is_torch_bf16_gpu_available", lambda: True)
     assert SoftGRPOConfig(str(tmp_path)).bf16 is has_bf16
     assert SoftGRPOConfig(str(tmp_path), use_cpu=True).bf16 is False

@@ -3,8 +3,6 @@
 
 from dataclasses import dataclass, field
 
-import torch
-from transformers.utils import is_torch_bf16_gpu_available
 from trl import GRPOConfig, RLOOConfig
 
 from ..ranges import check, check_number
@@ -13,7 +11,7 @@ from ..runs.replay import ACTIONS
 from ..settings import ThinkingSettings
 from ..thoughts import THOUGHTS
 from ..thoughts.registry import options
-from .check_arguments import refuse_missing_deepspeed
+from .before_trl import prepare
 from .rollout_precision import CHOICES, corrects, no_correction
 
 
@@ -208,26 +206,6 @@ class SoftRLOOConfig(
         RLOOConfig.__post_init__(self)
         ThinkingSettings.__post_init__(self)
         refuse(self)
-
-
-def prepare(args) -> None:
-    """What comes before TRL reads the settings. It divides by `num_generations`."""
-    refuse_missing_deepspeed(args)
-    check_number("num_generations", args.num_generations, 1, None, whole=True)
-    choose_bf16(args)
-    choose_pinning(args)
-
-
-def choose_bf16(args) -> None:
-    """TRL computes in bf16 unless `bf16` is set. If it is unset and the device has no bf16, compute in float32."""
-    if args.bf16 is None and (args.use_cpu or not is_torch_bf16_gpu_available()):
-        args.bf16 = False
-
-
-def choose_pinning(args) -> None:
-    """Pin no memory where there is no device to copy it to: torch would only warn."""
-    if args.use_cpu or torch.accelerator.current_accelerator() is None:
-        args.dataloader_pin_memory = False
 
 
 def refuse(args) -> None:
