@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from ..ranges import RANGES, shown
-from ..thoughts.option import Option
+from ..thoughts.option import Option, add_options
 from .gate import Gate
 
 
@@ -28,12 +28,7 @@ def register_gate(kind: type[Gate]) -> type[Gate]:
     for name, option in kind.options.items():
         if known.get(name, option) != option or (name in RANGES and name not in known):
             raise ValueError(f"`{name}` of the gate {kind.name!r} is taken by another field. Rename the option.")
-        if _fields is not None and name not in _fields:
-            raise ValueError(
-                f"The gate {kind.name!r} has the option `{name}`, but `ThinkingSettings` is already made, without a field for it. "
-                "Import the file of your gate before the configs of trl_soft."
-            )
-    RANGES.update({name: option.range for name, option in kind.options.items() if option.range is not None})
+    add_options(kind.options, f"gate {kind.name!r}", "gate", _fields)
     GATES[kind.name] = kind
     return kind
 

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The settings of a kind of thought: the fields that shape its distribution, and its own options."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..ranges import POSITIVE, Range
+from ..ranges import POSITIVE, RANGES, Range
 
 
 # The fields that shape the distribution of a thought. Every kind reads some of them.
@@ -49,3 +50,23 @@ NOISE_SCALE = Option(
     "on the noise. 0 means no draw: greedy evaluation, refused in training.",
     range=Range(POSITIVE.low, POSITIVE.high, zero=True),
 )
+
+
+def add_options(added: Mapping[str, Option], owner: str, file: str, fields: Mapping[str, Option] | None) -> None:
+    """
+    Let the settings read further options, and know their ranges.
+
+    Args:
+        added: the options by name. owner (`str`): what has them, for errors. file (`str`): what its file is of.
+        fields (*optional*): the options that `ThinkingSettings` was made with, once it is made.
+
+    Raises:
+        ValueError: if `ThinkingSettings` is already made, without a field for one of them.
+    """
+    for name in added:
+        if fields is not None and name not in fields:
+            raise ValueError(
+                f"The {owner} has the option `{name}`, but `ThinkingSettings` is already made, without a field for it. "
+                f"Import the file of your {file} before the configs of trl_soft."
+            )
+    RANGES.update({name: option.range for name, option in added.items() if option.range is not None})

@@ -5,7 +5,7 @@ from importlib.metadata import entry_points
 from typing import TypeVar
 
 from ..ranges import RANGES
-from .option import Option
+from .option import Option, add_options
 from .protocol import Thought
 
 
@@ -33,12 +33,7 @@ def register(kind: _Kind) -> _Kind:
                 f"`{name}` of the kind {kind.name!r} differs from the option of the same name that other kinds read. Rename it, "
                 "or use the same `Option`."
             )
-        if _fields is not None and name not in _fields:
-            raise ValueError(
-                f"The kind {kind.name!r} has the option `{name}`, but `ThinkingSettings` is already made, without a field for it. "
-                "Import the file of your thought before the configs of trl_soft."
-            )
-    RANGES.update({name: option.range for name, option in kind.options.items() if option.range is not None})
+    add_options(kind.options, f"kind {kind.name!r}", "thought", _fields)
     THOUGHTS[kind.name] = kind
     return kind
 
