@@ -22,6 +22,7 @@
 # make bench-vllm-gpu   what the plugin costs on a GPU, in an environment that has vLLM (PYTHON=...)
 # make check-vllm-window   read each supported release of vLLM for the plugin's hooks (1 GB of downloads, five minutes)
 # make study        every method, five seeds, two tasks: hours on two cores. Interrupt it and start it again at will. STUDY="--list" shows what is left
+# make study-gpu    a real model on GSM8K and MATH-500: eight minutes on a GPU a call; the same call again continues (STUDY="--help" for more)
 # make study-report docs/study.md and its figures, from the results of the study: seconds
 # make docs         build the site into outputs/site; a warning is an error. make support writes its table of what is tested
 # make quality      lint and type-check           make style   format
@@ -47,7 +48,7 @@ VLLM_READY := $(VLLM_VENV)/.ready
 VLLM_SETTINGS := VLLM_USE_V2_MODEL_RUNNER=1 TRITON_INTERPRET=1 PYTHONPATH=tests/vllm/site:. VLLM_ENABLE_V1_MULTIPROCESSING=0 \
 	VLLM_CPU_CI_ENV=1 VLLM_CPU_KVCACHE_SPACE=1 VLLM_NO_USAGE_STATS=1 HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 
-.PHONY: install quickstart test test-breakages test-nightly test-search test-hostile sweep-golds table plan bench-update bench-rollout bench-scale bench-gpu bench-steps bench-gpu-trainer bench-scoring quality style clean test-kill test-distributed test-vllm check-vllm-window bench-vllm bench-vllm-gpu test-real test-notebooks check-gpu docs support study study-report
+.PHONY: install quickstart test test-breakages test-nightly test-search test-hostile sweep-golds table plan bench-update bench-rollout bench-scale bench-gpu bench-steps bench-gpu-trainer bench-scoring quality style clean test-kill test-distributed test-vllm check-vllm-window bench-vllm bench-vllm-gpu test-real test-notebooks check-gpu docs support study study-gpu study-report
 
 install: $(READY)
 
@@ -146,6 +147,10 @@ bench-steps: $(READY)
 
 study: $(READY)
 	$(BIN)/python -m study.run --workers 2 $(STUDY)
+
+# Where torch and transformers are at hand for the device; no environment is made for it.
+study-gpu:
+	PYTHONPATH=. $(PYTHON) -m study.real $(STUDY)
 
 study-report: $(READY)
 	$(BIN)/python -m study.report

@@ -12,6 +12,8 @@ from . import tables
 from .cells import DESIGN, Design
 from .pictures import draw
 from .questions import Answer, Comparison, answers
+from .real import page as real
+from .real.arms import RealDesign
 from .results import RESULTS, Results
 from .rules import BEATS, DECORATIVE, LOSES, MATTERS, NOT_RUN
 from .runs import Runs
@@ -263,12 +265,13 @@ that of the mean over seeds, at 95 %. A verdict reads a stricter interval, with 
     }
     body = "\n".join(f"## {title}\n\n{text}\n" for title, text in sections.items())
     pictured = "\n" + "\n\n".join(shown) + "\n" if shown else ""
-    return f"{head}{pictured}\n{body}\n<!-- {made_from(design, runs.results)} -->\n"
+    part_b = real.section(RealDesign(), runs.results, os.path.relpath(ROOT / "study/real/README.md", folder))
+    return f"{head}{pictured}\n{body}\n{part_b}\n<!-- {made_from(design, runs.results)} -->\n"
 
 
 def made_from(design: Design, results: Results) -> str:
     """What a page says that it was made from. A page with another text is out of date."""
-    text = json.dumps(design.content, sort_keys=True)
+    text = json.dumps([design.content, RealDesign().content], sort_keys=True)
     return f"Design {hashlib.sha256(text.encode()).hexdigest()[:16]}, results {results.digest()}."
 
 

@@ -27,7 +27,7 @@ from trl_soft.thoughts import THOUGHTS
 ROOT = Path(__file__).parent.parent
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
 OTHERS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "AGENTS.md")]
-OTHERS += [ROOT / f"{folder}/README.md" for folder in ("recipes", "benchmarks", "study", "tests")]
+OTHERS += [ROOT / f"{folder}/README.md" for folder in ("recipes", "benchmarks", "study", "study/real", "tests")]
 OTHERS += sorted((ROOT / ".claude").rglob("*.md"))
 PAGES = DOCS + OTHERS
 # Their blocks are checked by tests of their own: test_own_thought.py runs both of its files.
