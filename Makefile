@@ -5,6 +5,7 @@
 # make test-search  search for counterexamples for longer, elsewhere each time (SEARCH_SEED=... to search the same again)
 # make test-real    the tests on a real language model, which is found or made (93 MB): minutes
 # make check-gpu    does this device do what the CPU does: minutes, where torch, transformers and TRL are at hand for it
+# make check-vllm-gpu   does vLLM draw the same with the plugin's CUDA graphs as without: minutes, with the Python of an environment with vLLM
 # make test-notebooks   the three notebooks in full, each from the wheel alone in an empty folder: five minutes
 # make test-kill    kill training twenty times in a row, in one process, under DDP and under ZeRO-3 (half an hour)
 # make test-distributed   every thought and loss under every backend, and two machines (ten minutes)
@@ -48,7 +49,7 @@ VLLM_READY := $(VLLM_VENV)/.ready
 VLLM_SETTINGS := VLLM_USE_V2_MODEL_RUNNER=1 TRITON_INTERPRET=1 PYTHONPATH=tests/vllm/site:. VLLM_ENABLE_V1_MULTIPROCESSING=0 \
 	VLLM_CPU_CI_ENV=1 VLLM_CPU_KVCACHE_SPACE=1 VLLM_NO_USAGE_STATS=1 HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 
-.PHONY: install quickstart test test-breakages test-nightly test-search test-hostile sweep-golds table plan bench-update bench-rollout bench-scale bench-gpu bench-steps bench-gpu-trainer bench-scoring quality style clean test-kill test-distributed test-vllm check-vllm-window bench-vllm bench-vllm-gpu test-real test-notebooks check-gpu docs support study study-gpu study-report
+.PHONY: install quickstart test test-breakages test-nightly test-search test-hostile sweep-golds table plan bench-update bench-rollout bench-scale bench-gpu bench-steps bench-gpu-trainer bench-scoring quality style clean test-kill test-distributed test-vllm check-vllm-window bench-vllm bench-vllm-gpu check-vllm-gpu test-real test-notebooks check-gpu docs support study study-gpu study-report
 
 install: $(READY)
 
@@ -132,6 +133,9 @@ bench-vllm: $(VLLM_READY)
 # `bench-vllm` interprets Triton's kernels, on a CPU. This is for a GPU, where vLLM is at hand; no environment is made for it.
 bench-vllm-gpu:
 	VLLM_USE_V2_MODEL_RUNNER=1 VLLM_ENABLE_V1_MULTIPROCESSING=0 VLLM_NO_USAGE_STATS=1 PYTHONPATH=. $(PYTHON) benchmarks/vllm_plugin.py
+
+check-vllm-gpu:
+	VLLM_USE_V2_MODEL_RUNNER=1 VLLM_ENABLE_V1_MULTIPROCESSING=0 VLLM_NO_USAGE_STATS=1 PYTHONPATH=. $(PYTHON) -m tests.check_vllm
 
 bench-update: $(READY)
 	$(BIN)/python benchmarks/update.py

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Does this device do what the CPU does? Needs torch, transformers and TRL; with no CUDA device the CPU's part alone.
 
-    make check-gpu          (PYTHONPATH=. python -m tests.check_gpu)
+    make check-gpu          (PYTHONPATH=. python -m tests.check_gpu; with names of groups, these alone)
 
     thoughts   every thought in float32 on the device against the CPU: the same ids, log-probabilities to 1e-4, step by step
                and from CUDA graphs. On the CPU: the slots against the simple engine
@@ -51,6 +51,13 @@ ENDS = [
     {"thought": "gaussian", "thinking_temperature": 1e-4},
     {"thought": "gumbel", "cold_stop_entropy": 1.0, "cold_stop_length": 2, "answer_prefill": ["12", "34"]},
     {"thought": "gumbel", "end_of_thinking": "3-"},
+]
+GATED = [
+    {"thought": "gumbel", "thinking_gate": "first", "gate_length": 3},
+    {"thought": "gaussian", "thinking_gate": "random", "gate_probability": 0.5},
+    {"thought": "gumbel", "thinking_gate": "entropy", "gate_entropy": 3.0, "gate_dwell": 2},
+    {"thought": "mixture", "thinking_gate": "entropy_trend", "gate_dwell": 2},
+    {"thought": "multiplex", "thinking_gate": "confidence", "gate_confidence": 0.1},
 ]
 TRAINED = [settings for settings in tiny.THOUGHTS if THOUGHTS[settings["thought"]].has_density]
 STEPS = [
@@ -216,7 +223,7 @@ def replayed(settings: dict, device: torch.device) -> Result:
 def checks(device: torch.device | None) -> Iterator[tuple[str, str, str, Callable[[], Result] | None]]:
     """Group, case, where, and the check; `None` where there is no device for it."""
     on_device = "cuda"
-    for settings in tiny.THOUGHTS + ENDS:
+    for settings in tiny.THOUGHTS + GATED + ENDS:
         case = tiny.name(settings)
         if device is None:
             yield "thoughts", case, "cpu", lambda s=settings: same_thoughts(s, None)
@@ -251,10 +258,12 @@ def checks(device: torch.device | None) -> Iterator[tuple[str, str, str, Callabl
         yield "replay", case, on_device, device and (lambda s=settings: replayed(s, device))
 
 
-def main() -> int:
+def main(groups: list[str]) -> int:
     device = torch.device("cuda") if torch.cuda.is_available() else None
     start, rows = time.perf_counter(), []
     for group, case, where, check in checks(device):
+        if groups and group not in groups:
+            continue
         verdict, figures = "not run", {}
         if check is not None:
             try:
@@ -279,4 +288,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

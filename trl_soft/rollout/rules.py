@@ -107,6 +107,14 @@ class Rules:
     def texts(self) -> bool:
         return bool(self._texts)
 
+    def memory(self) -> tuple:
+        """Where the tables lie, and their forms. It changes when one moves or grows, and when the first text comes."""
+        tables = (
+            self.numbers, self.eos, self.cold_entropy, self.penalty, self.scripts, self.script_ids, self.classes, self.matches,
+            self.kinds,
+        )  # fmt: skip
+        return self.texts, *((table.data_ptr(), table.shape, table.dtype) for table in tables)
+
     def add(self, plan: Plan) -> int:
         """Add a plan. Returns its row."""
         row = next(i for i in range(len(self._plans) + 1) if i not in self._plans)

@@ -111,3 +111,17 @@ def why_off(vllm_config) -> str | None:
         "number of others, and its record with it. Use the scheduling policy fcfs"),
     )  # fmt: skip
     return next((why for applies, why in cases if applies), None)
+
+
+def why_not_captured(vllm_config) -> str | None:
+    """Why the plugin's part of a step cannot be a CUDA graph of its own. `None` if it can."""
+    compilation, mode = vllm_config.compilation_config, vllm_config.compilation_config.cudagraph_mode
+    cases = (
+        (vllm_config.model_config.enforce_eager, "`enforce_eager` is on"),
+        (mode is None or mode.name == "NONE", "`cudagraph_mode` is NONE"),
+        (not compilation.cudagraph_capture_sizes, "`cudagraph_capture_sizes` is empty"),
+        (vllm_config.parallel_config.tensor_parallel_size > 1,
+         "tensor parallelism adds up parts of a mixture between the plugin's kernels"),
+        (vllm_config.lora_config is not None, "the adapter of a request is chosen outside of a graph"),
+    )  # fmt: skip
+    return next((why for applies, why in cases if applies), None)

@@ -11,10 +11,12 @@ from collections.abc import Iterable
 
 import numpy as np
 import torch
+from transformers.utils import logging
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 
 from ...vocabulary.neighbours import kept_nearest_tokens
-from .engine_support import options, why_off
+from .engine_support import options, why_not_captured, why_off
+from .graphs import Graphs, cuda_recorder
 from .layout import layout_of
 from .members import Member, Members
 from .pool import Parked, Pool
@@ -22,6 +24,9 @@ from .record_store import Kept
 from .request import SPEC, plan_of
 from .sampler import SoftSampler
 from .served_table import Table
+
+
+logger = logging.get_logger(__name__)
 
 
 class SoftModelState(DefaultModelState):
@@ -42,13 +47,15 @@ class SoftModelState(DefaultModelState):
         sizes = options(vllm_config)
         self.vocab_size = self.model_config.get_vocab_size()
         # One buffer for all steps, because a captured graph reads the memory that it was captured with.
-        self.fed = torch.zeros(self.max_num_tokens, self.inputs_embeds_size, dtype=self.dtype, device=device)
+        # The last row is no token's (`Graphs`).
+        self.fed = torch.zeros(self.max_num_tokens + 1, self.inputs_embeds_size, dtype=self.dtype, device=device)
         self.every = torch.arange(self.max_num_tokens, device=device)
         self.pool = Pool(
             self.max_num_reqs, sizes["record_length"], sizes["record_bytes"], self.vocab_size, torch.device(device)
         )
         self.members = Members(self.pool)
         self.table = _table(model)
+        self.graphs = self._graphs(vllm_config)
         self._rms: float | None = None
         self._nearest: dict[int, torch.Tensor] = {}
         self._loads = -1
@@ -59,6 +66,20 @@ class SoftModelState(DefaultModelState):
         self.parked: OrderedDict[str, Parked] = OrderedDict()
         self.kept = Kept(int(sizes["record_gb"] * 1e9))
         self._begun: list[tuple] = []
+
+    def _graphs(self, vllm_config) -> Graphs | None:
+        """The graphs of the plugin's part of a step. `None` where they cannot run."""
+        if self.device.type != "cuda":
+            return None
+        why = why_not_captured(vllm_config)
+        if why is not None:
+            logger.warning(
+                "Soft requests: %s, so the plugin launches its kernels one by one. This takes the host about 1 ms more a step.",
+                why,
+            )
+            return None
+        sizes = vllm_config.compilation_config.cudagraph_capture_sizes
+        return Graphs(self.pool, self.table, sizes, self.dtype, self.model.embed_input_ids, self.fed, cuda_recorder())
 
     def custom_sampler(self, sampler):
         if self.off is not None:
@@ -188,10 +209,13 @@ class SoftModelState(DefaultModelState):
         inputs = super().prepare_inputs(input_batch, req_states)
         if self.off is not None:
             return inputs
-        count = input_batch.num_tokens
-        self.fed[:count].copy_(self.model.embed_input_ids(input_batch.input_ids[:count]))
-        for rows, index, number in self._fed_thoughts(input_batch):
-            self.pool.feed(number, index, rows, input_batch.positions, self.table, self.fed)
+        count, graphs = input_batch.num_tokens, self.graphs
+        if graphs is None or not graphs.embed(input_batch.input_ids):
+            self.fed[:count].copy_(self.model.embed_input_ids(input_batch.input_ids[:count]))
+        decodes = count == input_batch.num_reqs  # row i belongs to request i
+        for member in self.members_of(input_batch).fed:
+            if graphs is None or not decodes or not graphs.feed(member, input_batch.positions):
+                self._feed(input_batch, member, decodes)
         inputs["inputs_embeds"] = self.fed[: input_batch.num_tokens_after_padding]
         return inputs
 
@@ -207,22 +231,20 @@ class SoftModelState(DefaultModelState):
         reached = batch.num_computed_tokens_np[:count] + batch.num_scheduled_tokens[:count]
         return self.members.of(batch.idx_mapping_np[:count], reached >= batch.prefill_len_np[:count])
 
-    def _fed_thoughts(self, batch):
+    def _feed(self, batch, member: Member, decodes: bool) -> None:
         """
-        The places in a batch where thoughts may be: for rows that are fed alike, their rows in the batch's tokens, their slots, and
-        the number of a plan. Which of them are thoughts, the record decides on the device.
+        Write the thoughts of a member's rows over the embeddings of their tokens. The places are those where thoughts may be. Which of
+        them are thoughts, the record decides on the device.
         """
-        members = self.members_of(batch).fed
-        if batch.num_tokens == batch.num_reqs:
-            # A decode step: row i belongs to request i.
-            for member in members:
-                rows = self.every[member.rows] if isinstance(member.rows, slice) else member.rows
-                yield rows, member.index, member.number
-            return
-        for member in members:
+        if decodes:
+            rows = self.every[member.rows] if isinstance(member.rows, slice) else member.rows
+            index = member.index
+        else:
             places, owners = self._after_prompts(batch, member)
-            if len(places):
-                yield self.pool.on_device(places), self.pool.on_device(owners), member.number
+            if not len(places):
+                return
+            rows, index = self.pool.on_device(places), self.pool.on_device(owners)
+        self.pool.feed(member.number, index, rows, batch.positions, self.table, self.fed)
 
     def _after_prompts(self, batch, member: Member) -> tuple[np.ndarray, np.ndarray]:
         """The rows of a batch's tokens that follow the prompts of some requests, and their slots."""

@@ -115,6 +115,7 @@ class Pool:
         vocab_size (`int`): V. device.
 
     Attributes:
+        spare (`int`): R, the number of one more slot, which never has a completion. A row of this slot draws and feeds nothing.
         number (`numpy.ndarray` of shape `(R,)`): the plan of each slot, 0 for none. On the host.
         drawn (`numpy.ndarray` of shape `(R,)`): steps drawn for each slot, also after its end. On the host.
     """
@@ -122,14 +123,16 @@ class Pool:
     def __init__(self, count: int, length: int, width: int, vocab_size: int, device):
         self.length, self.width, self.vocab_size, self.device = length, width, vocab_size, torch.device(device)
         self.every_row = self.device.type != "cpu"  # so that no count is read from the device
-        shapes = block_shapes(count, length)
+        self.spare = count
+        shapes = block_shapes(count + 1, length)
         self.blocks = {name: torch.zeros(shape, dtype=kind, device=device) for name, (shape, kind) in shapes.items()}
-        self.arena = torch.zeros(count, length, width, dtype=torch.uint8, device=device)
+        self.arena = torch.zeros(count + 1, length, width, dtype=torch.uint8, device=device)
         self.undo = {
-            name: self.blocks[name].new_zeros(count, UNDO, self.blocks[name].size(-1)) for name in ("numbers", "flags")
+            name: self.blocks[name].new_zeros(count + 1, UNDO, self.blocks[name].size(-1))
+            for name in ("numbers", "flags")
         }
         self.columns = SimpleNamespace(**by_name(self.blocks))
-        self.seen: torch.Tensor | None = None  # (R, V), from the first request with a repetition penalty on
+        self.seen: torch.Tensor | None = None  # (R + 1, V), from the first request with a repetition penalty on
         self.number, self.drawn = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64)
         self.rules = Rules(device)
         self.ruled: dict[int, Ruled] = {}
@@ -216,7 +219,7 @@ class Pool:
         if self.ruled[int(self.number[slot])].plan.repetition_penalty == 1.0:
             return
         if self.seen is None:
-            self.seen = torch.zeros(len(self.number), self.vocab_size, dtype=torch.bool, device=self.device)
+            self.seen = torch.zeros(1 + len(self.number), self.vocab_size, dtype=torch.bool, device=self.device)
         self.seen[slot] = False
         self.seen[slot, self.on_device(tokens)] = True
 
@@ -288,11 +291,18 @@ class Pool:
         Returns:
             (N,) int64: the tokens to write down. For a finished completion this is its end of sequence.
         """
-        group = self.ruled[number].group
         self.drawn[slots] += 1
+        return self.draw(self.ruled[number].group, index, logits)
+
+    def draw(self, group: Group, index: torch.Tensor, logits: DenseLogits) -> torch.Tensor:
+        """`step` without the host's count of steps, for plans of one group."""
         rows = Rows(self.blocks, index, self.undo, self.seen if group.steps.penalised else None)
         noise = KeyedNoise(rows["seed"], rows["generation"], rows["sample"], rows["t"])
         return group.steps(rows, logits, noise, group.room, self.every_row)
+
+    def memory(self, group: Group) -> tuple:
+        """The memory that `draw` reads for a group and that may move: where it lies now."""
+        return self.rules.memory(), None if self.seen is None else self.seen.data_ptr()
 
     def feed(
         self,

@@ -43,12 +43,17 @@ class SoftSampler:
     def _draw(self, logits, member, asked: int | None):
         """The draws of rows of one kind, and their candidates if a request asks for them."""
         state = self.state
-        thought = state.pool.ruled[member.number].plan.thought
-        hidden = state.model.soft_hidden[member.rows] if thought.needs_hidden else None
+        thought = state.pool.ruled[member.number].group.thought
+        hidden = state.model.soft_hidden if thought.needs_hidden else None
         nearest = state.nearest(thought.neighbours) if thought.neighbours else None
         project = state.model.soft_project
-        view = ServedLogits(logits[member.rows], state.table, state.dtype, hidden, project, nearest)
-        tokens = state.pool.step(member.number, member.slots, member.index, view)
+        tokens = None if state.graphs is None else state.graphs.draw(logits, member, hidden, project, nearest)
+        if tokens is not None and asked is None:
+            return tokens, None
+        part = None if hidden is None else hidden[member.rows]
+        view = ServedLogits(logits[member.rows], state.table, state.dtype, part, project, nearest)
+        if tokens is None:
+            tokens = state.pool.step(member.number, member.slots, member.index, view)
         if asked is None:
             return tokens, None
         return tokens, state.pool.candidates(member.number, member.index, view, tokens, asked)
