@@ -16,6 +16,7 @@ from study.real.draw import Budget, Drawing, schedule
 from study.real.parts import Drawn, Parts, Round
 from study.real.problems import COUNTS, digest, numbers_of
 from study.real.questions import CONFIRMED, OVERTURNED, QUESTIONS, models
+from study.real.verdicts import grade_texts
 from study.results import Results
 from study.rules import DECORATIVE, MATTERS, NOT_RUN, UNDECIDED
 from study.tasks import ROOT
@@ -160,15 +161,15 @@ def test_processes_grade_as_this_one(tmp_path):
     texts, golds = [r"\boxed{12}", r"\boxed{\frac{1}{2}}", "nothing"], ["12", "0.5", "3"]
     with grade.executor(1) as pool:
         assert isinstance(pool, ProcessPoolExecutor)
-        found = pool.submit(grade.grade_texts, "math", texts, golds).result()
-    assert found == grade.grade_texts("math", texts, golds) and [right for right, _ in found] == [True, True, False]
+        found = pool.submit(grade_texts, "math", texts, golds).result()
+    assert found == grade_texts("math", texts, golds) and [right for right, _ in found] == [True, True, False]
 
 
 class Fake:
     """A policy that draws in no time. Some arms fail."""
 
     def __init__(self, failing=()):
-        self.design, self.failing, self.asked = DESIGN, failing, []
+        self.design, self.failing, self.asked, self.eager = DESIGN, failing, [], set()
 
     def complete(self, arm, rows):
         self.asked.append((arm.name, len(rows)))
@@ -217,6 +218,21 @@ def test_an_arm_that_fails_does_not_stop_the_others(tmp_path):
     assert any("soft: failed" in line and "no kernel" in line for line in said)
 
 
+def test_an_arm_that_no_graph_holds_is_drawn_without(tmp_path):
+    """It says so, and draws the arm once more, kernel by kernel."""
+
+    class Uncaptured(Fake):
+        def complete(self, arm, rows):
+            if arm.name == "dirichlet" and "dirichlet" not in self.eager:
+                raise RuntimeError("A step of Model cannot be captured in a CUDA graph")
+            yield from super().complete(arm, rows)
+
+    fake, said = Uncaptured(), []
+    assert Drawing(fake, Parts(tmp_path), 1, Budget(9.0, lambda: 0.0), said.append).run(schedule(DESIGN, [1]))
+    assert fake.eager == {"dirichlet"} and len(fake.asked) == 21
+    assert any(line.startswith("dirichlet: without CUDA graphs") for line in said)
+
+
 def test_samples_of_another_setting_are_refused(small, tmp_path, capsys):
     assert call(small, tmp_path, "--rounds", "2", "--grade-later") == 0
     content = yaml.safe_load(small.read_text())
@@ -224,6 +240,8 @@ def test_samples_of_another_setting_are_refused(small, tmp_path, capsys):
     small.write_text(yaml.safe_dump(content, sort_keys=False))
     with pytest.raises(ValueError, match=r"was drawn with .* and the arm gumbel of the design is"):
         call(small, tmp_path, "--only", "gumbel", "--rounds", "2", "--grade-later")
+    with pytest.raises(ValueError, match=r"was drawn with"):
+        call(small, tmp_path, "--grade")
     with pytest.raises(ValueError, match="holds a run whose `note`"):
         call(small, tmp_path, "--model-note", "another file")
     with pytest.raises(ValueError, match="rounds grow from 1 to at most 4"):
@@ -330,6 +348,7 @@ def hards(share: float) -> dict[str, float]:
         ("b", gumbels(0.25) | hards(0.75), OVERTURNED),
         ("b", gumbels(0.5) | hards(0.5), OVERTURNED),  # nothing above 0 at the best temperature
         ("b", gumbels(0.75) | hards(0.25) | {"hard-0.3-truncated": 0.75}, OVERTURNED),  # the gap vanishes there
+        ("b", gumbels(0.875) | hards(0.5) | {"gumbel-0.6": 0.125}, OVERTURNED),  # worse at matched entropy
         ("c", {"gumbel-1.0": 0.5, "gumbel-1.0-argmax": 0.5}, DECORATIVE),
         ("c", {"gumbel-1.0": 0.75, "gumbel-1.0-argmax": 0.25}, MATTERS),
     ],

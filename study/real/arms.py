@@ -2,6 +2,7 @@
 """The design of part B, as its YAML file says it, and its arms."""
 
 import subprocess
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from ..tasks import ROOT
 
 
 DESIGN = ROOT / "study/real/design.yaml"
+_WHOLE = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
 TASK = "real"  # the task in the cell of a result, and the folder of its file
 
 
@@ -77,8 +79,25 @@ class RealDesign:
         samples = entry.pop("samples", self.most)
         decoding = Decoding.parse({"name": name, **entry})
         given = {**self["thinking"], **decoding.thinking}
-        sampling = {**{"temperature": 1.0, "top_k": 0, "top_p": 1.0}, **decoding.answer}
+        sampling = {**_WHOLE, **decoding.answer}
         return Arm(name, samples, ThinkingSettings(**given), sampling, {**given, **sampling})
+
+    def evaluated(self, trained: str) -> "RealDesign":
+        """The design of the evaluation before and after training: greedy, hard tokens, and the arm's own thought."""
+        method, other = self["training"]["arms"][trained], copy(self)
+        sampling = {key: method["training"].get(key, value) for key, value in _WHOLE.items()}
+        hard = {"thought": "hard", **sampling}
+        thought = {key: value for key, value in method["training"].items() if key not in sampling}
+        entries = {
+            "greedy": {"samples": 1, "thought": "hard", "temperature": 0.0}, "hard": hard, "own": {**thought, **sampling},
+        }  # fmt: skip
+        other.content = {**self.content, "rounds": [self["training"]["samples"]]}
+        other.arms = {name: other._arm(name, dict(entry)) for name, entry in entries.items()}
+        return other
+
+    def settings(self, arm: str) -> dict[str, Any]:
+        """Everything that decides the samples of an arm, but for the model and the problems."""
+        return {**self.arms[arm].given, "seed": self["seed"]}
 
     def registered(self) -> str | None:
         """The last commit that changed the questions, the design or the problems. `None` outside of a repository."""

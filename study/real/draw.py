@@ -8,8 +8,9 @@ later call are the further ones, and all samples together are those of one long 
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
@@ -81,6 +82,7 @@ class Policy:
         options: EngineOptions,
     ):
         self.design, self.options = design, options
+        self.eager: set[str] = set()  # arms whose steps are launched kernel by kernel
         self.tokenizer = AutoTokenizer.from_pretrained(path)
         dtype = getattr(torch, design["dtype"]["cuda" if device.type == "cuda" else "cpu"])
         self.model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).to(device).eval()
@@ -104,7 +106,7 @@ class Policy:
             max_completion_length=self.design["max_completion_length"], eos_token_ids=self.eos, rms=self.rms,
         )  # fmt: skip
 
-    def complete(self, arm: Arm, rows: list[tuple[int, int]]) -> Iterator[Drawn]:
+    def complete(self, arm: Arm, rows: list[tuple[int, int]]) -> Generator[Drawn, None, None]:
         """
         Draw some samples. They come in parts, as they finish.
 
@@ -115,9 +117,10 @@ class Policy:
         numbers = [self.keys[problem] * self.design.most + sample for problem, sample in rows]
         key = Key(self.design["seed"], 0, torch.tensor(numbers, device=self.model.device))
         ids = [self.prompts[problem] for problem, _ in rows]
+        options = replace(self.options, cuda_graphs=self.options.cuda_graphs and arm.name not in self.eager)
         with (
             soft_tokens_added(self.model),
-            closing(ENGINES["slots"](self.model, ids, plan, key, self.options)) as parts,
+            closing(ENGINES["slots"](self.model, ids, plan, key, options)) as parts,
         ):
             for which, rollout in parts:
                 yield self._drawn([rows[number] for number in which], rollout)
@@ -194,12 +197,23 @@ class Drawing:
                 )
                 return False
             try:
-                if not self._one(part, rows, before, about):
+                if not self._captured_or_not(part, rows, before, about):
                     return False
             except (RuntimeError, ValueError) as error:
                 self.failed.append(part.arm)
                 self.say(f"{part.arm}: failed, the other arms go on. {type(error).__name__}: {error}")
         return not self.failed
+
+    def _captured_or_not(self, part: Round, rows: list[tuple[int, int]], before: Drawn | None, about: dict) -> bool:
+        """Draw one round. An arm whose steps no CUDA graph can hold is drawn kernel by kernel, which changes no sample."""
+        try:
+            return self._one(part, rows, before, about)
+        except RuntimeError as error:
+            if "captured" not in str(error) or part.arm in self.policy.eager:
+                raise
+            self.policy.eager.add(part.arm)
+            self.say(f"{part.arm}: without CUDA graphs. {error}")
+        return self._one(part, rows, before, about)
 
     def estimate(self, arm: str) -> float:
         """Seconds a completion: of the arm in this call, or else of the middle arm. 0 before the first."""
@@ -209,16 +223,8 @@ class Drawing:
         found = self.parts.read(part)
         if found is None:
             return None, {}
-        given = self._given(part.arm)
-        if found[1]["settings"] != given:
-            raise ValueError(
-                f"{self.parts.path(part)} was drawn with {found[1]['settings']}, and the arm {part.arm} of the design is {given}. "
-                "Set another folder of outputs, or put the design back."
-            )
+        self.parts.check(part, found[1], self.policy.design.settings(part.arm))
         return found
-
-    def _given(self, arm: str) -> dict[str, Any]:
-        return {**self.policy.design.arms[arm].given, "seed": self.policy.design["seed"]}
 
     def _one(self, part: Round, rows: list[tuple[int, int]], before: Drawn | None, about: dict[str, Any]) -> bool:
         """Draw one round, and write it. Returns whether it is complete."""
@@ -235,7 +241,10 @@ class Drawing:
         fresh = len(whole) - (0 if before is None else len(before))
         seconds = self.budget.now() - start
         tokens = int(whole.length.sum()) - (0 if before is None else int(before.length.sum()))
-        spent = {"seconds": round(about.get("seconds", 0.0) + seconds, 3), "settings": self._given(part.arm)}
+        spent = {
+            "seconds": round(about.get("seconds", 0.0) + seconds, 3),
+            "settings": self.policy.design.settings(part.arm),
+        }
         self.parts.write(part, whole, **spent)
         complete = len(whole) == len(part.rows(self.problems))
         self.say(

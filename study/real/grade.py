@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from trl_soft.evaluate.grading import GRADERS
 from trl_soft.evaluate.problems import Problem
 from trl_soft.evaluate.run_metrics import Samples
 
@@ -19,17 +18,10 @@ from ..inference import rounded
 from ..results import Results
 from .arms import TASK, Arm, RealDesign
 from .parts import Drawn, Parts, Round
+from .verdicts import Verdict, grade_texts
 
 
-Verdict = tuple[bool, str | None]  # right or not, and the class for majority voting
 PIECE = 256  # texts that one process grades at a time
-
-
-def grade_texts(grader: str, texts: list[str], golds: list[Any]) -> list[Verdict]:
-    """The verdicts on some texts."""
-    judge = GRADERS[grader]
-    found = [judge(text, gold) for text, gold in zip(texts, golds, strict=True)]
-    return [(verdict.correct, verdict.vote) for verdict in found]
 
 
 class Now(Executor):
@@ -184,39 +176,52 @@ def summary_line(found: dict[str, Any]) -> str:
     return "; ".join(parts)
 
 
+def graded(design: RealDesign, grading: Grading, parts: Parts) -> dict[str, dict[str, Any]]:
+    """
+    Grade the complete rounds of each arm.
+
+    Returns:
+        By arm, of those that have any: `scores`, `settings` and `spent`.
+    """
+    count = sum(map(len, grading.problems.values()))
+    rounds = {name: whole_rounds(parts, arm, count) for name, arm in design.arms.items()}
+    for found in rounds.values():
+        for part, drawn, about in found:
+            parts.check(part, about, design.settings(part.arm))
+            grading.submit(part, drawn)
+    result = {}
+    for name, found in rounds.items():
+        if found:
+            lines = [line for part, drawn, _ in found for line in grading.lines(part, drawn)]
+            seconds = sum(about["seconds"] for _, _, about in found)
+            tokens = sum(line["length"] for line in lines)
+            result[name] = {
+                "settings": design.settings(name),
+                "spent": {"seconds": seconds, "tokens": tokens, "tokens_per_second": tokens / max(seconds, 1e-9)},
+                "scores": scores(lines, list(grading.problems)),
+            }
+    return result
+
+
+def about_model(design: RealDesign, manifest: dict[str, Any], method: str, phase: str) -> dict[str, Any]:
+    """What every result of a model begins with."""
+    environment = {**manifest["environment"], "registered": manifest["registered"] or design.registered()}
+    return {
+        "cell": {"task": TASK, "method": method, "phase": phase, "model": manifest["name"], "seed": design["seed"]},
+        "model": {key: manifest[key] for key in ("name", "note", "weights", "dtype")},
+        "problems": manifest["problems"],
+        "environment": environment,
+        "later": manifest.get("resumed", []),
+    }
+
+
 def write_results(
     design: RealDesign, grading: Grading, parts: Parts, results: Results, manifest: dict[str, Any], slug: str, say
 ) -> None:
     """Grade every complete round, and write one result for each arm that has any."""
-    count = sum(map(len, grading.problems.values()))
-    rounds = {name: whole_rounds(parts, arm, count) for name, arm in design.arms.items()}
-    for found in rounds.values():
-        for part, drawn, _ in found:
-            grading.submit(part, drawn)
-    for name, found in rounds.items():
-        if not found:
-            continue
-        lines = [line for part, drawn, _ in found for line in grading.lines(part, drawn)]
-        seconds = sum(about["seconds"] for _, _, about in found)
-        tokens = sum(line["length"] for line in lines)
-        result = {
-            "cell": {
-                "task": TASK,
-                "method": name,
-                "phase": "evaluate",
-                "model": manifest["name"],
-                "seed": design["seed"],
-            },
-            "model": {key: manifest[key] for key in ("name", "note", "weights", "dtype")},
-            "settings": found[0][2]["settings"],
-            "problems": manifest["problems"],
-            "environment": {**manifest["environment"], "registered": manifest["registered"]},
-            "later": manifest.get("resumed", []),
-            "spent": {"seconds": seconds, "tokens": tokens, "tokens_per_second": tokens / max(seconds, 1e-9)},
-            "scores": scores(lines, list(grading.problems)),
-        }
-        results.write(f"{TASK}/{name}/{slug}", rounded(result))
-        say(f"{name}: {summary_line(result['scores'])}")
+    for name, found in graded(design, grading, parts).items():
+        results.write(f"{TASK}/{name}/{slug}", rounded({**about_model(design, manifest, name, "evaluate"), **found}))
+        say(f"{name}: {summary_line(found['scores'])}")
 
 
 def grader_count() -> int:

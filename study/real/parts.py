@@ -94,6 +94,14 @@ class Parts:
             about = json.loads(str(file["about"]))
             return Drawn(*(file[field.name] for field in fields(Drawn))), about
 
+    def check(self, part: Round, about: dict[str, Any], settings: dict[str, Any]) -> None:
+        """Raise a `ValueError` if a file was drawn with other settings than those of the design."""
+        if about["settings"] != settings:
+            raise ValueError(
+                f"{self.path(part)} was drawn with {about['settings']}, and the arm {part.arm} of the design is {settings}. Set another "
+                "folder of outputs, or put the design back."
+            )
+
     def write(self, part: Round, drawn: Drawn, **about: Any) -> None:
         """Write a file. A reader finds the whole file or the one before."""
         path = self.path(part)

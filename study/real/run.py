@@ -56,7 +56,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--minutes", type=float, default=8.0, help="most minutes of the call until nothing more is drawn"
     )
-    parser.add_argument("--slots", type=int, default=1024, help="completions in flight")
+    parser.add_argument("--slots", type=int, default=1200, help="completions in flight: 4 samples of 300 problems")
     parser.add_argument("--only", default="", help="arms whose name has this in it (a regular expression)")
     parser.add_argument("--rounds", type=int, nargs="+", help="samples after each round; unset: the design's")
     parser.add_argument("--limit", type=int, help="only the first problems of each benchmark, for a try")
