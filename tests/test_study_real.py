@@ -2,15 +2,22 @@
 """Part B of the study on a small scale: drawing in rounds within a budget, resuming, grading, the questions and the page."""
 
 import json
+import re
+import shutil
+import subprocess
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import fields
 from itertools import count
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from trl import ModelConfig
 
-from study.real import grade, page, run
+from study import report
+from study.cells import Design
+from study.real import grade, page, run, training
 from study.real.arms import RealDesign
 from study.real.draw import Budget, Drawing, schedule
 from study.real.parts import Drawn, Parts, Round
@@ -20,9 +27,14 @@ from study.real.verdicts import grade_texts
 from study.results import Results
 from study.rules import DECORATIVE, MATTERS, NOT_RUN, UNDECIDED
 from study.tasks import ROOT
+from trl_soft import SoftGRPOConfig, SoftRLOOConfig, ThinkingSettings
 from trl_soft.evaluate import Decoding, Evaluation, evaluate, load_problems
 from trl_soft.evaluate.run_metrics import read_samples
 from trl_soft.evaluate.store import Store
+from trl_soft.runs.sigterm import SigtermMixin
+from trl_soft.scripts import grpo
+from trl_soft.scripts.arguments import SoftScriptArguments
+from trl_soft.scripts.parser import SoftParser
 
 
 REASONER = ROOT / "examples/quickstart/reasoner"
@@ -45,6 +57,15 @@ def small(tmp_path) -> Path:
     content |= {
         "model": str(REASONER), "problems": str(tmp_path / "problems.json"), "rounds": [2, 4], "prompt": "{question}", "grader": "exact",
         "thinking": {"end_of_thinking": "</think>"}, "max_completion_length": 48, "arms": ARMS,
+        "training": {
+            "samples": 2,
+            "common": content["training"]["common"] | {
+                "dataset_name": str(ROOT / "examples/quickstart/train.jsonl"), "reward_funcs": ["exact"], "max_steps": 3, "per_device_train_batch_size": 8,
+                "gradient_accumulation_steps": 1, "steps_per_generation": 1, "num_generations": 4, "learning_rate": 1e-3,
+            },
+            **{key: content["training"][key] for key in ("grpo", "rloo")},
+            "arms": {"concrete": {"trainer": "grpo", "training": ARMS["gumbel"] | {"gumbel_density": "concrete", "top_k": 5}}},
+        },
         "questions": {
             "greedy": "hard", "soft": "hard", "matched": "gumbel", "discrete": ["hard"], "gumbel": ["gumbel"],
             "temperatures": ["hard"], "decorative": ["gumbel", "gumbel"],
@@ -286,6 +307,118 @@ def test_the_design_compares_equal_supports():
         assert (arm.samples == 1) == (arm.sampling["temperature"] == 0)
 
 
+# Training
+
+
+class InThisProcess:
+    """A training process that is none: `wait` runs the script here."""
+
+    def __init__(self, command, **kwargs):
+        assert command[1:4] == ["-m", "trl_soft.scripts.grpo", "--config"]
+        self.file = command[4]
+
+    def wait(self, seconds=None) -> int:
+        try:
+            grpo.main(["--config", self.file])
+        except SystemExit as stopped:
+            return stopped.code
+        return 0
+
+
+def test_training_stops_and_continues(small, tmp_path, monkeypatch):
+    """A call whose time is up leaves a result of the updates so far. The next one ends as a call that nothing stopped."""
+    monkeypatch.setattr(training.train, "__kwdefaults__", {"start": InThisProcess})
+    words = ("--train", "concrete", "--limit", "2", "--minutes", "100")
+    assert call(small, tmp_path / "one", *words) == 0
+    with monkeypatch.context() as patched:
+        patched.setattr(SigtermMixin, "_any_signalled", lambda trainer: trainer.state.global_step >= 1)
+        assert call(small, tmp_path / "two", *words) == 0
+    stopped = results_in(tmp_path / "two")["real/concrete/the-reasoner"]
+    assert stopped["updates"] == 1 and len(stopped["curve"]["reward"]) == 1
+    assert call(small, tmp_path / "two", *words) == 0
+    one, two = (results_in(tmp_path / folder)["real/concrete/the-reasoner"] for folder in ("one", "two"))
+    assert one["updates"] == two["updates"] == 3 and len(two["curve"]["reward"]) == 3
+    for key in ("reward", "grad_norm", "thinking/logp_difference/mean"):
+        assert one["curve"][key] == two["curve"][key], key
+    assert two["curve"]["reward"][:1] == stopped["curve"]["reward"]
+    output = tmp_path / "two/outputs/the-reasoner/training/concrete/model"
+    assert not (output / "metrics.jsonl.old").exists()  # it did not begin again
+    for when in ("before", "after"):
+        assert list(one[when]) == ["greedy", "hard", "own"]
+        assert {arm: entry["scores"] for arm, entry in one[when].items()} == {
+            arm: entry["scores"] for arm, entry in two[when].items()
+        }
+    assert one["before"]["own"]["scores"] != one["after"]["own"]["scores"]
+    assert one["before"]["own"]["settings"]["gumbel_density"] == "concrete"
+    assert one["cell"]["phase"] == "train" and one["recipe"]["max_steps"] == 3 and "output_dir" not in one["recipe"]
+    # Samples and metrics are enough to grade elsewhere.
+    for path in output.glob("checkpoint-*"):
+        shutil.rmtree(path)
+    (output / "trainer_state.json").unlink()
+    (tmp_path / "two/results/real/concrete/the-reasoner.json").unlink()
+    assert call(small, tmp_path / "two", "--limit", "2", "--grade") == 0
+    assert results_in(tmp_path / "two")["real/concrete/the-reasoner"] == two
+    # What was trained is no evaluation without training.
+    assert models(RealDesign(small), Results(tmp_path / "two/results")) == {}
+
+
+class Process:
+    """A process that ends with a status, or only after it was asked to."""
+
+    def __init__(self, status, late=False):
+        self.status, self.late, self.asked = status, late, []
+
+    def __call__(self, command, **kwargs):
+        return self
+
+    def wait(self, seconds=None):
+        if self.late and not self.asked:
+            raise subprocess.TimeoutExpired("training", seconds)
+        return self.status
+
+    def terminate(self):
+        self.asked.append("SIGTERM")
+
+
+@pytest.mark.parametrize(
+    "status, late, ended", [(0, False, True), (143, True, False), (-15, True, False), (0, True, True)]
+)
+def test_training_is_asked_to_stop_when_its_time_is_up(status, late, ended, tmp_path):
+    process, said = Process(status, late), []
+    assert training.train({"output_dir": str(tmp_path / "model")}, "grpo", 5.0, said.append, start=process) is ended
+    assert process.asked == (["SIGTERM"] if late else []) and bool(said) is late
+
+
+def test_training_that_fails_names_its_log(tmp_path):
+    with pytest.raises(RuntimeError, match=r"status 1\. .*model\.log says why"):
+        training.train({"output_dir": str(tmp_path / "model")}, "grpo", 5.0, print, start=Process(1))
+
+
+@pytest.mark.parametrize("arm", DESIGN["training"]["arms"])
+def test_an_arm_trains_as_it_is_evaluated(arm, tmp_path):
+    """The recipe is accepted by its trainer's configuration, and its thoughts and answers are those of the evaluation."""
+    file = tmp_path / "recipe.yaml"
+    recipe = training.recipe(DESIGN, arm, str(REASONER), "data", tmp_path / "model")
+    file.write_text(yaml.safe_dump(recipe))
+    config = {"grpo": SoftGRPOConfig, "rloo": SoftRLOOConfig}[DESIGN["training"]["arms"][arm]["trainer"]]
+    script, settings, _ = SoftParser((SoftScriptArguments, config, ModelConfig)).parse_args_and_config(
+        ["--config", str(file)]
+    )
+    assert (
+        settings.per_device_train_batch_size * settings.gradient_accumulation_steps == 256
+        and settings.num_generations == 8
+    )
+    assert settings.max_steps == 100 and settings.learning_rate == 2e-6 and script.data_dir == "data"
+    own = DESIGN.evaluated(arm).arms["own"]
+    assert own.settings == ThinkingSettings(**{f.name: getattr(settings, f.name) for f in fields(ThinkingSettings)})
+    assert own.sampling == {name: getattr(settings, name) for name in own.sampling}
+    assert DESIGN.evaluated(arm).arms["hard"].sampling == own.sampling
+    assert (
+        script.prompt_template == DESIGN["prompt"]
+        and settings.max_completion_length == DESIGN["max_completion_length"]
+    )
+
+
 # Questions and page
 
 
@@ -399,11 +532,54 @@ def test_the_page_names_the_model_at_every_table(tmp_path):
     text = page.section(DESIGN, results, "README.md")
     tables = text.split("\n\n")
     for i, block in enumerate(tables):
-        if block.startswith("|"):
+        if block.startswith("|") and "PPO" not in block:
             assert "M (of a 4-bit file)" in tables[i - 1], tables[i - 1]
     assert "| `greedy` | 1 | 30.0 (25.0 to 35.0) |" in text and "Not run: `latent`." in text
     assert "(a) Is plain soft thinking equal to greedy decoding? Confirmed on `gsm8k`" in text
     assert "Commit of the registered questions: def" in text and "Device: D" in text
+
+
+def test_the_page_of_training(tmp_path):
+    """What was trained, what it changed, and what is published beside it."""
+    results, scored = Results(tmp_path), arms({})
+    text = page.section(DESIGN, results, "README.md")
+    assert "Not run: `hard-truncated`" in text and "| PPO" in text and "56.7" in text
+
+    def side(share: float) -> dict:
+        return {
+            kind: arms(dict.fromkeys(("greedy", "gumbel-0.6"), share))[name]
+            for kind, name in (("greedy", "greedy"), ("own", "gumbel-0.6"))
+        }
+
+    head = {key: scored["greedy"][key] for key in ("model", "problems", "environment", "later")}
+    curve = {
+        "reward": [0.25] * 10 + [0.5, 0.75],
+        "thinking/logp_difference/mean": [0.002, None, 0.006],
+        "nonfinite/skipped": [0, 1, 0],
+    }
+    cell = {"task": "real", "method": "gumbel-concrete", "phase": "train", "model": "M", "seed": 0}
+    result = {**head, "cell": cell, "updates": 12, "curve": curve, "before": side(0.25), "after": side(0.75)}
+    results.write("real/gumbel-concrete/M", result)
+    text = page.section(DESIGN, results, "README.md")
+    assert "### M (of a 4-bit file), with training" in text
+    assert "| `gumbel-concrete` | 12 of 100 | 0.25 | 0.625 | - |" in text and "| 0.006 | 1 |" in text
+    assert re.search(r"`gumbel-concrete`, own \| 8 \| 25.0 .* \| 75.0 .* \| \+50.0 \(", text)
+    assert "Not run: `hard-truncated`, greedy," in text and "`gumbel-concrete`, hard" in text.split("Not run: ")[-1]
+    blocks = text.split("\n\n")
+    for i, block in enumerate(blocks):
+        if block.startswith("| ") and "PPO" not in block:
+            assert "M (of a 4-bit file)" in blocks[i - 1]
+
+
+def test_the_page_of_part_a_has_part_b(tmp_path):
+    """Results of both parts lie in one folder. Part A counts its own."""
+    results = Results(tmp_path / "results")
+    for name, result in arms({}).items():
+        results.write(f"real/{name}/M", result)
+    report.write(Design(), results, tmp_path / "study.md", tmp_path / "images")
+    text = (tmp_path / "study.md").read_text("utf-8")
+    assert "0 of 390 cells have a result." in text and "### M (of a 4-bit file), without training" in text
+    assert report.made_from(Design(), results) in text
 
 
 def test_a_part_on_disk_is_what_was_drawn(tmp_path):

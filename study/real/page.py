@@ -6,7 +6,9 @@ from typing import Any
 from ..results import Results
 from ..rules import NOT_RUN
 from ..tables import run_only, significant, table
+from . import trained_page as training
 from .arms import RealDesign
+from .page_parts import interval, title
 from .questions import QUESTIONS, Arms, Difference, Finding, models, powers
 
 
@@ -17,20 +19,21 @@ def section(design: RealDesign, results: Results, readme: str) -> str:
     Args:
         readme (`str`): link to the page that registers the questions.
     """
-    found = models(design, results)
+    found, trained = models(design, results), models(design, results, "train")
     head = f"""## Part B. A real model
 
 [The questions and the rules]({readme}) were registered before the first run. `make study-gpu` draws for eight minutes on a GPU and
 continues when it is called again. Intervals are over problems, at 95 %. Scores are in points."""
+    parts = [head, *(_model(design, name, arms) for name, arms in found.items())]
     if not found:
-        return f"{head}\n\nNot run: no result yet. The command is ready: `make study-gpu`.\n"
-    return "\n\n".join([head, *(_model(design, name, arms) for name, arms in found.items())]) + "\n"
-
-
-def title(name: str, arms: Arms) -> str:
-    """The model and what is to be said of its weights."""
-    notes = sorted({result["model"]["note"] for result in arms.values()} - {""})
-    return f"{name} ({'; '.join(notes)})" if notes else name
+        parts.append("### Without training\n\nNot run: no result yet. The command is ready: `make study-gpu`.")
+    parts += [training.trained(design, name, arms) for name, arms in trained.items()]
+    if not trained:
+        arms = ", ".join(f"`{arm}`" for arm in design["training"]["arms"])
+        parts.append(
+            f'### With training\n\nNot run: {arms}. The command is ready: `make study-gpu STUDY="--train ARM"`.'
+        )
+    return "\n\n".join([*parts, training.PUBLISHED]) + "\n"
 
 
 def _model(design: RealDesign, name: str, arms: Arms) -> str:
@@ -77,14 +80,6 @@ def _provenance(arms: Arms) -> str:
         f"tokens a second, weights in {dtypes}. Device: {every(lambda e: e['device'])}. Versions: {'; '.join(versions)}. Commits: "
         f"{every(lambda e: e['commit'])}. Commit of the registered questions: {registered}."
     )
-
-
-def interval(entry: list[float] | None) -> str:
-    """`17.3 (13.0 to 22.1)`: a score and its interval, in points."""
-    if entry is None:
-        return "-"
-    value, low, high = (100 * x for x in entry)
-    return f"{value:.1f} ({low:.1f} to {high:.1f})"
 
 
 def scores(design: RealDesign, arms: Arms, benchmark: str) -> str:

@@ -60,13 +60,18 @@ class Finding:
 Arms = Mapping[str, dict[str, Any]]  # the results of one model, by arm
 
 
-def models(design: RealDesign, results: Results) -> dict[str, dict[str, dict[str, Any]]]:
-    """The results of the evaluation by the name of the model and by arm, of those that asked the registered problems."""
+def models(design: RealDesign, results: Results, phase: str = "evaluate") -> dict[str, dict[str, dict[str, Any]]]:
+    """
+    The results by the name of the model and by arm, of those that asked the registered problems.
+
+    Args:
+        phase (`str`): `evaluate`, without training, or `train`.
+    """
     registered = {name: entry["sha256"] for name, entry in json.loads(design.problems.read_text("utf-8")).items()}
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for result in results.found.values():
         cell = result["cell"]
-        if cell["task"] == TASK and cell["phase"] == "evaluate":
+        if cell["task"] == TASK and cell["phase"] == phase:
             if {name: entry["sha256"] for name, entry in result["problems"].items()} == registered:
                 found.setdefault(result["model"]["name"], {})[cell["method"]] = result
     return found

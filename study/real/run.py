@@ -5,6 +5,7 @@
     python -m study.real --model FOLDER --model-name NAME --model-note NOTE
     python -m study.real --grade-later --minutes 8          # draw only
     python -m study.real --grade --model FOLDER             # grade what was drawn; FOLDER needs only the tokenizer
+    python -m study.real --train gumbel-concrete            # train an arm, and evaluate it before and after
 
 A call continues where an earlier one stopped, and stops by itself before its minutes end. Weights are loaded once for all arms.
 `--limit 2` asks two questions of each benchmark, to try it; then name other folders of results and outputs.
@@ -15,6 +16,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +27,11 @@ from trl_soft.evaluate.manifest import environment, weights_digest
 from trl_soft.evaluate.store import Store
 from trl_soft.rollout import EngineOptions
 
+from ..inference import rounded
 from ..results import RESULTS, Results
 from ..tasks import ROOT
-from . import grade
-from .arms import DESIGN, RealDesign
+from . import grade, training
+from .arms import DESIGN, TASK, RealDesign
 from .draw import Budget, Drawing, Policy, schedule
 from .parts import Drawn, Parts, Round
 from .problems import digest, registered_problems
@@ -56,6 +59,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--minutes", type=float, default=8.0, help="most minutes of the call until nothing more is drawn"
     )
+    parser.add_argument("--train", metavar="ARM", help="train this arm of the design's `training`")
     parser.add_argument("--slots", type=int, default=1200, help="completions in flight: 4 samples of 300 problems")
     parser.add_argument("--only", default="", help="arms whose name has this in it (a regular expression)")
     parser.add_argument("--rounds", type=int, nargs="+", help="samples after each round; unset: the design's")
@@ -135,25 +139,30 @@ class Call:
         about["environment"]["commit"] = about["environment"]["commit"] or self.options.commit
         return about
 
+    def policy(self, model: str) -> Policy:
+        """The weights in a folder, on the device."""
+        device = torch.accelerator.current_accelerator() or torch.device("cpu")
+        options = EngineOptions(self.options.slots, cuda_graphs=not self.options.eager)
+        policy = Policy(self.design, self.problems, model, device, options)
+        say(f"[{self.budget.spent():6.1f} s] {model} is loaded on {environment(1)['device']}")
+        return policy
+
     def todo(self) -> Iterator[Round]:
         return (part for part in schedule(self.design, self.rounds) if re.search(self.options.only, part.arm))
 
     def draw(self) -> bool:
         """Draw until the time is up, and grade meanwhile. Returns whether no arm failed."""
-        device = torch.accelerator.current_accelerator() or torch.device("cpu")
-        slots = EngineOptions(self.options.slots, cuda_graphs=not self.options.eager)
         store = Store(self.folder)
         store.lock()
-        policy = Policy(self.design, self.problems, self.model, device, slots)
+        policy = self.policy(self.model)
         manifest = self.manifest(policy)
         store.open(manifest, _SETTLED)
-        say(f"[{self.budget.spent():6.1f} s] {self.name} is loaded on {manifest['environment']['device']}")
         if self.options.grade_later:
             drawing = Drawing(policy, self.parts, self.count, self.budget, say)
             drawing.run(self.todo())
             return not drawing.failed
         with grade.executor(self._graders()) as pool:
-            grading = grade.Grading(self.design, self.problems, policy.tokenizer, set(manifest["silent"]), pool)
+            grading = self._grading(policy.tokenizer, manifest, pool)
             shown: set[Round] = set()
 
             def drawn(part: Round, found: Drawn) -> None:
@@ -165,16 +174,79 @@ class Call:
             self._write(grading)
         return not drawing.failed
 
+    def train(self) -> bool:
+        """Train one arm until it has all its updates or the time is up. Returns whether no evaluation failed."""
+        arm = self.options.train
+        if arm not in self.design["training"]["arms"]:
+            raise ValueError(f"`--train` is {arm!r}. Choose one of {', '.join(self.design['training']['arms'])}.")
+        folder, output = self.folder / "training" / arm, self.folder / "training" / arm / "model"
+        store = Store(folder)
+        store.lock()
+        began = self.budget.spent()
+        fine = self._evaluate(self.model, folder / "before", store)
+        cost = self.budget.spent() - began
+        settings = training.recipe(self.design, arm, self.model, self.options.data, output)
+        seconds = self.budget.left() - training.SAVING - max(cost, training.EVALUATION)
+        if training.reached(output)[0] < settings["max_steps"] and seconds > 0:
+            training.train(settings, self.design["training"]["arms"][arm]["trainer"], seconds, say)
+        updates, weights = training.reached(output)
+        say(f"[{self.budget.spent():6.1f} s] {arm}: {updates} of {settings['max_steps']} updates")
+        if weights is not None:
+            fine = self._evaluate(str(weights), folder / f"after-{updates}") and fine
+        if not self.options.grade_later:
+            self._write_training(arm)
+        return fine
+
+    def _evaluate(self, model: str, folder: Path, store: Store | None = None) -> bool:
+        """Draw the samples of an evaluation before or after training. Returns whether no arm failed."""
+        policy = self.policy(model)
+        policy.design = self.design.evaluated(self.options.train)
+        if store is not None:
+            store.open(self.manifest(policy), _SETTLED)
+        drawing = Drawing(policy, Parts(folder), self.count, self.budget, say)
+        drawing.run(schedule(policy.design, policy.design["rounds"]))
+        del policy, drawing.policy  # the training that follows needs the memory
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return not drawing.failed
+
     def grade_all(self) -> None:
         """Grade all complete rounds in the folder, and write the results."""
-        manifest = grade.read_manifest(self.folder)
-        tokenizer = AutoTokenizer.from_pretrained(self.model)
-        with grade.executor(self._graders()) as pool:
-            self._write(grade.Grading(self.design, self.problems, tokenizer, set(manifest["silent"]), pool))
+        if (self.folder / "manifest.json").exists():
+            manifest = grade.read_manifest(self.folder)
+            with grade.executor(self._graders()) as pool:
+                self._write(self._grading(AutoTokenizer.from_pretrained(self.model), manifest, pool))
+        for folder in sorted((self.folder / "training").glob("*/manifest.json")):
+            self._write_training(folder.parent.name)
+
+    def _grading(self, tokenizer, manifest: dict[str, Any], pool: Executor) -> grade.Grading:
+        return grade.Grading(self.design, self.problems, tokenizer, set(manifest["silent"]), pool)
 
     def _write(self, grading: grade.Grading) -> None:
         manifest = grade.read_manifest(self.folder)
         grade.write_results(self.design, grading, self.parts, Results(self.options.results), manifest, self.slug, say)
+
+    def _write_training(self, arm: str) -> None:
+        """Write the result of an arm that trains: its curve, and its scores before and after."""
+        folder = self.folder / "training" / arm
+        manifest, design = grade.read_manifest(folder), self.design.evaluated(arm)
+        updates = training.evaluated(folder)
+        recipe = training.recipe(self.design, arm, self.model, None, folder / "model")
+        result: dict[str, Any] = {
+            **grade.about_model(self.design, manifest, arm, "train"),
+            "recipe": {key: value for key, value in recipe.items() if key not in ("output_dir", "model_name_or_path")},
+            "updates": updates,
+            "curve": rounded(training.curve(folder / "model"), 4),
+        }
+        tokenizer = AutoTokenizer.from_pretrained(self.model)
+        with grade.executor(self._graders()) as pool:
+            for name in ("before", f"after-{updates}"):
+                grading = self._grading(tokenizer, manifest, pool)
+                found = grade.graded(design, grading, Parts(folder / name))
+                result[name.partition("-")[0]] = rounded(found)
+                for kind, entry in found.items():
+                    say(f"{arm} {name}, {kind}: {grade.summary_line(entry['scores'])}")
+        Results(self.options.results).write(f"{TASK}/{arm}/{self.slug}", result)
 
     def _graders(self) -> int:
         return grade.grader_count() if self.options.graders is None else self.options.graders
@@ -194,4 +266,4 @@ def main(
     if options.grade:
         call.grade_all()
         return 0
-    return 0 if call.draw() else 1
+    return 0 if (call.train() if options.train else call.draw()) else 1
