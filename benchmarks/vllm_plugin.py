@@ -7,10 +7,12 @@
 One process, two engines on the same random model: one built before the plugin was registered, one after. Prints one JSON
 object last, of medians over interleaved rounds (wall time on a GPU, processor time on a CPU):
 
-    idle_vs_stock         hard tokens a second with the plugin loaded, over those without it
+    idle_vs_stock         hard tokens a second with the plugin loaded, over those without it. A round is timed until its requests
+                          have left the engine, which they do in the step after their last
     gumbel_vs_plain, hard_vs_plain, mixed_vs_plain
                           tokens a second of thoughts all the way over those of plain requests, both with the plugin; `mixed` is a
                           batch of gumbel, hard and plain requests; `settings` is gumbel, each request with a cap of its own
+    spread                the least and the largest of each ratio, round by round
     ms_a_step             of each
     of_a_step             host: milliseconds in our sampler and in our feeding; device (on a GPU): milliseconds of all
                           kernels, of how many, and the longest, as torch's profiler has them; over 32 steps, the prompts' among them
@@ -159,6 +161,11 @@ def of_a_step(generate, steps: int) -> dict:
     return found
 
 
+def _spread(base: list[float], other: list[float]) -> list[float]:
+    ratios = [a / b for a, b in zip(base, other, strict=True)]
+    return [min(ratios), max(ratios)]
+
+
 def main():
     cuda = torch.cuda.is_available()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -172,7 +179,7 @@ def main():
     options = parser.parse_args()
 
     os.environ["VLLM_PLUGINS"] = "none"  # registered below, after the stock engine
-    from vllm import LLM
+    from vllm import LLM, SamplingParams
     from vllm.model_executor.model_loader.utils import _MODEL_ARCH_BY_HASH
 
     from trl_soft.rollout.vllm import plugin
@@ -207,11 +214,13 @@ def main():
         # On a CPU everything is in this process, and others on the machine are not to count.
         clock = time.perf_counter if cuda else time.process_time
         seconds: dict[str, list[float]] = {name: [] for name in rivals}
+        last = SamplingParams(max_tokens=1, detokenize=False)
         for round_ in range(options.rounds + 1):
             # Each goes first as often as last: what runs before leaves caches and garbage behind.
             for name, (engine, params) in list(rivals.items())[:: 1 if round_ % 2 else -1]:
                 start = clock()
                 out = engines[engine].generate(prompts, params, use_tqdm=False)
+                engines[engine].generate(prompts[:1], last, use_tqdm=False)
                 if round_:
                     seconds[name].append(clock() - start)
                 assert all(len(o.outputs[0].token_ids) == options.tokens for o in out)
@@ -219,17 +228,13 @@ def main():
         tokens = options.batch * options.tokens
         print(json.dumps({"classes": names, **{name: round(value, 3) for name, value in median.items()}}), flush=True)
         softs = ("gumbel", "hard", "settings", "mixed")
+        ratios = {"idle_vs_stock": ("stock", "plain"), **{f"{name}_vs_plain": ("plain", name) for name in softs}}
         results = {
             "device": torch.cuda.get_device_name() if cuda else "cpu, Triton interpreted",
             "batch": options.batch,
             "tokens": tokens,
-            "idle_vs_stock": median["stock"] / median["plain"],
-            "idle_vs_stock_spread": [
-                min(a / b for a, b in zip(seconds["stock"], seconds["plain"], strict=True)),
-                max(a / b for a, b in zip(seconds["stock"], seconds["plain"], strict=True)),
-            ],
-            "idle_vs_stock_fastest": min(seconds["stock"]) / min(seconds["plain"]),
-            **{f"{name}_vs_plain": median["plain"] / median[name] for name in softs},
+            **{name: median[base] / median[other] for name, (base, other) in ratios.items()},
+            "spread": {name: _spread(seconds[base], seconds[other]) for name, (base, other) in ratios.items()},
             "tokens_per_second": {name: round(tokens / value) for name, value in median.items()},
             "ms_a_step": {name: round(1e3 * value / options.tokens, 3) for name, value in median.items()},
             "record_us_per_token": record_microseconds(),

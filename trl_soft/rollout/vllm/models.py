@@ -27,8 +27,8 @@ class SoftMixin:
         return super().load_weights(weights)  # type: ignore[misc]
 
     def compute_logits(self, hidden_states):
-        # For thoughts that are made of hidden states. The sampler is called next.
-        self.soft_hidden = hidden_states
+        # For thoughts that are made of hidden states. The sampler is called next. A module's own way to set an attribute takes long.
+        self.__dict__["soft_hidden"] = hidden_states
         return super().compute_logits(hidden_states)  # type: ignore[misc]
 
     def soft_project(self, hidden_states):

@@ -124,6 +124,7 @@ class Pool:
         self.length, self.width, self.vocab_size, self.device = length, width, vocab_size, torch.device(device)
         self.every_row = self.device.type != "cpu"  # so that no count is read from the device
         self.spare = count
+        self._nothing = torch.zeros(_ALIGN, dtype=torch.uint8, device=device)
         shapes = block_shapes(count + 1, length)
         self.blocks = {name: torch.zeros(shape, dtype=kind, device=device) for name, (shape, kind) in shapes.items()}
         self.arena = torch.zeros(count + 1, length, width, dtype=torch.uint8, device=device)
@@ -227,18 +228,21 @@ class Pool:
         """The state of a slot's completion in its own memory. The copy to the device `to` runs in the stream."""
         drawn = min(int(self.drawn[slot]), self.length)
         group = self.ruled[int(self.number[slot])].group
-        rows = {name: self.blocks[name][slot, :drawn] for name in _STEPWISE}
-        rows["arena"] = self.arena[slot, :drawn, : group.layout.width]
-        rows |= {name: self.blocks[name][slot] for name in ("numbers", "flags")}
-        rows |= {f"undo_{name}": block[slot] for name, block in self.undo.items()}
-        target = self.device if to is None else torch.device(to)
-        size = sum(row.size(drawn) for row in group.schema)
-        pinned = self.device.type == "cuda" and target.type == "cpu"
-        memory = torch.empty(size, dtype=torch.uint8, device=target, pin_memory=pinned)
-        parked = Parked(drawn, group.thought.name, group.layout, group.schema, memory)
-        for name, place in parked.rows.items():
-            place.copy_(rows[name], non_blocking=True)
-        return parked
+        rows = [self.blocks[name][slot, :drawn] for name in _STEPWISE]
+        rows.append(self.arena[slot, :drawn, : group.layout.width])
+        rows += [self.blocks[name][slot] for name in ("numbers", "flags")]
+        rows += [block[slot] for block in self.undo.values()]
+        pieces = []
+        for row, of in zip(group.schema, rows, strict=True):
+            piece = of.reshape(-1).view(torch.uint8)
+            pieces += [piece, self._nothing[: row.size(drawn) - len(piece)]]
+        memory = torch.cat(pieces)
+        if self.device.type == "cuda" and to is not None and torch.device(to).type == "cpu":
+            pinned = torch.empty(memory.shape, dtype=torch.uint8, pin_memory=True)
+            memory = pinned.copy_(memory, non_blocking=True)
+        elif to is not None:
+            memory = memory.to(to)
+        return Parked(drawn, group.thought.name, group.layout, group.schema, memory)
 
     def _schema(self, layout: Layout) -> tuple[Row, ...]:
         """The rows that `park` takes from a slot with this layout."""
