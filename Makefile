@@ -16,6 +16,7 @@
 # make bench-gpu-trainer   the part of it that is a rollout in the trainer: float32 weights, a copy of them, bf16 weights
 # make bench-scoring  what scoring over the vocabulary costs on a GPU: minutes. SCORING=--count counts it without one
 # make bench-steps    what a step asks of a device, counted without one: operations, bytes, waits
+# make speed-chart  the README's picture of the speed of rollouts, from the figures in benchmarks/speed.yaml: seconds
 # make bench-scale    how a training step grows with length, K, group and vocabulary
 # make plan CONFIG=RECIPE   the memory a recipe takes (PLAN="--gpu_gb 80 --accelerate_config ..." for more)
 # make table PAPER=soft_grpo   a paper's tables, with what has been run; also PAPER=soft_tokens
@@ -49,7 +50,7 @@ VLLM_READY := $(VLLM_VENV)/.ready
 VLLM_SETTINGS := VLLM_USE_V2_MODEL_RUNNER=1 TRITON_INTERPRET=1 PYTHONPATH=tests/vllm/site:. VLLM_ENABLE_V1_MULTIPROCESSING=0 \
 	VLLM_CPU_CI_ENV=1 VLLM_CPU_KVCACHE_SPACE=1 VLLM_NO_USAGE_STATS=1 HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 
-.PHONY: install quickstart test test-breakages test-nightly test-search test-hostile sweep-golds table plan bench-update bench-rollout bench-scale bench-gpu bench-steps bench-gpu-trainer bench-scoring quality style clean test-kill test-distributed test-vllm check-vllm-window bench-vllm bench-vllm-gpu check-vllm-gpu test-real test-notebooks check-gpu docs support study study-gpu study-report
+.PHONY: install quickstart test test-breakages test-nightly test-search test-hostile sweep-golds table plan bench-update bench-rollout bench-scale bench-gpu bench-steps bench-gpu-trainer bench-scoring quality style clean test-kill test-distributed test-vllm check-vllm-window bench-vllm bench-vllm-gpu check-vllm-gpu test-real test-notebooks check-gpu docs speed-chart support study study-gpu study-report
 
 install: $(READY)
 
@@ -169,6 +170,10 @@ bench-gpu-trainer:
 
 bench-scoring:
 	PYTHONPATH=. $(PYTHON) benchmarks/scoring.py $(SCORING)
+
+# It measures nothing.
+speed-chart: $(READY)
+	$(BIN)/python benchmarks/speed_chart.py
 
 table: $(READY)
 	$(BIN)/python -m trl_soft.evaluate.paper_table recipes/papers/$(PAPER).yaml -o outputs/tables
