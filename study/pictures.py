@@ -19,9 +19,13 @@ _STYLES = ("-", "--", ":")
 
 def draw(runs: Runs, first: Answer, folder: Path) -> list[Path]:
     """Write the figures that there are runs for, and remove an older one that there are none for."""
-    made = {"forest": _forest(runs, first), "reward": _rewards(runs), "pass_at_k": _pass_at_k(runs)}
+    return save({"forest": _forest(runs, first), "reward": _rewards(runs), "pass_at_k": _pass_at_k(runs)}, folder)
+
+
+def save(figures: dict[str, Figure | None], folder: Path) -> list[Path]:
+    """Write figures as `study_NAME.svg`. `None`: remove an older one."""
     written = []
-    for name, figure in made.items():
+    for name, figure in figures.items():
         path = folder / f"study_{name}.svg"
         if figure is None:
             path.unlink(missing_ok=True)

@@ -14,6 +14,7 @@ from .pictures import draw
 from .questions import Answer, Comparison, answers
 from .real import page as real
 from .real.arms import RealDesign
+from .real.pictures import draw as real_draw
 from .results import RESULTS, Results
 from .rules import BEATS, DECORATIVE, LOSES, MATTERS, NOT_RUN
 from .runs import Runs
@@ -204,8 +205,10 @@ def bullets(entries: Sequence[str], none: str) -> str:
     return "\n".join(f"- {entry}" for entry in entries) if entries else none
 
 
-def page(runs: Runs, found: dict[str, Answer], pictures: Sequence[Path], folder: Path) -> str:
-    """The text of the page, which will lie in `folder`."""
+def page(
+    runs: Runs, found: dict[str, Answer], pictures: Sequence[Path], folder: Path, real_pictures: Sequence[Path] = ()
+) -> str:
+    """The text of the page, which will lie in `folder`. `real_pictures`: the figures of part B."""
     design = runs.design
     health, failed = tables.health(runs)
     gumbels = [name for pair in design["questions"]["top_p"] for name in pair]
@@ -265,7 +268,9 @@ that of the mean over seeds, at 95 %. A verdict reads a stricter interval, with 
     }
     body = "\n".join(f"## {title}\n\n{text}\n" for title, text in sections.items())
     pictured = "\n" + "\n\n".join(shown) + "\n" if shown else ""
-    part_b = real.section(RealDesign(), runs.results, os.path.relpath(ROOT / "study/real/README.md", folder))
+    links = [os.path.relpath(path, folder) for path in real_pictures]
+    readme = os.path.relpath(ROOT / "study/real/README.md", folder)
+    part_b = real.section(RealDesign(), runs.results, readme, links)
     return f"{head}{pictured}\n{body}\n{part_b}\n<!-- {made_from(design, runs.results)} -->\n"
 
 
@@ -280,8 +285,9 @@ def write(design: Design, results: Results, path: Path = PAGE, images: Path = IM
     runs = Runs(design, results)
     found = answers(runs)
     pictures = draw(runs, found["Q1"], images)
+    real_pictures = real_draw(RealDesign(), results, images)
     os.makedirs(path.parent, exist_ok=True)
-    path.write_text(page(runs, found, pictures, path.parent), encoding="utf-8")
+    path.write_text(page(runs, found, pictures, path.parent, real_pictures), encoding="utf-8")
 
 
 def main() -> None:

@@ -580,6 +580,11 @@ def test_the_page_of_part_a_has_part_b(tmp_path):
     text = (tmp_path / "study.md").read_text("utf-8")
     assert "0 of 390 cells have a result." in text and "### M (of a 4-bit file), without training" in text
     assert report.made_from(Design(), results) in text
+    assert "(images/study_real_pass_at_k.svg)" in text
+    picture = (tmp_path / "images/study_real_pass_at_k.svg").read_text("utf-8")
+    assert all(name in picture for name in (*DESIGN.arms, "M, gsm8k", "M, math500"))
+    report.write(Design(), Results(tmp_path / "none"), tmp_path / "study.md", tmp_path / "images")
+    assert not (tmp_path / "images/study_real_pass_at_k.svg").exists()
 
 
 def test_a_part_on_disk_is_what_was_drawn(tmp_path):

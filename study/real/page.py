@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Part B's section of docs/study.md, from the result files alone."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from ..results import Results
@@ -12,19 +13,21 @@ from .page_parts import interval, title
 from .questions import QUESTIONS, Arms, Difference, Finding, models, powers
 
 
-def section(design: RealDesign, results: Results, readme: str) -> str:
+def section(design: RealDesign, results: Results, readme: str, pictures: Sequence[str] = ()) -> str:
     """
     The section, with its heading.
 
     Args:
         readme (`str`): link to the page that registers the questions.
+        pictures (`Sequence[str]`): links to the figures.
     """
     found, trained = models(design, results), models(design, results, "train")
     head = f"""## Part B. A real model
 
 [The questions and the rules]({readme}) were registered before the first run. `make study-gpu` draws for eight minutes on a GPU and
 continues when it is called again. Intervals are over problems, at 95 %. Scores are in points."""
-    parts = [head, *(_model(design, name, arms) for name, arms in found.items())]
+    shown = [f"![pass@k of each arm, by model and benchmark]({link})" for link in pictures]
+    parts = [head, *shown, *(_model(design, name, arms) for name, arms in found.items())]
     if not found:
         parts.append("### Without training\n\nNot run: no result yet. The command is ready: `make study-gpu`.")
     parts += [training.trained(design, name, arms) for name, arms in trained.items()]
