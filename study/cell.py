@@ -30,6 +30,7 @@ from trl_soft.runs.replay import tolerance
 from trl_soft.scripts import grpo, rloo
 
 from .cells import DESIGN, Cell, Design, pending
+from .curves import read_curve
 from .inference import evaluate_run, rounded
 from .measure import measure, thinking_settings
 from .results import RESULTS, Results
@@ -38,9 +39,6 @@ from .tasks import ROOT
 
 OUTPUTS = ROOT / "outputs/study"
 TRAINERS = {"grpo": grpo.main, "rloo": rloo.main}
-# What a result keeps of the metrics of each update.
-_CURVE = ("reward", "reward_std", "frac_reward_zero_std", "grad_norm", "kl", "completions/mean_length", "num_tokens")
-_CURVE_PARTS = ("thinking/", "answer/", "hard_step/", "nonfinite/")
 BUSY = 75  # the exit status if another process works on the cell (EX_TEMPFAIL)
 
 
@@ -79,14 +77,6 @@ def train(recipe: dict[str, Any], trainer: str, folder: Path) -> dict[str, float
     spent = {"training": time.perf_counter() - start, "training_cpu": cpu_seconds() - cpu}
     replace_text(done, json.dumps(spent))
     return spent
-
-
-def read_curve(path: Path) -> dict[str, list[float | None]]:
-    """The metrics of each update, by name. `None` at an update without a value."""
-    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-    rows = [row for row in rows if "reward" in row]
-    names = dict.fromkeys(name for row in rows for name in row if name in _CURVE or name.startswith(_CURVE_PARTS))
-    return {name: [row.get(name) for row in rows] for name in names}
 
 
 def healthy_difference(recipe: dict[str, Any], model: Path) -> float:

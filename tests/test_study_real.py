@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Part B of the study on a small scale: drawing in rounds within a budget, resuming, grading, the questions and the page."""
 
+import ast
 import json
 import re
 import shutil
@@ -275,6 +276,48 @@ def test_other_questions_are_refused(small, tmp_path):
     (tmp_path / "problems.json").write_text(json.dumps(problems))
     with pytest.raises(ValueError, match=r"are not the questions that .* registers"):
         call(small, tmp_path)
+
+
+def test_drawing_needs_torch_and_transformers_alone():
+    """Where samples are drawn, and where they are graded, there may be no TRL and no data library."""
+    reached, todo = set(), ["study.real.run"]
+    while todo:
+        name = todo.pop()
+        path = next((p for p in _files(name) if p.exists()), None)
+        if name in reached or path is None:
+            continue
+        reached.add(name)
+        todo += imports(path, ast.parse(path.read_text("utf-8")), name)
+    assert {
+        "study.real.draw",
+        "study.real.training",
+        "trl_soft.rollout.slot_engine",
+        "trl_soft.evaluate.grading",
+    } < reached
+    for name in reached:
+        path = next(p for p in _files(name) if p.exists())
+        roots = {target.split(".")[0] for target in imports(path, ast.parse(path.read_text("utf-8")), name)}
+        assert not roots & {"trl", "datasets", "pandas", "pyarrow", "math_verify", "sympy"}, name
+
+
+def _files(name: str) -> list[Path]:
+    """Where a module of the repository may lie."""
+    path = ROOT / name.replace(".", "/")
+    return [path.with_suffix(".py"), path / "__init__.py"]
+
+
+def imports(path: Path, tree: ast.Module, name: str) -> list[str]:
+    """The modules that a module imports when it is imported: not those inside of its functions."""
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    found = []
+    for node in tree.body:
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package.split(".")[: len(package.split(".")) - node.level + 1]) if node.level else ""
+            base = ".".join(filter(None, (base, node.module)))
+            found += [base, *(f"{base}.{alias.name}" for alias in node.names)]
+    return found
 
 
 def test_the_numbers_follow_from_the_rule():

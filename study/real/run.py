@@ -141,7 +141,9 @@ class Call:
 
     def policy(self, model: str) -> Policy:
         """The weights in a folder, on the device."""
-        device = torch.accelerator.current_accelerator() or torch.device("cpu")
+        # A torch that was built for an accelerator names it even where there is none.
+        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        device = found or torch.device("cpu")
         options = EngineOptions(self.options.slots, cuda_graphs=not self.options.eager)
         policy = Policy(self.design, self.problems, model, device, options)
         say(f"[{self.budget.spent():6.1f} s] {model} is loaded on {environment(1)['device']}")

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import yaml
 
-from ..cell import read_curve
+from ..curves import read_curve
 from ..tasks import ROOT
 from .arms import RealDesign
 
