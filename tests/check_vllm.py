@@ -6,8 +6,9 @@
     mixed    every kind of thought, gate and end in one batch: requests that are drawn in several groups
     alone    a batch of each, whose requests end one after the other, so that graphs have more rows than the batch
 
-Each batch is drawn with the graphs and again without them, from the same keys: the same tokens, and log-probabilities to 1e-4,
-because a product of matrices may be computed otherwise for another number of rows. The model is random, of one layer, in bfloat16.
+Each batch is drawn with the graphs and again without them, from the same keys: the same tokens, and log-probabilities to 1e-5. Those
+of gaussian thoughts to 1e-3: a product with the table is rounded otherwise for another number of rows, and the density multiplies
+this by 1/sigma^2. The model is random, of one layer, in bfloat16.
 Prints a table, and one JSON object last. Ends with 1 where a check fails.
 """
 
@@ -38,7 +39,7 @@ def drawn(llm, params: list) -> list[tuple[list[int], torch.Tensor]]:
     return [(list(one.outputs[0].token_ids), of[one.request_id]) for one in out]
 
 
-def compared(llm, params: list) -> dict:
+def compared(llm, params: list, limit: float) -> dict:
     """What a batch draws with graphs, when they have all been made, against what it draws without."""
     state = served.state(llm)
     graphs = state.graphs
@@ -53,7 +54,7 @@ def compared(llm, params: list) -> dict:
     apart = max(
         (x - y).abs().max().item() for (a, x), (b, y) in zip(ours, theirs, strict=True) if a == b and len(x) == len(y)
     )
-    return {"ok": same == len(params) and apart <= 1e-4, "same": f"{same} of {len(params)}", "logp": apart}
+    return {"ok": same == len(params) and apart <= limit, "same": f"{same} of {len(params)}", "logp": apart}
 
 
 def main() -> int:
@@ -68,10 +69,10 @@ def main() -> int:
             kv_cache_memory_bytes=2**28, compilation_config={"cudagraph_capture_sizes": [1, 2, 4, 8, 16, 32, SLOTS]},
         )  # fmt: skip
         mixed = [served.soft(case, sample=2 * i + j) for j in range(2) for i, case in enumerate(CASES)]
-        rows["mixed"] = compared(llm, mixed)
+        rows["mixed"] = compared(llm, mixed, 1e-3)
         for case in CASES:
             alone = [served.soft(case, sample=j, max_tokens=17 + j) for j in range(20)]
-            rows[tiny.name(case)] = compared(llm, alone)
+            rows[tiny.name(case)] = compared(llm, alone, 1e-3 if case["thought"] == "gaussian" else 1e-5)
         made = served.state(llm).graphs
         told = {
             "device": torch.cuda.get_device_name(), "torch": torch.__version__,
