@@ -15,15 +15,7 @@ from pathlib import Path
 from mkdocs.structure.files import File
 
 
-PAGES = (
-    "CHANGELOG.md",
-    "CONTRIBUTING.md",
-    "benchmarks/README.md",
-    "recipes/README.md",
-    "study/README.md",
-    "study/real/README.md",
-    "tests/README.md",
-)
+PAGES = ("CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/README.md", "recipes/README.md", "study/README.md", "study/real/README.md", "tests/README.md")
 # [text](target#anchor), where the target is a relative path. An address with a scheme is none.
 _LINK = re.compile(r"\[([^\]\[]*)\]\((?![a-z]+:|#)([^)\s#]+)(#[^)\s]*)?\)")
 
