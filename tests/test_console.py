@@ -25,6 +25,7 @@ from trl_soft.command_line import TRACEBACK, is_sentence, one_sentence
 from trl_soft.scripts import chat, console, doctor, recipes, run_evaluation
 from trl_soft.scripts.merge import merge
 from trl_soft.scripts.parser import SoftParser, algorithm_of
+from trl_soft.scripts.tried_imports import failures
 
 
 ROOT = Path(__file__).parent.parent
@@ -389,7 +390,13 @@ def test_the_scores_of_an_evaluation_keep_every_column(width):
     assert max(map(len, stream.getvalue().splitlines())) <= width and "…" not in shown
 
 
-def test_doctor_says_what_is_there(capsys):
+@pytest.fixture
+def importable(monkeypatch):
+    """Imports nothing: that takes seconds for each package."""
+    monkeypatch.setattr(doctor, "failures", lambda names: {})
+
+
+def test_doctor_says_what_is_there(capsys, importable):
     status = console.main(["doctor", "--json"])
     report = json.loads(capsys.readouterr().out)
     by_subject = {finding["subject"]: finding for finding in report["findings"]}
@@ -410,6 +417,40 @@ def test_doctor_finds_a_version_outside_the_range(monkeypatch):
     monkeypatch.setattr(doctor, "version", absent)
     found = {finding.subject: finding for finding in doctor.packages()}
     assert found["torch"].state == "problem" and found["wandb"].state == "note"
+
+
+def test_doctor_tries_the_imports_of_optional_packages(monkeypatch):
+    tried = []
+    monkeypatch.setattr(doctor, "_version", lambda name: None if name == "vllm" else "1")
+    monkeypatch.setattr(doctor, "failures", lambda names: tried.extend(names) or dict.fromkeys(tried, "fails (a: b)"))
+    found = {finding.subject: finding for finding in doctor.imports()}
+    assert set(found) == {f"import {name}" for name in doctor._OPTIONAL if name != "vllm"}
+    assert {finding.state for finding in found.values()} == {"problem"}
+    assert (
+        "the import fails (a: b)." in found["import wandb"].sentence
+        and "trains without it" in found["import wandb"].sentence
+    )
+    assert (
+        "`pip uninstall peft`" in found["import peft"].sentence and "nothing trains" in found["import peft"].sentence
+    )
+
+
+def test_an_import_that_raises_crashes_or_hangs_is_a_clause(tmp_path, monkeypatch):
+    for name, text in {
+        "fine": "",
+        "raising": "raise OSError('no\\nlibrary')",
+        "crashing": "import os; os.kill(os.getpid(), 9)",
+        "hanging": "import threading; threading.Event().wait()",
+    }.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    how = failures(["fine", "raising", "crashing", "absent"])
+    assert how == {
+        "raising": "fails (library)",
+        "crashing": "ends Python with signal 9",
+        "absent": "fails (ModuleNotFoundError: No module named 'absent')",
+    }
+    assert failures(["hanging"], seconds=0) == {"hanging": "does not end within 0 seconds"}
 
 
 def test_doctor_sees_a_vllm_that_the_plugin_cannot_use(monkeypatch):

@@ -69,9 +69,53 @@ def test_without_them_everything_imports_and_trains_and_a_sentence_says_where_th
     assert deepspeed.startswith("`deepspeed` is set, but the package deepspeed is not installed. Run `pip install")
 
 
+BROKEN = """
+import pathlib, sys
+
+folder = pathlib.Path(sys.argv[1])
+for name in ("deepspeed", "wandb"):
+    (folder / name).mkdir()
+    (folder / name / "__init__.py").write_text(f"raise RuntimeError('no {name} on a Sunday')")
+sys.path.insert(0, str(folder))
+
+from tests import tiny
+
+trainer = tiny.trainer(sys.argv[1], thought="gumbel", max_steps=1, report_to="all")
+trainer.train()
+assert trainer.state.global_step == 1
+for changes in ({"report_to": "wandb"}, {"deepspeed": "zero.json"}):
+    try:
+        tiny.trainer(sys.argv[1], **changes)
+    except ValueError as error:
+        print(error)
+"""
+
+
+def test_with_them_broken_a_run_trains_and_a_sentence_says_where_they_are_needed(tmp_path):
+    run = subprocess.run(
+        [sys.executable, "-c", BROKEN, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    for name, setting, line in zip(
+        ("wandb", "deepspeed"),
+        ("`report_to` is wandb", "`deepspeed` is set"),
+        run.stdout.splitlines()[-2:],
+        strict=True,
+    ):
+        why = f"(RuntimeError: no {name} on a Sunday)"
+        assert line.startswith(
+            f"{setting}, but the import of the package {name}, which is installed, fails {why}. Run `pip"
+        )
+        assert (
+            run.stderr.count(f"The import of {name} fails {why}, so this run works as if {name} were not installed.")
+            == 1
+        )
+
+
 def test_deepspeed_by_the_launcher_is_refused_without_it(tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    monkeypatch.setattr("trl_soft.training.check_arguments.find_spec", lambda name: None)
+    monkeypatch.setattr("trl_soft.training.broken_packages.find_spec", lambda name: None)
+    monkeypatch.delitem(sys.modules, "deepspeed", raising=False)
     with pytest.raises(
         ValueError, match="`accelerate launch` was told to use DeepSpeed, but the package deepspeed is not"
     ):

@@ -18,7 +18,9 @@ from rich.text import Text
 
 from ..files import printable
 from ..shipped import page
+from ..training.broken_packages import OF_TRL
 from ..version import __version__
+from .tried_imports import failures
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,22 @@ def packages() -> Iterator[Finding]:
             )
         else:
             yield Finding(name, "ok", has)
+
+
+def imports() -> Iterator[Finding]:
+    """Whether each optional package that is installed can be imported."""
+    for name, how in failures(name for name in _OPTIONAL if _version(name) is not None).items():
+        if name in ("deepspeed", *OF_TRL):
+            state = f"trl_soft trains without it, but not with what needs it, which is {_OPTIONAL[name]}; TRL's own scripts may not start."
+        elif name == "peft":
+            state = "TRL imports it in every run, so nothing trains."
+        else:
+            state = f"It is needed for {_OPTIONAL[name]}."
+        yield Finding(
+            f"import {name}",
+            "problem",
+            f"the import {how}. {state} `pip install --force-reinstall {name}`, or `pip uninstall {name}`.",
+        )
 
 
 def device() -> Iterator[Finding]:
@@ -187,7 +205,7 @@ def surroundings() -> Iterator[Finding]:
     yield Finding("disk", state, f"{gigabytes:.0f} GB free in {Path.cwd()}.{advice}")
 
 
-CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (packages, device, vllm, surroundings)
+CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (packages, imports, device, vllm, surroundings)
 
 
 def findings() -> list[Finding]:

@@ -2,12 +2,12 @@
 """Refuse arguments of a trainer that cannot work with soft thoughts, before a model is loaded."""
 
 import os
-from importlib.util import find_spec
 
 from datasets import Dataset, IterableDataset
 from transformers import ProcessorMixin
 
 from ..runs.fresh_prompts import different_prompts
+from .broken_packages import leave_out_broken, why_not
 
 
 _TRACKERS = ("wandb", "tensorboard", "trackio", "mlflow")  # each in the package of its name
@@ -33,6 +33,7 @@ def check_arguments(trainer: str, config_class: type, arguments: dict) -> None:
             f"not guess them. Pass a {config_class.__name__}, which takes the same fields and more."
         )
     refuse_missing_trackers(args)
+    leave_out_broken("deepspeed")  # accelerate imports it in every run where it is installed
     for name in ("tools", "rollout_func", "environment_factory"):
         if arguments.get(name):
             raise ValueError(
@@ -58,7 +59,7 @@ def check_arguments(trainer: str, config_class: type, arguments: dict) -> None:
 
 
 def refuse_missing_trackers(args) -> None:
-    """Refuse trackers that transformers does not know, and those whose package is not installed."""
+    """Refuse trackers that transformers does not know, and those whose package is missing or cannot be imported."""
     from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK as known
 
     trackers = [args.report_to] if isinstance(args.report_to, str) else args.report_to or []
@@ -67,20 +68,22 @@ def refuse_missing_trackers(args) -> None:
             raise ValueError(
                 f"`report_to` is {name!r}, which is no tracker. Choose none, or among {', '.join(known)}."
             )
-        if name in _TRACKERS and find_spec(name) is None:
+        reason = why_not(name) if name in _TRACKERS else None
+        if reason is not None:
             raise ValueError(
-                f"`report_to` is {name}, but the package {name} is not installed. Run `pip install {name}`, or set `report_to: "
-                "none`: all metrics are written to `output_dir/metrics.jsonl` too."
+                f"`report_to` is {name}, but {reason}, or set `report_to: none`: all metrics are written to "
+                "`output_dir/metrics.jsonl` too."
             )
 
 
 def refuse_missing_deepspeed(args) -> None:
-    """Refuse DeepSpeed where it is not installed, before transformers reads its settings."""
+    """Refuse DeepSpeed where it is missing or cannot be imported, before transformers reads its settings."""
     launched = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() in ("1", "true", "yes")
-    if (args.deepspeed or launched) and find_spec("deepspeed") is None:
+    reason = why_not("deepspeed") if args.deepspeed or launched else None
+    if reason is not None:
         asked = "`deepspeed` is set" if args.deepspeed else "`accelerate launch` was told to use DeepSpeed"
         raise ValueError(
-            f"{asked}, but the package deepspeed is not installed. Run `pip install deepspeed`, or launch with DDP or FSDP: "
+            f"{asked}, but {reason}, or launch with DDP or FSDP: "
             "`recipes/accelerate/ddp.yaml`, `recipes/accelerate/fsdp2.yaml`."
         )
 

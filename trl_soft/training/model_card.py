@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import is_peft_model
 from huggingface_hub import ModelCard, ModelCardData
-from trl import GRPOTrainer
 from trl.trainer.utils import get_comet_experiment_url, get_config_model_id, get_trackio_space_url
 
 from ..settings import ThinkingSettings
@@ -23,7 +22,7 @@ from ..thoughts import THOUGHTS, Paper
 
 
 if TYPE_CHECKING:
-    _Host = GRPOTrainer
+    from .trl_trainers import GRPOTrainer as _Host
 else:
     _Host = object
 

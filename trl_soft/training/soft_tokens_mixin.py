@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from transformers.utils import logging
-from trl import GRPOTrainer
 
 from ..forward import add_soft_tokens
 from ..record import SoftTokens
@@ -43,6 +42,7 @@ from .per_draw_ratios import gather
 from .progress_table import show_progress_table
 from .rollout_precision import RolloutWeights, as_vllm
 from .thought_log import ThoughtLog
+from .trl_trainers import GRPOTrainer
 
 
 logger = logging.get_logger(__name__)

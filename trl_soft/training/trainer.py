@@ -4,7 +4,6 @@
 import inspect
 
 import torch
-from trl import GRPOTrainer, RLOOTrainer
 
 from ..runs.nonfinite import NonfiniteMixin
 from ..runs.resume import ResumableMixin
@@ -15,6 +14,7 @@ from .model_card import ModelCardMixin
 from .ratio_bound import LOG_RATIO_BOUND, bounded, bounded_mean, cut
 from .refill import RefillMixin
 from .soft_tokens_mixin import SoftTokensMixin
+from .trl_trainers import GRPOTrainer, RLOOTrainer
 
 
 # Losses with a detached weight. In these a thought whose ratio is held keeps its gradient.
