@@ -71,7 +71,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--graders", type=int, help="processes that grade; 0: this one; unset: one core is left to the drawing"
     )
-    parser.add_argument("--commit", help="of this code, for the results, where it lies outside of a repository")
+    parser.add_argument("--commit", help="of this code, for the results, where the folder does not know it")
     parser.add_argument("--design", type=Path, default=DESIGN, help="the YAML file of the design")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the result files")
     parser.add_argument(
@@ -136,7 +136,7 @@ class Call:
             "registered": self.design.registered(),
             "environment": environment(1),
         }
-        about["environment"]["commit"] = about["environment"]["commit"] or self.options.commit
+        about["environment"]["commit"] = self.options.commit or about["environment"]["commit"]
         return about
 
     def policy(self, model: str) -> Policy:
