@@ -2,6 +2,7 @@
 """The plugin's part of a step as graphs. A stand-in for CUDA's graphs calls the captured function again, on the same memory."""
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from tests.test_vllm_parts import (
     served,
     whole,
 )
+from trl_soft.rollout.vllm.engine_support import why_not_captured
 from trl_soft.rollout.vllm.graphs import Graphs
 from trl_soft.rollout.vllm.members import Members
 from trl_soft.vocabulary.neighbours import nearest_tokens
@@ -184,6 +186,43 @@ def test_memory_that_moves_makes_another_graph(moves):
         graphs.logits = kept_logits.double()
     assert [step(graphs, pool, members, where, t) for t in range(4, 7)] == [0, 0, 1]
     assert len(recorder.replays) == 2
+
+
+def test_a_step_that_cannot_be_captured():
+    def record(launch):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    pool, _ = pool_of(plan({}))
+    graphs = Graphs(pool, whole(), [1], torch.float32, lambda ids: TABLE[ids], torch.zeros(9, H), record)
+    ids = torch.zeros(1, dtype=torch.long)
+    assert not graphs.embed(ids) and not graphs.embed(ids)
+    with pytest.raises(RuntimeError, match="cannot be captured in a CUDA graph.*`enforce_eager`"):
+        graphs.embed(ids)
+
+
+@pytest.mark.parametrize(
+    "changes, word",
+    [
+        ({}, None),
+        ({"enforce_eager": True}, "enforce_eager"),
+        ({"cudagraph_mode": SimpleNamespace(name="NONE")}, "cudagraph_mode"),
+        ({"cudagraph_capture_sizes": []}, "cudagraph_capture_sizes"),
+        ({"tensor_parallel_size": 2}, "tensor parallelism"),
+        ({"lora_config": object()}, "adapter"),
+    ],
+    ids=lambda value: next(iter(value), "captured") if isinstance(value, dict) else "",
+)
+def test_where_nothing_is_captured(changes, word):
+    of = {
+        "enforce_eager": False, "cudagraph_mode": SimpleNamespace(name="FULL_AND_PIECEWISE"), "tensor_parallel_size": 1,
+        "cudagraph_capture_sizes": [1, 2, 4], "lora_config": None, **changes,
+    }  # fmt: skip
+    part = SimpleNamespace(**of)
+    config = SimpleNamespace(
+        compilation_config=part, model_config=part, parallel_config=part, lora_config=of["lora_config"]
+    )
+    why = why_not_captured(config)
+    assert why is None if word is None else word in why
 
 
 def test_few_graphs_are_kept(monkeypatch):

@@ -127,12 +127,22 @@ class Graphs:
             if known < _ORDINARY:
                 known += 1
             else:
-                known, self.made = make(), self.made + 1
+                known, self.made = self._made(make), self.made + 1
             self._known[key] = known
         self._known.move_to_end(key)
         if len(self._known) > _MOST:
             self._known.popitem(last=False)
         return known if isinstance(known, _Graph) else None
+
+    @staticmethod
+    def _made(make: Callable[[], _Graph]) -> _Graph:
+        try:
+            return make()
+        except RuntimeError as error:
+            raise RuntimeError(
+                "The plugin's part of a step cannot be captured in a CUDA graph: something in it waits for the device, or memory is "
+                "short. Start the engine with `enforce_eager`, or leave it more memory (`gpu_memory_utilization`)."
+            ) from error
 
     def _captured(self, group: Group, size: int, launch: Callable[[torch.Tensor], Any]) -> _Graph:
         """Capture a function of the slots (size,) of its rows. While it is captured, they are all the spare slot."""
