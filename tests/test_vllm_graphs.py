@@ -196,7 +196,7 @@ def test_a_step_that_cannot_be_captured():
     graphs = Graphs(pool, whole(), [1], torch.float32, lambda ids: TABLE[ids], torch.zeros(9, H), record)
     ids = torch.zeros(1, dtype=torch.long)
     assert not graphs.embed(ids) and not graphs.embed(ids)
-    with pytest.raises(RuntimeError, match="cannot be captured in a CUDA graph.*`enforce_eager`"):
+    with pytest.raises(RuntimeError, match=r"cannot be captured in a CUDA graph.*`enforce_eager`"):
         graphs.embed(ids)
 
 
