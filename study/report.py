@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import tables
+from . import index_rows, tables
 from .cells import DESIGN, Design
 from .pictures import draw
 from .questions import Answer, Comparison, answers
@@ -280,14 +280,18 @@ def made_from(design: Design, results: Results) -> str:
     return f"Design {hashlib.sha256(text.encode()).hexdigest()[:16]}, results {results.digest()}."
 
 
-def write(design: Design, results: Results, path: Path = PAGE, images: Path = IMAGES) -> None:
-    """Write the page and its figures."""
+def write(
+    design: Design, results: Results, path: Path = PAGE, images: Path = IMAGES, index: Path | None = None
+) -> None:
+    """Write the page and its figures, and the rows of the study into the `index` of the recipes."""
     runs = Runs(design, results)
     found = answers(runs)
     pictures = draw(runs, found["Q1"], images)
     real_pictures = real_draw(RealDesign(), results, images)
     os.makedirs(path.parent, exist_ok=True)
     path.write_text(page(runs, found, pictures, path.parent, real_pictures), encoding="utf-8")
+    if index is not None:
+        index_rows.write(runs, index)
 
 
 def main() -> None:
@@ -296,9 +300,10 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the result files")
     parser.add_argument("--page", type=Path, default=PAGE, help="the page to write")
     parser.add_argument("--images", type=Path, default=IMAGES, help="folder of its figures")
+    parser.add_argument("--index", type=Path, default=index_rows.INDEX, help="the index of the recipes")
     options = parser.parse_args()
-    write(Design(options.design), Results(options.results), options.page, options.images)
-    print(f"Wrote {options.page} and the figures in {options.images}")
+    write(Design(options.design), Results(options.results), options.page, options.images, options.index)
+    print(f"Wrote {options.page}, the figures in {options.images}, and rows of {options.index}")
 
 
 if __name__ == "__main__":

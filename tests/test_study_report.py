@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from study import report, tables
+from study import index_rows, report, tables
 from study.cells import Cell, Design
 from study.questions import Answer, answers, equal_truncation
 from study.results import Results
@@ -225,3 +225,27 @@ def test_tables_read_as_numbers():
 def test_the_page_is_made_from_the_results():
     """`make study-report` writes it anew."""
     assert report.made_from(DESIGN, Results()) in report.PAGE.read_text("utf-8")
+
+
+def test_the_pages_are_those_of_the_committed_results(tmp_path):
+    """docs/study.md and the rows in the index of the recipes. If this fails: `make study-report`."""
+    results = Results()
+    assert report.made_from(DESIGN, results) in report.PAGE.read_text("utf-8")
+    index = tmp_path / "README.md"
+    index.write_text(index_rows.INDEX.read_text("utf-8"), encoding="utf-8")
+    index_rows.write(Runs(DESIGN, results), index)
+    assert index.read_text("utf-8") == index_rows.INDEX.read_text("utf-8")
+    index.write_text("# An index without marks", encoding="utf-8")
+    with pytest.raises(ValueError, match="once each"):
+        index_rows.write(Runs(DESIGN, results), index)
+
+
+def test_rows_of_the_index(results):
+    add(results, "concrete", {"hard": 0.75, "own": 0.5})
+    told = index_rows.rows(Runs(DESIGN, results))
+    assert (
+        "Trained on `sum`" in told and "| `concrete` | 5 | 78.1 / 100.0 | 53.1 / 100.0 |" in told
+    )  # seed s has s more of 64
+    assert "`hard-truncated`" not in told
+    results.found.clear()
+    assert index_rows.rows(Runs(DESIGN, results)) == "Not run."
