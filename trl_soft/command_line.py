@@ -4,7 +4,7 @@
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from .files import printable
 
@@ -50,8 +50,11 @@ def one_sentence() -> Iterator[None]:
 @contextmanager
 def model_at(path: str) -> Iterator[None]:
     """Load a model or a tokenizer inside the block. One that cannot be had is an `OSError` in one sentence."""
+    from .hub import hub_or_cache  # loads huggingface_hub, which most commands do without
+
     try:
-        yield
+        with nullcontext() if os.path.isdir(path) else hub_or_cache():
+            yield
     except OSError as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise OSError(

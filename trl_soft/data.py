@@ -9,6 +9,7 @@ from datasets import Dataset, Features, Value, load_dataset
 from .contamination import fingerprint, overlap
 from .files import printable
 from .golds import gold_text, without_thousands
+from .hub import hub_or_cache
 
 
 __all__ = ["drop_long_prompts", "fingerprint", "load_rows", "overlap", "to_prompts"]
@@ -38,7 +39,8 @@ def load_rows(name: str, split: str = "train", config: str | None = None) -> Dat
         raise FileNotFoundError(
             f"The data file {name} does not exist (looked from {os.getcwd()}). Correct the path, or give a hub id."
         )
-    return load_dataset(name, config, split=split)
+    with hub_or_cache():
+        return load_dataset(name, config, split=split)
 
 
 def to_prompts(

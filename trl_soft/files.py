@@ -89,6 +89,12 @@ def printable(text: str) -> str:
     return "".join(shown)
 
 
+def in_one_line(error: BaseException) -> str:
+    """The type and the first line of an error."""
+    first = next(iter(str(error).splitlines()), "")
+    return printable(f"{type(error).__name__}: {first}" if first else type(error).__name__)
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

@@ -11,6 +11,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from ..command_line import model_at
 from ..forward import soft_tokens_added
 from ..page.completion_lines import TokenTexts, completion_line, completion_steps
 from ..rollout import ENGINES, EngineOptions, Key, Rollout
@@ -40,8 +41,9 @@ class EvaluatedModel:
 
     def __init__(self, run: Evaluation, path: str, device):
         self.run, self.preset = run, get_preset(run.preset)
-        self.tokenizer = AutoTokenizer.from_pretrained(path)
-        self.model = AutoModelForCausalLM.from_pretrained(path, dtype=run.dtype).to(device).eval()
+        with model_at(path):
+            self.tokenizer = AutoTokenizer.from_pretrained(path)
+            self.model = AutoModelForCausalLM.from_pretrained(path, dtype=run.dtype).to(device).eval()
         self.saved = saved_beside(path)
         self._texts = TokenTexts(self.tokenizer)
         eos = self.model.generation_config.eos_token_id

@@ -19,6 +19,7 @@ import json
 import os
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from typing import Any
 import numpy as np
 
 from ..command_line import model_at, one_sentence
+from ..files import in_one_line
+from ..hub import hub_or_cache
 from .intervals import interval
 
 
@@ -169,6 +172,7 @@ def out_of_domain(
     """
     configs = [config for name in tasks for config in configurations(name, data_dir)]
     try:
+        from datasets.exceptions import DatasetNotFoundError
         from lm_eval import simple_evaluate
         from lm_eval.models.huggingface import HFLM
     except ImportError as error:
@@ -177,9 +181,15 @@ def out_of_domain(
         ) from error
     harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
     try:
-        output = simple_evaluate(
-            model=harness, tasks=configs, limit=limit, log_samples=True, bootstrap_iters=0, random_seed=0
-        )
+        with hub_or_cache() if data_dir is None else nullcontext():
+            output = simple_evaluate(
+                model=harness, tasks=configs, limit=limit, log_samples=True, bootstrap_iters=0, random_seed=0
+            )
+    except (ConnectionError, DatasetNotFoundError) as error:
+        raise OSError(
+            f"The data of `tasks` {', '.join(tasks)} cannot be had from the hub: {in_one_line(error)}. Give the folder of local "
+            f"files as `data_dir`, or fill the hub's cache where there is a network. Local files exist for {', '.join(TASKS)}."
+        ) from error
     except AssertionError as error:
         if str(error):
             raise

@@ -3,10 +3,13 @@
 
 import json
 import os
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
+
+from ..hub import hub_or_cache
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,8 @@ def read_config(name: str | None, file: str | None = None, **options):
             "`model_name_or_path` is unset, so there is no model to plan for. Set it, or `--model_config`."
         )
     try:
-        return AutoConfig.from_pretrained(name, **options)
+        with nullcontext() if os.path.isdir(name) else hub_or_cache():
+            return AutoConfig.from_pretrained(name, **options)
     except OSError as error:
         raise OSError(
             f"The config of {name!r} is neither in a folder of that name nor on a hub that can be reached "

@@ -146,11 +146,10 @@ def load_datasets(
     arguments: SoftScriptArguments, training, model: ModelConfig, tokenizer
 ) -> tuple[Dataset, Dataset | None]:
     """Prompts to train on, and prompts to evaluate on if the settings ask for an evaluation."""
-    config = AutoConfig.from_pretrained(
-        cast(str, model.model_name_or_path),
-        revision=model.model_revision,
-        trust_remote_code=training.trust_remote_code,
-    ).get_text_config()
+    path, trust = cast(str, model.model_name_or_path), training.trust_remote_code
+    with model_at(path):
+        config = AutoConfig.from_pretrained(path, revision=model.model_revision, trust_remote_code=trust)
+    config = config.get_text_config()
     # Models without a fixed context (such as ALiBi) have no such field, and no prompt is too long for them.
     limit = getattr(config, "max_position_embeddings", sys.maxsize) - training.max_completion_length
     name = cast(str, arguments.dataset_name)

@@ -9,7 +9,7 @@ import logging
 import sys
 from importlib.util import find_spec
 
-from ..files import printable
+from ..files import in_one_line
 
 
 logger = logging.getLogger(__name__)
@@ -26,12 +26,6 @@ def failure_of(name: str) -> str | None:
         except Exception as error:  # a package's own code can fail in any way
             _failures[name] = in_one_line(error)
     return _failures.get(name)
-
-
-def in_one_line(error: BaseException) -> str:
-    """The type and the first line of an error."""
-    first = next(iter(str(error).splitlines()), "")
-    return printable(f"{type(error).__name__}: {first}" if first else type(error).__name__)
 
 
 def why_not(name: str) -> str | None:
