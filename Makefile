@@ -99,9 +99,13 @@ check-gpu:
 test-notebooks: $(READY)
 	TRL_SOFT_FULL=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --durations 3 tests/test_notebooks.py
 
+ifeq ($(strip $(CONFIG)),)
+plan:
+	@echo "CONFIG is unset: make plan CONFIG=recipes/soft_grpo/qwen7b_soft.yaml" >&2; exit 2
+else
 plan: $(READY)
-	@test -n "$(CONFIG)" || { echo "CONFIG is unset: make plan CONFIG=recipes/soft_grpo/qwen7b_soft.yaml" >&2; exit 2; }
 	$(BIN)/python -m trl_soft.plan --config $(CONFIG) $(PLAN)
+endif
 
 test-kill: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.kill

@@ -3,6 +3,7 @@
 
 import importlib
 import json
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -455,3 +456,10 @@ def test_worlds_that_are_refused_or_offload(tmp_path):
     options = {"deepspeed_config_file": write(tmp_path / "ds.json", stage)}
     read = read_world(write(tmp_path / "world.yaml", ZERO3 | {"deepspeed_config": options}), None)
     assert (read.backend, read.offload_optimizer, read.offload_parameters) == ("zero3", True, False)
+
+
+def test_make_plan_without_a_config_says_so_before_it_installs(tmp_path):
+    command = ["make", "plan", f"VENV={tmp_path / 'venv'}", "PYTHON=false"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 2 and run.stderr.startswith("CONFIG is unset: make plan CONFIG=recipes/")
+    assert not run.stdout and not (tmp_path / "venv").exists()

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from typing import Any
 
 from huggingface_hub import constants, get_session
 
@@ -34,11 +35,11 @@ def hub_or_cache() -> Iterator[None]:
     logger.warning(
         f"The hub ({constants.ENDPOINT}) does not answer, so only files in its cache are used. `HF_HUB_OFFLINE=1` saves the try."
     )
-    flags = [constants]
+    flags: list[Any] = [constants]
     if find_spec("datasets") is not None:
         import datasets.config
 
-        flags.append(datasets.config)  # type: ignore[arg-type]
+        flags.append(datasets.config)
     before = [module.HF_HUB_OFFLINE for module in flags]
     try:
         for module in flags:
