@@ -69,7 +69,20 @@ def test_it_runs_as_a_module():
         ("train --config GUMBEL --lerning_rate 1", "The nearest known name is `learning_rate`"),
         ("train --config GUMBEL --lerning_rate null", "The nearest known name is `learning_rate`"),
         ("train --config GUMBEL --thought soft --gumbel_density null", "no policy gradient"),
-        ("train", "must both be set"),
+        (
+            "train",
+            "`dataset_name` and `model_name_or_path` must be set, in the YAML file or as a flag. For example: `trl-soft train",
+        ),
+        ("train --model_name_or_path NEW", "`dataset_name` must be set"),
+        ("evaluate", "or a hub id, for example: `trl-soft evaluate --config recipes/quickstart/evaluate.yaml`"),
+        ("report", "required: RUN, -o/--output. For example: `trl-soft report"),
+        ("compare", "required: RUN DECODING. For example: `trl-soft compare"),
+        ("inspect", "required: run, -o/--output. For example: `trl-soft inspect"),
+        ("merge", "required: adapter, -o/--output. For example: `trl-soft merge"),
+        ("recipes show", "required: name. For example: `trl-soft recipes show quickstart/gumbel`"),
+        ("recipes copy", "required: name. For example: `trl-soft recipes copy quickstart/gumbel`"),
+        ("chat", "required: model. For example: `trl-soft chat"),
+        ("chat REASONER --candidates abc", "argument --candidates: invalid int value: 'abc'. For example"),
         ("train --config FOLDER", "is a folder"),
         ("train --config WEIGHTS", "is not YAML"),
         ("train --config GUMBEL --num_generations 0", "`num_generations` is 0, but it must be at least 1"),
@@ -312,6 +325,30 @@ def test_chat_shows_the_thought_and_the_answer(capsys, monkeypatch):
     monkeypatch.setattr(chat.Console, "input", type_next)
     assert console.main([*words[:2], "--no_thought", "--max_completion_length", "48", "--device", "cpu"]) == 0
     assert len(capsys.readouterr().out.strip().splitlines()) == 2
+
+
+def test_a_hard_step_shows_the_probability_of_its_token(capsys):
+    words = ["chat", str(REASONER), "3+4-5=", "--thought", "hard", "--device", "cpu", "--temperature", "0"]
+    assert console.main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    steps = [line.split() for line in lines if line.startswith(" ")]
+    model, tokenizer = chat.load(str(REASONER), "auto", "cpu")
+    prompt = tokenizer.apply_chat_template([{"role": "user", "content": "3+4-5="}], add_generation_prompt=True)[
+        "input_ids"
+    ]
+    ids = torch.tensor([prompt + tokenizer.convert_tokens_to_ids([step[1] for step in steps])])
+    with torch.no_grad():
+        p = model(ids[:, :-1]).logits[0, len(prompt) - 1 :].softmax(-1)
+    expected = p.gather(-1, ids[0, len(prompt) :, None])[:, 0].tolist()
+    assert len(steps) > 5 and [step[2] for step in steps] == [step[1] for step in steps]
+    assert [float(step[3]) for step in steps] == pytest.approx(expected, abs=0.0006)  # three digits are shown
+
+
+def test_a_chat_without_a_question_says_so(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    with pytest.raises(SystemExit) as ended:
+        console.main(["chat", str(REASONER), "--device", "cpu"])
+    assert ended.value.code == 2 and "error: No question was given" in capsys.readouterr().err
 
 
 def test_a_chat_stays_in_the_context_of_the_model():

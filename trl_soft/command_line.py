@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """How a command of this package ends when its user made a mistake: with one sentence and exit status 2."""
 
+import argparse
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from typing import NoReturn
 
 from .files import printable
 
@@ -45,6 +47,23 @@ def one_sentence() -> Iterator[None]:
             file=sys.stderr,
         )
         raise SystemExit(INTERRUPTED) from None
+
+
+class CommandParser(argparse.ArgumentParser):
+    """
+    A parser whose complaint is one sentence with an example. argparse would print all flags first.
+
+    Args:
+        example (`str`, *optional*): a command that works.
+    """
+
+    def __init__(self, *args, example: str | None = None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.example = example
+
+    def error(self, message: str) -> NoReturn:
+        example = f" For example: `{self.example}`." if self.example else ""
+        self.exit(MISTAKE, f"error: {printable(message)}.{example} `{self.prog} --help` lists all flags.\n")
 
 
 @contextmanager

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compare two decodings on the same problems: the difference of their mean accuracies, its interval, and a p-value.
 
-    trl-soft compare outputs/evaluation hard soft
+    trl-soft compare outputs/quickstart/evaluation hard soft
     trl-soft compare outputs/base hard outputs/trained soft
 
 The arguments are a run folder and a decoding for each of the two sides. The second folder may be left out if both sides are
 in the same run.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..command_line import CommandParser
 from ..files import printable
 from .intervals import paired
 from .run_files import read_manifest
@@ -74,8 +74,10 @@ def _digests(folder: Path) -> dict[str, dict]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="trl-soft compare", description="Compare two decodings on the same problems."
+    parser = CommandParser(
+        example="trl-soft compare outputs/quickstart/evaluation hard gumbel",
+        prog="trl-soft compare",
+        description="Compare two decodings on the same problems.",
     )
     parser.add_argument("sides", nargs="+", metavar="RUN DECODING", help="RUN DECODING [RUN] DECODING")
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap and of the random signs")

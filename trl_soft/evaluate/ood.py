@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from ..command_line import model_at, one_sentence
+from ..command_line import CommandParser, model_at, one_sentence
 from ..files import in_one_line
 from ..hub import hub_or_cache
 from .intervals import interval
@@ -247,8 +247,11 @@ def _estimate(values: np.ndarray, metric: str) -> dict[str, float]:
 def main(argv: list[str] | None = None) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    parser = argparse.ArgumentParser(
-        "python -m trl_soft.evaluate.ood", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = CommandParser(
+        example="python -m trl_soft.evaluate.ood outputs/soft/model --data_dir data",
+        prog="python -m trl_soft.evaluate.ood",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("model", help="path or hub id")
     parser.add_argument("-o", "--output_dir", type=Path, default=Path("outputs/ood"))

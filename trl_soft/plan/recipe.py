@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from trl import ModelConfig, get_peft_config
 
+from ..command_line import CommandParser
 from ..scripts.arguments import SoftScriptArguments, check_update
 from ..scripts.parser import SoftParser, algorithm_of, read_recipe_file
 from ..training.config import SoftGRPOConfig, SoftRLOOConfig
@@ -213,8 +214,9 @@ def read_recipe(flags: list[str], algorithm: str | None, gpus: int) -> tuple[Any
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "trl-soft plan",
+    parser = CommandParser(
+        example="trl-soft plan --config recipes/quickstart/gumbel.yaml",
+        prog="trl-soft plan",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

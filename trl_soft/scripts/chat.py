@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`trl-soft chat`: type a question, see the thought with its candidate tokens and weights, then the answer, as they are drawn."""
 
-import argparse
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from rich.text import Text
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from .. import saved_settings
-from ..command_line import model_at
+from ..command_line import CommandParser, model_at
 from ..files import printable
 from ..rollout.generate import SoftCompletions, prompt_ids, soft_generate
 from ..rollout.streaming import SoftStep, SoftStreamer, WholeCharacters
@@ -83,14 +83,21 @@ class Printer(SoftStreamer):
         self.console.print(Text(f"{' ' if self._printed else ''}(stopped)", style="yellow"))
 
     def _line(self, step: SoftStep) -> Text:
-        """A step's number, its shadow token, and its heaviest candidate tokens with their weights."""
+        """
+        A step's number, its token, and what that was made of: the heaviest candidates with their weights, or the probability of a
+        token that was drawn. A step keeps no more of a hard draw: a rollout reads the other tokens and forgets them.
+        """
         line = Text(f"{self._steps:4d}  ", style="dim")
         line.append(f"{self._shown(step.token_id):14}", style="bold cyan")
         if step.record.thinking_mask.any() and not step.record.thought.is_token:
             ids, weights = step.record.candidates(0)[0], step.record.weights(0)[0]
             order = weights.argsort(descending=True)[: self.candidates]
             pairs = [(int(ids[i]), float(weights[i])) for i in order if weights[i] > 0.0005]
-            line.append("  ".join(f"{self._shown(token)} {weight:.3f}" for token, weight in pairs), style="dim")
+        elif not step.record.forced_mask.any():
+            pairs = [(step.token_id, math.exp(float(step.record.log_probs)))]
+        else:
+            pairs = []
+        line.append("  ".join(f"{self._shown(token)} {share:.3f}" for token, share in pairs), style="dim")
         return line
 
     def _shown(self, token: int) -> str:
@@ -128,14 +135,15 @@ def answer(
 
 def converse(
     model, tokenizer, settings: ThinkingSettings, options, console: Console, questions: Iterator[str], typed: bool
-) -> None:
+) -> int:
     """
-    Answer questions until there is none.
+    Answer questions until there is none. Returns how many there were.
 
     Args:
         typed (`bool`): whether a person types the questions. Then an interrupt ends an answer, and not the conversation.
     """
     messages: list[dict] = []
+    turn = -1
     for turn, question in enumerate(questions):
         asked = [*(messages if options.history else []), {"role": "user", "content": question}]
         printer = Printer(tokenizer, console, None if options.no_thought else options.candidates)
@@ -151,6 +159,7 @@ def converse(
         # A stopped answer stays in the conversation as far as it was read. A question without an answer leaves it.
         if printer.answer:
             messages = [*asked, {"role": "assistant", "content": printer.answer.rstrip()}]
+    return turn + 1
 
 
 def _typed(console: Console) -> Iterator[str]:
@@ -166,17 +175,27 @@ def _typed(console: Console) -> Iterator[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        "trl-soft chat",
-        description="Type a question, see the thought and the answer as they are drawn. Ctrl-C stops an answer. At the prompt it "
-        "ends the conversation.",
+    parser = CommandParser(
+        example="trl-soft chat outputs/quickstart/gumbel '3+4-2='",
+        prog="trl-soft chat",
+        description="Ask a question, see the thought and the answer as they are drawn. Without a question the command reads one from "
+        "each line, typed or piped. Ctrl-C stops an answer. At the prompt it ends the conversation, as Ctrl-D does.",
     )
     parser.add_argument("model", help="path or hub id")
     parser.add_argument(
-        "question", nargs="*", help="questions; without one, they are typed, or read from standard input line by line"
+        "question",
+        nargs="*",
+        default=[],
+        help="questions; without one, they are typed, or read from standard input line by line",
     )
     parser.add_argument("--thought", help="a kind of thought instead of the trained one; hard: ordinary tokens")
-    parser.add_argument("--candidates", type=int, default=5, help="candidate tokens to show of each step (default: 5)")
+    parser.add_argument(
+        "--candidates",
+        type=int,
+        default=5,
+        help="candidate tokens to show of each soft step (default: 5). A hard step shows the drawn token's probability alone, because "
+        "the other tokens are not kept; `trl-soft evaluate --candidates` and `trl-soft inspect` show them.",
+    )
     parser.add_argument("--no_thought", action="store_true", help="show answers alone")
     parser.add_argument(
         "--history", action="store_true", help="keep earlier questions and answers in the conversation"
@@ -197,6 +216,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     console = Console(highlight=False)
     settings = settings_of(model, options.thought)
     questions = iter(options.question) if options.question else _typed(console)
-    converse(
-        model, tokenizer, settings, options, console, questions, typed=not options.question and sys.stdin.isatty()
-    )
+    typed = not options.question and sys.stdin.isatty()
+    if not converse(model, tokenizer, settings, options, console, questions, typed) and not typed:
+        raise ValueError(
+            "No question was given, and standard input has none. Give one after the model, pipe one in each line, or start the "
+            "command in a terminal and type."
+        )

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """`trl-soft doctor`: versions, device and known problems, each with what to do."""
 
-import argparse
 import json
 import os
 import platform
@@ -16,6 +15,7 @@ from packaging.requirements import Requirement
 from rich.console import Console
 from rich.text import Text
 
+from ..command_line import CommandParser
 from ..files import printable
 from ..shipped import page
 from ..training.broken_packages import OF_TRL
@@ -213,7 +213,11 @@ def findings() -> list[Finding]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("trl-soft doctor", description="Check versions, device and known problems.")
+    parser = CommandParser(
+        example="trl-soft doctor --json",
+        prog="trl-soft doctor",
+        description="Check versions, device and known problems.",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object")
     options = parser.parse_args(argv)
     found = findings()

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """`trl-soft merge`: merge an adapter into its model, and keep the thinking settings."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..command_line import model_at
+from ..command_line import CommandParser, model_at
 from ..saved_settings import read, write
 
 
@@ -70,7 +69,11 @@ def trained_rows(adapter: str, base) -> int | None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser("trl-soft merge", description="Merge an adapter into its model.")
+    parser = CommandParser(
+        example="trl-soft merge outputs/adapter -o outputs/model",
+        prog="trl-soft merge",
+        description="Merge an adapter into its model.",
+    )
     parser.add_argument("adapter", help="folder or hub id of the adapter")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder to write")
     parser.add_argument("--model", help="the model (default: the one that the adapter names)")

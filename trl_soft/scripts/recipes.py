@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """`trl-soft recipes`: the YAML files that come with the package."""
 
-import argparse
 import difflib
 import shutil
 from collections.abc import Sequence
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import yaml
 
+from ..command_line import CommandParser
 from ..shipped import folder_of
 
 
@@ -75,11 +75,21 @@ def copy(name: str, target: Path) -> list[Path]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser("trl-soft recipes", description="List the recipes, show one, or copy one.")
+    parser = CommandParser(
+        example="trl-soft recipes show quickstart/gumbel",
+        prog="trl-soft recipes",
+        description="List the recipes, show one, or copy one.",
+    )
     actions = parser.add_subparsers(dest="action", metavar="ACTION")
     actions.add_parser("list", help="all recipes (the default)")
-    actions.add_parser("show", help="print one").add_argument("name")
-    copying = actions.add_parser("copy", help="copy one, with the files that it needs, into a folder")
+    actions.add_parser("show", help="print one", example="trl-soft recipes show quickstart/gumbel").add_argument(
+        "name"
+    )
+    copying = actions.add_parser(
+        "copy",
+        help="copy one, with the files that it needs, into a folder",
+        example="trl-soft recipes copy quickstart/gumbel",
+    )
     copying.add_argument("name")
     copying.add_argument("-o", "--output", type=Path, default=Path("."), help="folder (default: this one)")
     options = parser.parse_args(argv)

@@ -112,7 +112,8 @@ def run(arguments: EvaluationArguments) -> None:
     decodings = decodings_of(arguments)
     if arguments.model_name_or_path is None and any(decoding.model is None for decoding in decodings):
         raise ValueError(
-            "`model_name_or_path` is not set and a decoding names no model. Set it to a path or a hub id."
+            "`model_name_or_path` is not set and a decoding names no model. Set it to a path or a hub id, for example: "
+            "`trl-soft evaluate --config recipes/quickstart/evaluate.yaml`."
         )
     evaluation = Evaluation(
         model=arguments.model_name_or_path or "",

@@ -112,8 +112,13 @@ def check_rows(train: Dataset, training) -> None:
 
 def refuse(arguments: SoftScriptArguments, training, model: ModelConfig) -> None:
     """Refuse settings of the script that cannot work, before a model or a data set is read."""
-    if arguments.dataset_name is None or model.model_name_or_path is None:
-        raise ValueError("`dataset_name` and `model_name_or_path` must both be set, in the YAML file or as flags.")
+    needed = {"dataset_name": arguments.dataset_name, "model_name_or_path": model.model_name_or_path}
+    missing = [name for name, value in needed.items() if value is None]
+    if missing:
+        raise ValueError(
+            f"{' and '.join(f'`{name}`' for name in missing)} must be set, in the YAML file or as a flag. For example: "
+            "`trl-soft train --config recipes/quickstart/gumbel.yaml`."
+        )
     if arguments.dataset_streaming:
         raise ValueError(
             "`dataset_streaming` is set, but prompts are measured and counted before training. Set it to false."

@@ -4,10 +4,10 @@
 trl-soft report outputs/eval/* -o outputs/report --papers papers.yaml
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from ...command_line import CommandParser
 from ...files import printable
 from .document import TRAINING_METRICS, report
 from .training_logs import PathLike, log_label
@@ -20,7 +20,11 @@ def _pairs(values: list[str] | None) -> list[tuple[str, str]]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="trl-soft report", description="Tables and figures of evaluation runs.")
+    parser = CommandParser(
+        example="trl-soft report outputs/quickstart/evaluation -o outputs/report",
+        prog="trl-soft report",
+        description="Tables and figures of evaluation runs.",
+    )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders; runs that share a name are seeds")
     parser.add_argument("-o", "--output", required=True, metavar="OUT", help="folder to write")
     parser.add_argument("--papers", metavar="FILE", help="the papers' numbers: .yaml or .csv, in percent")

@@ -3,18 +3,18 @@
 
     python -m trl_soft.evaluate.paper_table recipes/papers/soft_grpo.yaml -o outputs/tables
 
-It reads every evaluation under `outputs/evaluation/PAPER`, the out-of-domain scores (`ood.json`) in the same folders, and
+It reads every evaluation under `outputs/quickstart/evaluation/PAPER`, the out-of-domain scores (`ood.json`) in the same folders, and
 the training rewards under `outputs/PAPER`. Runs of one name are seeds: the table has their mean and standard deviation
 (n - 1).
 """
 
-import argparse
 import json
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from ...command_line import CommandParser
 from ...files import printable
 from ..run_files import read_manifest, read_out_of_domain
 from .papers import AVERAGE, PublishedRow, read_papers
@@ -170,8 +170,10 @@ def _ours(values: list[float] | None, digits: int) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m trl_soft.evaluate.paper_table", description="A paper's tables, theirs and ours."
+    parser = CommandParser(
+        example="python -m trl_soft.evaluate.paper_table recipes/papers/soft_grpo.yaml",
+        prog="python -m trl_soft.evaluate.paper_table",
+        description="A paper's tables, theirs and ours.",
     )
     parser.add_argument("paper", type=Path, help="the paper's numbers, recipes/papers/PAPER.yaml")
     parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="where recipes write")

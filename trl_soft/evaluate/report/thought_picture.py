@@ -4,11 +4,11 @@
 python -m trl_soft.evaluate.picture outputs/quickstart/thoughts/after -o thought.svg
 """
 
-import argparse
 import html
 from collections.abc import Sequence
 from pathlib import Path
 
+from ...command_line import CommandParser
 from ...files import printable
 from .thoughts_page import read_samples
 
@@ -160,8 +160,10 @@ def _text(token: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line of `thought_picture`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m trl_soft.evaluate.picture", description="One completion as a picture of its thoughts."
+    parser = CommandParser(
+        example="python -m trl_soft.evaluate.picture outputs/quickstart/evaluation -o thought.svg",
+        prog="python -m trl_soft.evaluate.picture",
+        description="One completion as a picture of its thoughts.",
     )
     parser.add_argument("run", help="run folder, with its thoughts recorded")
     parser.add_argument("-o", "--output", required=True, metavar="SVG", help="the picture")

@@ -5,11 +5,11 @@ trl-soft inspect outputs/eval/run -o thoughts.html
 trl-soft inspect outputs/eval/before outputs/eval/after -o thoughts.html
 """
 
-import argparse
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...command_line import CommandParser
 from ...files import printable
 from ...page.filled_page import ceiling, filled, settings_read, shown_line
 from ..run_files import read_manifest, shown_samples
@@ -225,8 +225,10 @@ def _decoding(run: ShownRun, name: str) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line of `inspect_page`."""
-    parser = argparse.ArgumentParser(
-        prog="trl-soft inspect", description="One HTML page that shows the thoughts of a run."
+    parser = CommandParser(
+        example="trl-soft inspect outputs/quickstart/evaluation -o thoughts.html",
+        prog="trl-soft inspect",
+        description="One HTML page that shows the thoughts of a run.",
     )
     parser.add_argument(
         "runs", nargs="+", metavar="run", help="run folder, with its thoughts recorded; two stand side by side"
