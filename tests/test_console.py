@@ -272,6 +272,16 @@ def test_a_copy_of_a_recipe_runs_where_it_is_copied_to(tmp_path, monkeypatch, ca
     assert (tmp_path / "recipes/quickstart/gumbel.yaml").read_text() == "mine: 1\n"
 
 
+def test_bars_of_what_is_quick_are_not_shown(monkeypatch, capsys):
+    """By tqdm's own switch, which it reads when a command imports it."""
+    monkeypatch.setenv("TQDM_DELAY", "")
+    monkeypatch.delenv("TQDM_DELAY")
+    console.main(["recipes"])
+    bar = [sys.executable, "-c", "from tqdm.auto import tqdm; list(tqdm(range(3)))"]
+    shown = subprocess.run(bar, capture_output=True, text=True, check=True)
+    assert not shown.stderr
+
+
 def test_recipes_are_listed_with_what_they_are(capsys):
     assert console.main(["recipes"]) == 0
     lines = capsys.readouterr().out.splitlines()

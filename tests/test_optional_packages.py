@@ -2,16 +2,19 @@
 """deepspeed and wandb are dependencies, but a machine that cannot install them trains without them."""
 
 import ast
+import os
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from packaging.requirements import Requirement
 
 from tests import tiny
 from tests.test_house import TREES, name_of
+from trl_soft.training.before_trl import quiet_deepspeed
 
 
 ROOT = Path(__file__).parent.parent
@@ -120,6 +123,21 @@ def test_deepspeed_by_the_launcher_is_refused_without_it(tmp_path, monkeypatch):
         ValueError, match="`accelerate launch` was told to use DeepSpeed, but the package deepspeed is not"
     ):
         tiny.config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "device, launched, chosen", [(None, "false", "cpu"), (None, "true", None), ("cuda", "false", None)]
+)
+def test_deepspeed_looks_for_a_device_only_where_it_is_used_or_there_is_one(
+    tmp_path, monkeypatch, device, launched, chosen
+):
+    # Set and taken back: what the test leaves in the environment is removed at its end.
+    monkeypatch.setenv("DS_ACCELERATOR", "")
+    monkeypatch.delenv("DS_ACCELERATOR")
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", launched)
+    monkeypatch.setattr("torch.accelerator.current_accelerator", lambda: device)
+    quiet_deepspeed(SimpleNamespace(deepspeed=None))
+    assert os.environ.get("DS_ACCELERATOR") == chosen
 
 
 def test_no_module_imports_them_before_it_uses_them():

@@ -130,6 +130,18 @@ def test_the_table_of_completions_has_the_candidates(tmp_path):
         assert [line.split()[0] for line in text.splitlines()] == [tiny.TOKENS[i] for i in heaviest]
 
 
+@pytest.mark.parametrize("terminal, asked, printed", [(False, None, 0), (False, 2, 2), (True, None, 8)])
+def test_completions_are_printed_on_a_terminal_or_where_they_are_asked_for(
+    tmp_path, monkeypatch, terminal, asked, printed
+):
+    rows = []
+    monkeypatch.setattr("rich.table.Table.add_section", lambda table: rows.append(table))
+    monkeypatch.setattr("rich.console.Console.is_terminal", terminal)
+    run(tmp_path, log_completions=True, max_steps=1, num_completions_to_print=asked)
+    assert len(rows) == 2 * printed  # at the log of the update, and at that of the whole run
+    assert len(pandas.read_parquet(tmp_path / "completions" / "completions_00001.parquet")) == 8
+
+
 @pytest.mark.parametrize("settings", [{"thought": "hard"}, {"thought": "gaussian"}], ids=tiny.name)
 def test_thoughts_without_candidates_add_no_column_and_have_a_page(tmp_path, settings):
     run(tmp_path, **settings, log_completions=True, max_steps=1)

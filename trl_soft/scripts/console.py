@@ -3,6 +3,7 @@
 
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -56,5 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         nearest = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.0)[0]
         print(f"error: there is no command {name!r}. The nearest is {nearest!r}.\n\n{usage()}", file=sys.stderr)
         return MISTAKE
+    # Bars of what takes less than two seconds would be most of what a small run shows. tqdm reads this when it is imported.
+    os.environ.setdefault("TQDM_DELAY", "2")
     with one_sentence():
         return importlib.import_module(COMMANDS[name][0]).main(rest) or 0

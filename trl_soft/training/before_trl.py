@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is chosen and refused before TRL and transformers read the settings of a run."""
 
+import os
+
 import torch
 from transformers.utils import is_torch_bf16_gpu_available
 
 from ..ranges import check_number
-from .check_arguments import refuse_missing_deepspeed
+from .check_arguments import asks_for_deepspeed, refuse_missing_deepspeed
 
 
 def prepare(args) -> None:
@@ -14,12 +16,19 @@ def prepare(args) -> None:
     check_number("num_generations", args.num_generations, 1, None, whole=True)
     choose_bf16(args)
     choose_pinning(args)
+    quiet_deepspeed(args)
 
 
 def choose_bf16(args) -> None:
     """TRL computes in bf16 unless `bf16` is set. If it is unset and the device has no bf16, compute in float32."""
     if args.bf16 is None and (args.use_cpu or not is_torch_bf16_gpu_available()):
         args.bf16 = False
+
+
+def quiet_deepspeed(args) -> None:
+    """accelerate imports DeepSpeed in every run. Where there is no device and no ZeRO, spare the user its search for a device."""
+    if not asks_for_deepspeed(args) and torch.accelerator.current_accelerator() is None:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 def choose_pinning(args) -> None:

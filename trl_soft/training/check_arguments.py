@@ -76,10 +76,15 @@ def refuse_missing_trackers(args) -> None:
             )
 
 
+def asks_for_deepspeed(args) -> bool:
+    """Whether the settings or the launcher ask for DeepSpeed."""
+    launched = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() in ("1", "true", "yes")
+    return bool(args.deepspeed) or launched
+
+
 def refuse_missing_deepspeed(args) -> None:
     """Refuse DeepSpeed where it is missing or cannot be imported, before transformers reads its settings."""
-    launched = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() in ("1", "true", "yes")
-    reason = why_not("deepspeed") if args.deepspeed or launched else None
+    reason = why_not("deepspeed") if asks_for_deepspeed(args) else None
     if reason is not None:
         asked = "`deepspeed` is set" if args.deepspeed else "`accelerate launch` was told to use DeepSpeed"
         raise ValueError(

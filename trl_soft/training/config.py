@@ -142,7 +142,8 @@ class ThoughtLogSettings:
     """
     > Parameters that decide which thoughts a run shows
 
-    With `log_completions`, TRL's table of completions has a column `candidates` too, with their weights.
+    With `log_completions`, TRL's table of completions has a column `candidates` too, with their weights. Without a terminal it is not
+    printed, unless `num_completions_to_print` is set.
 
     Args:
         log_thoughts_steps (`int`, *optional*, defaults to `50`):

@@ -268,9 +268,16 @@ def _step_of(line: bytes) -> float:
 
 
 def show_progress_table(trainer) -> ProgressTable:
-    """Replace transformers' progress bar, or its printed dicts, by a [`ProgressTable`]."""
+    """
+    Replace transformers' progress bar, or its printed dicts, by a [`ProgressTable`].
+
+    TRL's `log_completions` prints each rollout whole. Without a terminal it prints none, unless `num_completions_to_print` asks for
+    some. The trackers and the files in `output_dir/completions` get all of them.
+    """
     for kind in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(kind)
     table = ProgressTable(limit=trainer._watch.limit)
+    if trainer.num_completions_to_print is None and not table.console.is_terminal:
+        trainer.num_completions_to_print = 0
     trainer.add_callback(table)
     return table
