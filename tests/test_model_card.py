@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The model card: what it says is true of the run, its code runs, and it lies beside every model that is saved."""
 
+import json
 import re
+import shlex
+from collections import UserList
 from importlib import resources
 from pathlib import Path
 from types import SimpleNamespace
@@ -80,8 +83,9 @@ def test_a_local_path_is_neither_linked_nor_told(trained):
 
 def test_names_on_the_hub_are_linked_and_listed(trained, monkeypatch):
     trainer, _ = trained
-    cached = [{"filename": "/cache/openai___gsm8k/main/0.0.0/gsm8k-train.arrow"}]
-    monkeypatch.setattr(trainer, "train_dataset", SimpleNamespace(cache_files=cached))
+    data = UserList([{"prompt": "1+2="}])
+    data.cache_files = [{"filename": "/cache/openai___gsm8k/main/0.0.0/gsm8k-train.arrow"}]
+    monkeypatch.setattr(trainer, "train_dataset", data)
     monkeypatch.setattr(trainer, "dataset_name", None)
     monkeypatch.setattr(trainer.model.config, "_name_or_path", "Qwen/Qwen3-0.6B")
     monkeypatch.setattr(trainer.args, "hub_model_id", "me/thinker")
@@ -101,9 +105,38 @@ def test_the_code_on_the_card_runs_in_the_folder_of_the_model(trained, monkeypat
     (code,) = re.findall(r"```python\n(.*?)```", card_of(folder / "out/checkpoint-2"), re.DOTALL)
     monkeypatch.chdir(folder / "out/checkpoint-2")
     names: dict = {}
-    exec(code.replace("What is 12 * 13?", "1+2="), names)
+    exec(code, names)
     assert len(capsys.readouterr().out.splitlines()) >= 2
     assert not names["out"].record.thought.weights(names["out"].record.action)  # the last one thought hard
+
+
+def test_the_question_on_the_card_can_be_written_by_the_tokenizer(trained):
+    """The usual one, and otherwise the first of the training data, as a shell reads it."""
+    trainer, folder = trained
+    card = card_of(folder / "out")
+    assert model_card.QUESTION not in card and 'prompt = [{"role": "user", "content": "1+2="}]' in card
+    (command,) = re.findall(r"^curl .*$", card, re.MULTILINE)
+    assert json.loads(shlex.split(command)[-1])["messages"] == [{"role": "user", "content": "1+2="}]
+    asked = [
+        {"role": "system", "content": "s"},
+        {"role": "user", "content": "it's?"},
+        {"role": "assistant", "content": "a"},
+    ]
+    for data, expected in (([{"prompt": asked}], "it's?"), (None, model_card.QUESTION)):
+        other = SimpleNamespace(_tokenizer=trainer._tokenizer, train_dataset=data)
+        assert model_card._question(other) == expected
+
+    class Bytes:
+        def __call__(self, text, **_):
+            return {"input_ids": list(text.encode())}
+
+        def decode(self, ids, **_):
+            return bytes(ids).decode().lower()
+
+    assert (
+        model_card._question(SimpleNamespace(_tokenizer=Bytes(), train_dataset=[{"prompt": "x"}]))
+        == model_card.QUESTION
+    )
 
 
 def test_an_adapter_of_rloo(tmp_path, monkeypatch):
@@ -118,7 +151,7 @@ def test_an_adapter_of_rloo(tmp_path, monkeypatch):
     for told in (
         "A LoRA adapter for a model without a name.", "Soft Tokens, Hard Truths", "By RLOO", "| LoRA `r` | `3` |",
         "trl-soft merge . -o MODEL", "AutoModelForCausalLM", "evaluated with `soft` thoughts", "@article{zhang2025soft,",
-        "@article{butt2025soft,", "ahmadian2024back", '"What is 12 * 13?"',
+        "@article{butt2025soft,", "ahmadian2024back", f"prompt = {json.dumps(tiny.prompts(1)[0]['prompt'])}",
     ):  # fmt: skip
         assert told in str(card), told
     assert "noise_rms" in str(card)

@@ -38,6 +38,17 @@ def lines_of(tmp_path) -> list[dict]:
     return [json.loads(line) for line in (tmp_path / METRICS_FILE).read_text().splitlines()]
 
 
+def test_the_pages_count_the_metrics_of_the_table():
+    """What is in `metrics.jsonl` too: all columns but the step and the two of the speed."""
+    assert len(COLUMNS) - len({"step", "tokens/s", "seconds"} & {name for _, name, _ in COLUMNS}) == 6
+    root = Path(__file__).parent.parent
+    for place, told in (
+        ("docs/metrics.md", "shows six of them"),
+        ("docs/trainers.md", "a table of six, with the step"),
+    ):
+        assert told in (root / place).read_text("utf-8"), place
+
+
 def test_the_dict_of_metrics_is_not_printed(tmp_path):
     trainer, _ = run(tmp_path, False)
     kinds = {type(callback) for callback in trainer.callback_handler.callbacks}

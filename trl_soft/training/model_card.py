@@ -7,6 +7,7 @@ TRL's card says the algorithm and the versions. This one is written in its place
 import json
 import os
 import re
+import shlex
 import sys
 import textwrap
 from importlib.metadata import PackageNotFoundError, version
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 else:
     _Host = object
 
+QUESTION = "What is 12 * 13?"  # of the example on the card
 # As in TRL's own card.
 TRL_CITATION = """\
 @software{vonwerra2020trl,
@@ -202,13 +204,33 @@ def _thinking(thinking: ThinkingSettings) -> str:
     return text
 
 
+def _question(trainer) -> str:
+    """A question for the example: the usual one, or the first of the training data where the tokenizer cannot write that one."""
+    row = None if _writes(trainer._tokenizer, QUESTION) else next(iter(trainer.train_dataset or ()), None)
+    if row is None:
+        return QUESTION
+    asked = row["prompt"]
+    if isinstance(asked, str):
+        return asked
+    told = (turn["content"] for turn in reversed(asked) if turn["role"] == "user" and isinstance(turn["content"], str))
+    return next(told, QUESTION)
+
+
+def _writes(tokenizer, text: str) -> bool:
+    """Whether the tokenizer has tokens for all of a text. Some tokenizers change blanks and capital letters."""
+    try:
+        written = tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"], skip_special_tokens=True)
+    except Exception:  # one without an unknown token may refuse the text, with any error
+        return False
+    return "".join(written.casefold().split()) == "".join(text.casefold().split())
+
+
 def _running(trainer, hub_id: str | None, adapter: bool) -> str:
     """Code that runs in the model's folder, or anywhere once the model is on the hub."""
     soft = not trainer._plans["train"].thought.is_token
-    if trainer._tokenizer.chat_template:
-        prompt = '[{"role": "user", "content": "What is 12 * 13?"}]'
-    else:
-        prompt = '"What is 12 * 13?"'
+    question = _question(trainer)
+    messages = json.dumps([{"role": "user", "content": question}], ensure_ascii=False)
+    prompt = messages if trainer._tokenizer.chat_template else json.dumps(question, ensure_ascii=False)
     where = f'"{hub_id}"' if hub_id else '"."  # the folder of this card'
     length = trainer.args.max_completion_length
     code = [
@@ -244,9 +266,9 @@ def _running(trainer, hub_id: str | None, adapter: bool) -> str:
         text += "In vLLM, with `pip install trl_soft[vllm]`"
     text += ". A request without `vllm_xargs` gets hard thoughts:" if soft else ":"
     extra = ', "vllm_xargs": {"soft_thinking": true}' if soft else ""
-    ask = f'{{"model": "{served}", "messages": [{{"role": "user", "content": "What is 12 * 13?"}}]{extra}}}'
+    ask = shlex.quote(f'{{"model": "{served}", "messages": {messages}{extra}}}')
     url, kind = "http://localhost:8000/v1/chat/completions", '"Content-Type: application/json"'
-    return text + f"\n\n```\nvllm serve {served}\ncurl {url} -H {kind} -d '{ask}'\n```"
+    return text + f"\n\n```\nvllm serve {served}\ncurl {url} -H {kind} -d {ask}\n```"
 
 
 def _training(trainer) -> str:
