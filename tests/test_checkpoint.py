@@ -23,6 +23,7 @@ from tests import tiny
 from tests.kill.chain import difference
 from tests.test_algorithms import rloo_config
 from trl_soft import SoftGRPOConfig, SoftGRPOTrainer, SoftRLOOTrainer, ThinkingSettings
+from trl_soft.command_line import is_sentence
 from trl_soft.evaluate.decoding import Decoding
 from trl_soft.evaluate.presets import get_preset
 from trl_soft.runs import checkpoint, choose, same_run, save
@@ -245,8 +246,9 @@ def test_a_renamed_checkpoint_is_refused(tmp_path, written):
 def test_without_a_checkpoint(tmp_path):
     with pytest.raises(CheckpointError, match=r"holds no checkpoint.*`auto`"):
         run_of(tmp_path).train(True)
-    with pytest.raises(CheckpointError, match="nowhere does not exist"):
+    with pytest.raises(CheckpointError, match="nowhere does not exist") as told:
         run_of(tmp_path).train(str(tmp_path / "nowhere"))
+    assert is_sentence(told.value)  # a command ends with it, without a traceback
     trainer = run_of(tmp_path, max_steps=1)
     trainer.train("auto")
     assert trainer.state.global_step == 1

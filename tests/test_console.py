@@ -92,6 +92,8 @@ def test_it_runs_as_a_module():
         ("train --config GUMBEL --per_device_train_batch_size 3", "cannot work together"),
         ("train --config GUMBEL --output_dir GUMBEL", "which is a file"),
         ("train --config GUMBEL --dataset_name NEW", "neither a file, a benchmark nor a data set"),
+        ("train GUMBEL", "stands alone, but every word belongs to a flag. A recipe follows `--config`"),
+        ("plan GUMBEL", "A recipe follows `--config`"),
         ("plan --gpu_bg 80", "The nearest known name is `gpu_gb`"),
         ("plan", "Give `--config RECIPE.yaml`"),
         ("plan --gpu_gb 80", "Give `--config RECIPE.yaml`"),
@@ -109,6 +111,13 @@ def test_a_mistake_is_one_sentence_and_status_2(words, sentence, capsys, tmp_pat
     assert ended.value.code == 2
     assert lines[-1].startswith("error: ") and sentence in lines[-1]
     assert not any(line.startswith("Traceback") for line in lines)
+
+
+def test_every_module_that_is_a_command_ends_in_one_sentence():
+    for path in (ROOT / "trl_soft").rglob("*.py"):
+        _, marked, last = path.read_text("utf-8").partition('if __name__ == "__main__":')
+        if marked and "sandbox" not in path.parts and path != ROOT / "trl_soft/__main__.py":
+            assert last.lstrip().startswith("with one_sentence():"), path
 
 
 @pytest.mark.parametrize("text", ["a: 1\na: 2\n", "- a\n", "a: [\n"])

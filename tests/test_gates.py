@@ -188,6 +188,17 @@ def test_what_a_gate_refuses(given, said):
         ThinkingSettings(**given)
 
 
+def test_a_bound_that_no_distribution_reaches():
+    """Known when the vocabulary is."""
+    net = tiny.model()
+    reached = math.log(net.config.vocab_size)
+    plan(net, {"thinking_gate": "entropy", "gate_entropy": reached - 1e-3})
+    with pytest.raises(
+        ValueError, match=r"the entropy of \d+ tokens is at most log \d+ = 3\.\d+, so every step would be hard"
+    ):
+        plan(net, {"thinking_gate": "entropy", "gate_entropy": reached})
+
+
 def test_saved_settings_lose_a_gate_with_their_soft_thought(tmp_path):
     ThinkingSettings(**settings_of("entropy")).save_thinking(tmp_path)
     assert ThinkingSettings.load_thinking(tmp_path).gate_entropy == 3.18

@@ -17,6 +17,10 @@ TRACEBACK = "TRL_SOFT_TRACEBACK"
 _SENTENCES = (ValueError, TypeError, OSError, ImportError)
 
 
+class UserError(Exception):
+    """A base for errors of other types that a command tells in one sentence."""
+
+
 def is_sentence(error: BaseException) -> bool:
     """Whether this package raised the error itself, with a sentence for the user. Other errors need their traceback."""
     place = error.__traceback__
@@ -24,7 +28,7 @@ def is_sentence(error: BaseException) -> bool:
         place = place.tb_next
     # A module that runs as a command is named `__main__`, and still knows its package.
     package = "" if place is None else place.tb_frame.f_globals.get("__package__") or ""
-    return isinstance(error, _SENTENCES) and package.partition(".")[0] == __package__
+    return isinstance(error, (*_SENTENCES, UserError)) and package.partition(".")[0] == __package__
 
 
 @contextmanager
@@ -36,7 +40,7 @@ def one_sentence() -> Iterator[None]:
     """
     try:
         yield
-    except _SENTENCES as error:
+    except (*_SENTENCES, UserError) as error:
         if os.environ.get(TRACEBACK) == "1" or not is_sentence(error):
             raise
         print(f"error: {printable(str(error))}", file=sys.stderr)

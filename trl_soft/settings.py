@@ -83,7 +83,8 @@ class ThinkingSettings(_Options, SharedSettings):
             kind, it has its own defaults, and a hard thought has the answer's sampling.
         eval_greedy (`bool`, *optional*, defaults to `False`):
             Evaluate during training without noise and with greedy answers, as in 2509.19170's choice of checkpoints. A hard
-            thought then has temperature 0, and a gaussian or gumbel thought has `noise_scale` 0.
+            thought then has temperature 0, and a gaussian or gumbel thought has `noise_scale` 0. The steps that
+            `thinking_gate: random` makes soft are drawn all the same.
 
     > Parameters that shape the distribution of a thought (`temperature`, `top_k`, ... shape the answer). `None` means the
     default of the kind, below

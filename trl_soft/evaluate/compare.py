@@ -11,7 +11,7 @@ in the same run.
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..command_line import CommandParser
+from ..command_line import CommandParser, one_sentence
 from ..files import printable
 from .intervals import paired
 from .run_files import read_manifest
@@ -99,4 +99,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence():
+        main()

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command `python -m trl_soft.evaluate.paper_table`, which prints a paper's tables with ours."""
 
+from ..command_line import one_sentence
 from .report.replication import main
 
 
@@ -8,4 +9,5 @@ __all__ = ["main"]
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence():
+        main()

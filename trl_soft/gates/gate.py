@@ -127,6 +127,9 @@ class Gate:
     def check(cls, values: SimpleNamespace) -> None:
         """Raise a `ValueError` if the values cannot work together."""
 
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """Raise a `ValueError` if the rule decides the same for every step of a model with so many tokens."""
+
     def soft(self, step: GateStep) -> torch.Tensor:
         """Which steps are soft, (N,) bool."""
         raise NotImplementedError

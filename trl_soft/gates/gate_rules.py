@@ -82,6 +82,15 @@ class Random(Gate):
         return step.uniform() < self.values["gate_probability"]
 
 
+def _check_bound(bound: float, tokens: int, side: str) -> None:
+    if bound >= math.log(tokens):
+        kind = "hard" if side == "above" else "soft"
+        raise ValueError(
+            f"`gate_entropy` is {bound:g}, but the entropy of {tokens} tokens is at most log {tokens} = {math.log(tokens):.3g}, so "
+            f"every step would be {kind}. Set a smaller bound."
+        )
+
+
 @register_gate
 class Entropy(Gate):
     """
@@ -123,13 +132,12 @@ class Entropy(Gate):
 
     @classmethod
     def check(cls, values):
-        k, bound = values.gate_top_k, values.gate_entropy
-        if k and bound >= math.log(k):
-            kind = "hard" if values.gate_side == "above" else "soft"
-            raise ValueError(
-                f"`gate_entropy` is {bound:g} with `gate_top_k: {k}`, but the entropy of {k} tokens is at most log {k} = "
-                f"{math.log(k):.3g}, so every step would be {kind}. Set a smaller bound."
-            )
+        if values.gate_top_k:
+            _check_bound(values.gate_entropy, values.gate_top_k, values.gate_side)
+
+    def check_vocabulary(self, vocab_size):
+        if not self.values["gate_top_k"]:
+            _check_bound(self.values["gate_entropy"], vocab_size, self.values["gate_side"])
 
     def soft(self, step):
         bound, k = self.values["gate_entropy"], self.values["gate_top_k"]

@@ -142,6 +142,9 @@ def plan_of_ids(
         raise ValueError(
             f"A {thought.name} thought mixes {thought.neighbours} tokens, but the model has only {vocab_size}. Mix fewer."
         )
+    gate = settings.make_gate(evaluation)
+    if gate is not None:
+        gate.check_vocabulary(vocab_size)
     cap, longest = settings.max_thinking_length, max(map(len, forced))
     if (cap or 1) + longest >= max_completion_length:
         raise ValueError(
@@ -166,5 +169,5 @@ def plan_of_ids(
         prefill=settings.answer_prefill[0] if settings.answer_prefill is not None else "",
         repetition_penalty=repetition_penalty,
         max_answer_length=settings.max_answer_length,
-        gate=settings.make_gate(evaluation),
+        gate=gate,
     )

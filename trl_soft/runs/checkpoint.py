@@ -23,6 +23,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ..command_line import UserError
 from ..files import parse_json
 
 
@@ -33,7 +34,7 @@ _REPLACED = "replaced-"
 _FORMAT = 1
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError, RuntimeError):
     """A checkpoint cannot be written, or this run cannot continue from it. The message says why and what to do."""
 
 

@@ -2,10 +2,12 @@
 """`SoftParser`: YAML files and flags in which every key is known and occurs once."""
 
 import difflib
+import itertools
 import logging
 import os
 import sys
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import yaml
@@ -141,6 +143,11 @@ def _without_nulls(args: list[str]) -> tuple[list[str], list[str]]:
     return names, others
 
 
+def _positional(args: Sequence[str]) -> list[str]:
+    """Words that follow neither a flag nor a value: all before the first flag."""
+    return list(itertools.takewhile(lambda word: not word.startswith("-"), args))
+
+
 class SoftParser(TrlParser):
     """
     [`~trl.TrlParser`] that refuses unknown keys, from YAML or command line, and names the nearest known one.
@@ -173,6 +180,11 @@ class SoftParser(TrlParser):
             # Values that TRL or transformers cannot work with; their own words say which.
             if is_sentence(error):
                 raise
+            words = _positional(args)
+            if words and "not used by the HfArgumentParser" in str(error):
+                raise ValueError(
+                    f"`{words[0]}` stands alone, but every word belongs to a flag. A recipe follows `--config`."
+                ) from error
             raise ValueError(f"These settings cannot work together: {error}") from error
 
     def set_defaults_with_config(self, **config) -> list[str]:
