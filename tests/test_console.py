@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from huggingface_hub.errors import OfflineModeIsEnabled
 from peft import LoraConfig, get_peft_model
 from rich.console import Console
 from setuptools import find_packages
@@ -92,6 +93,20 @@ def test_it_runs_as_a_module():
         ("train --config GUMBEL --per_device_train_batch_size 3", "cannot work together"),
         ("train --config GUMBEL --output_dir GUMBEL", "which is a file"),
         ("train --config GUMBEL --dataset_name NEW", "neither a file, a benchmark nor a data set"),
+        ("train --config", "`--config` has no value"),
+        ("plan --config --use_cpu", "`--config` has no value"),
+        ("train --config GUMBEL --dataset_name BROKEN", "broken.jsonl cannot be read as json"),
+        ("train --config GUMBEL --loss_type rloo", "`loss_type` is rloo, which TRL's GRPO does not know"),
+        (
+            "train --config GUMBEL --output_dir ADAPTER",
+            "which holds an adapter (adapter_config.json) of an earlier run",
+        ),
+        ("chat FOLDER hello", "is neither a folder with a model"),
+        ("chat REASONER hello --dtype foo", "invalid choice: 'foo'"),
+        ("chat REASONER hello --device nothing", "`--device` is nothing, which cannot be used here"),
+        ("chat --max_completion_length 0 REASONER --thought hard hello", "`max_completion_length` is 0"),
+        ("plan --config GUMBEL --model_config BROKEN", "is not JSON"),
+        ("recipes copy quickstart/gumbel -o BROKEN/new", "Not a directory. Check the path."),
         ("train GUMBEL", "stands alone, but every word belongs to a flag. A recipe follows `--config`"),
         ("plan GUMBEL", "A recipe follows `--config`"),
         ("plan --gpu_bg 80", "The nearest known name is `gpu_gb`"),
@@ -105,12 +120,28 @@ def test_it_runs_as_a_module():
 def test_a_mistake_is_one_sentence_and_status_2(words, sentence, capsys, tmp_path):
     places = {"GUMBEL": ROOT / "recipes/quickstart/gumbel.yaml", "REASONER": REASONER, "NEW": tmp_path / "new"}
     places |= {"FOLDER": ROOT / "recipes", "WEIGHTS": REASONER / "model.safetensors"}
+    broken, adapter = tmp_path / "broken.jsonl", tmp_path / "adapter"
+    broken.write_text('{"question": ')
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    places |= {"BROKEN": broken, "ADAPTER": adapter}
     with pytest.raises(SystemExit) as ended:
-        console.main([str(places.get(word, word.replace("REASONER", str(REASONER)))) for word in words.split()])
+        console.main([
+            str(places.get(word, word.replace("REASONER", str(REASONER)).replace("BROKEN", str(broken)))) for word in words.split()
+        ])  # fmt: skip
     lines = capsys.readouterr().err.strip().splitlines()
     assert ended.value.code == 2
     assert lines[-1].startswith("error: ") and sentence in lines[-1]
     assert not any(line.startswith("Traceback") for line in lines)
+
+
+def test_errors_of_other_packages_that_are_mistakes(capsys):
+    """Their first line, and no traceback. Another error keeps it."""
+    with pytest.raises(SystemExit) as ended, one_sentence():
+        raise OfflineModeIsEnabled("\nThe hub is off.\nA second line.")
+    assert ended.value.code == 2 and capsys.readouterr().err == "error: huggingface_hub says: The hub is off.\n"
+    with pytest.raises(RuntimeError), one_sentence():
+        raise RuntimeError("a fault of this package")
 
 
 def test_every_module_that_is_a_command_ends_in_one_sentence():

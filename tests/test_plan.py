@@ -3,6 +3,7 @@
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -459,7 +460,9 @@ def test_worlds_that_are_refused_or_offload(tmp_path):
 
 
 def test_make_plan_without_a_config_says_so_before_it_installs(tmp_path):
-    command = ["make", "plan", f"VENV={tmp_path / 'venv'}", "PYTHON=false"]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    command = ["make", "--no-print-directory", "plan", f"VENV={tmp_path / 'venv'}", "PYTHON=false"]
+    # Not as a part of the `make` that runs the tests.
+    outside = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+    run = subprocess.run(command, cwd=ROOT, env=outside, capture_output=True, text=True, check=False)
     assert run.returncode == 2 and run.stderr.startswith("CONFIG is unset: make plan CONFIG=recipes/")
     assert not run.stdout and not (tmp_path / "venv").exists()

@@ -14,7 +14,10 @@ from .files import printable
 MISTAKE = 2  # the exit status of argparse for a wrong flag
 INTERRUPTED = 130  # 128 and the number of SIGINT, as shells have it
 TRACEBACK = "TRL_SOFT_TRACEBACK"
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 _SENTENCES = (ValueError, TypeError, OSError, ImportError)
+# Errors of other packages that tell a user's mistake in their first line: modules of their types.
+_FOREIGN = ("datasets.exceptions", "huggingface_hub.errors", "peft.", "wandb.errors")
 
 
 class UserError(Exception):
@@ -31,19 +34,33 @@ def is_sentence(error: BaseException) -> bool:
     return isinstance(error, (*_SENTENCES, UserError)) and package.partition(".")[0] == __package__
 
 
+def told(error: BaseException) -> str | None:
+    """What a command says of an error in one sentence. `None` for an error that needs its traceback."""
+    if is_sentence(error):
+        return str(error)
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}. Check the path."
+    kind = type(error).__module__
+    if kind.startswith(_FOREIGN):
+        first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        return f"{kind.partition('.')[0]} says: {first}"
+    return None
+
+
 @contextmanager
 def one_sentence() -> Iterator[None]:
     """
-    End the process with the error's sentence and status 2, where this package raised the error. Every other error passes.
+    End the process with the error's sentence and status 2, where a user's mistake raised the error (`told`). Every other error passes.
 
     Set `TRL_SOFT_TRACEBACK=1` to see where a sentence was raised.
     """
     try:
         yield
-    except (*_SENTENCES, UserError) as error:
-        if os.environ.get(TRACEBACK) == "1" or not is_sentence(error):
+    except Exception as error:
+        sentence = None if os.environ.get(TRACEBACK) == "1" else told(error)
+        if sentence is None:
             raise
-        print(f"error: {printable(str(error))}", file=sys.stderr)
+        print(f"error: {printable(sentence)}", file=sys.stderr)
         raise SystemExit(MISTAKE) from error
     except KeyboardInterrupt:
         print(
@@ -78,8 +95,10 @@ def model_at(path: str) -> Iterator[None]:
     try:
         with nullcontext() if os.path.isdir(path) else hub_or_cache():
             yield
-    except OSError as error:
+    except (OSError, ValueError, KeyError) as error:
+        if is_sentence(error):
+            raise
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise OSError(
-            f"{path!r} is neither a folder with a model nor one that the hub gives: {reason} Check the path or the name."
+            f"{path!r} is neither a folder with a model nor one that the hub gives: {reason.rstrip(' .:')}. Check the path or the name."
         ) from error

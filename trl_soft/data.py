@@ -34,7 +34,12 @@ def load_rows(name: str, split: str = "train", config: str | None = None) -> Dat
                 f"{name} does not end in .jsonl, .json or .parquet (with or without .gz), so its format is unknown. "
                 "Rename or convert it."
             )
-        return load_dataset(builder, data_files=name, split="train")
+        try:
+            return load_dataset(builder, data_files=name, split="train")
+        except Exception as error:  # datasets raises errors of many types
+            cause = error.__cause__ or error
+            reason = " ".join(str(cause).split()) or type(cause).__name__
+            raise ValueError(f"{name} cannot be read as {builder}: {reason.rstrip('.')}. Check the file.") from error
     if builder is not None:
         raise FileNotFoundError(
             f"The data file {name} does not exist (looked from {os.getcwd()}). Correct the path, or give a hub id."

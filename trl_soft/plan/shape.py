@@ -60,7 +60,14 @@ def read_config(name: str | None, file: str | None = None, **options):
         if not os.path.isfile(file):
             raise FileNotFoundError(f"`--model_config` {file} does not exist. Give a model's config.json.")
         with open(file, encoding="utf-8") as handle:
-            values = json.load(handle)
+            try:
+                values = json.load(handle)
+            except ValueError as error:
+                raise ValueError(
+                    f"`--model_config` {file} is not JSON: {error}. Give a model's config.json."
+                ) from error
+        if not isinstance(values, dict) or "model_type" not in values:
+            raise ValueError(f"`--model_config` {file} has no `model_type`. Give a model's config.json.")
         return AutoConfig.for_model(values.pop("model_type"), **values)
     if name is None:
         raise ValueError(

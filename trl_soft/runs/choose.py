@@ -115,4 +115,4 @@ def _offer(trainer, refused: str, same_run: bool = False) -> str:
             continue
         if not same_run or mismatch(trainer, folder, checkpoint.read_manifest(folder)) is None:
             return f"The last good checkpoint is {folder}: set `resume_from_checkpoint` to it, or to `true`."
-    return f"No other checkpoint in {directory} can take its place."
+    return f"No other checkpoint in {directory or os.curdir} can take its place."

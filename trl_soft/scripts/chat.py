@@ -12,7 +12,7 @@ from rich.text import Text
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from .. import saved_settings
-from ..command_line import CommandParser, model_at
+from ..command_line import DTYPES, CommandParser, model_at
 from ..files import printable
 from ..rollout.generate import SoftCompletions, prompt_ids, soft_generate
 from ..rollout.streaming import SoftStep, SoftStreamer, WholeCharacters
@@ -32,7 +32,11 @@ def load(path: str, dtype: str, device: str | None):
     with model_at(path):
         tokenizer = AutoTokenizer.from_pretrained(path)
         model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
-    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), tokenizer
+    try:
+        return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), tokenizer
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ValueError(f"`--device` is {device}, which cannot be used here: {reason}. Leave it out.") from error
 
 
 def settings_of(model, thought: str | None) -> ThinkingSettings:
@@ -125,7 +129,9 @@ def answer(
 ) -> SoftCompletions:
     """One completion of a conversation, printed while it is drawn."""
     prompt: list[dict] | str = messages if tokenizer.chat_template else messages[-1]["content"]
-    length = options.max_completion_length or room(model, len(prompt_ids(tokenizer, [prompt], None)[0]))
+    length = options.max_completion_length
+    if length is None:
+        length = room(model, len(prompt_ids(tokenizer, [prompt], None)[0]))
     return soft_generate(
         model, tokenizer, [prompt], settings,
         max_completion_length=length, temperature=options.temperature, top_p=options.top_p, top_k=options.top_k,
@@ -176,7 +182,7 @@ def _typed(console: Console) -> Iterator[str]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = CommandParser(
-        example="trl-soft chat outputs/quickstart/gumbel '3+4-2='",
+        example="trl-soft chat outputs/quickstart/gumbel '3+2-3+9+2='",
         prog="trl-soft chat",
         description="Ask a question, see the thought and the answer as they are drawn. Without a question the command reads one from "
         "each line, typed or piped. Ctrl-C stops an answer. At the prompt it ends the conversation, as Ctrl-D does.",
@@ -209,9 +215,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--top_p", type=float, default=1.0)
     parser.add_argument("--top_k", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--dtype", default="auto", choices=DTYPES)
     parser.add_argument("--device", help="device (default: CUDA if there is one)")
-    options = parser.parse_args(argv)
+    options = parser.parse_intermixed_args(argv)
     model, tokenizer = load(options.model, options.dtype, options.device)
     console = Console(highlight=False)
     settings = settings_of(model, options.thought)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..command_line import CommandParser, model_at
+from ..command_line import DTYPES, CommandParser, model_at
 from ..saved_settings import read, write
 
 
@@ -77,6 +77,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("adapter", help="folder or hub id of the adapter")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder to write")
     parser.add_argument("--model", help="the model (default: the one that the adapter names)")
-    parser.add_argument("--dtype", default="auto", help="type of the merged weights (default: the model's)")
+    parser.add_argument(
+        "--dtype", default="auto", choices=DTYPES, help="type of the merged weights (default: the model's)"
+    )
     options = parser.parse_args(argv)
     print(f"Wrote {merge(options.adapter, options.output, options.model, options.dtype)}")

@@ -45,12 +45,17 @@ def read_recipe_file(flags: list[str]) -> dict[str, Any]:
     Raises:
         ValueError: for a key that occurs twice or is not a text, and for a file without a mapping.
     """
-    if "--config" not in flags[:-1]:
+    if "--config" not in flags:
         return {}
-    path = flags[flags.index("--config") + 1]
+    path = next(iter(flags[flags.index("--config") + 1 :]), "--")
+    if path.startswith("--"):
+        raise ValueError("`--config` has no value. Give the path of a YAML file behind it.")
     if not os.path.isfile(path):
         what = "is a folder" if os.path.isdir(path) else "does not exist"
-        raise FileNotFoundError(f"`--config` is {path}, which {what}. Give the path of a YAML file.")
+        raise FileNotFoundError(
+            f"`--config` is {path}, which {what}. Give the path of a YAML file. `trl-soft recipes copy NAME` puts a recipe of this "
+            "package into your folder."
+        )
     with open(path, encoding="utf-8") as file:
         try:
             config = yaml.load(file, _StrictLoader)

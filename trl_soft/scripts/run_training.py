@@ -20,6 +20,7 @@ from .arguments import SoftScriptArguments, check_update
 
 
 logger = logging.getLogger(__name__)
+LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo")
 
 
 def questions(arguments: SoftScriptArguments, name: str, split: str) -> Dataset:
@@ -133,8 +134,26 @@ def refuse(arguments: SoftScriptArguments, training, model: ModelConfig) -> None
         )
     if os.path.exists(training.output_dir) and not os.path.isdir(training.output_dir):
         raise FileExistsError(f"`output_dir` is {training.output_dir}, which is a file. Give a folder.")
+    _refuse_folder_of_another_kind(training.output_dir, bool(model.use_peft))
+    if getattr(training, "loss_type", LOSS_TYPES[0]) not in LOSS_TYPES:
+        raise ValueError(
+            f"`loss_type` is {training.loss_type}, which TRL's GRPO does not know. Choose among {', '.join(LOSS_TYPES)}. For RLOO "
+            "take a recipe with its keys, or `examples/rloo_soft.py`."
+        )
     refuse_missing_trackers(training)
     check_update(arguments, training)
+
+
+def _refuse_folder_of_another_kind(folder: str, adapter: bool) -> None:
+    """A folder must not hold both an adapter and a whole model: loading it would put the one on the other."""
+    ours, theirs = ("an adapter", "a whole model") if adapter else ("a whole model", "an adapter")
+    names = ("model.safetensors", "model.safetensors.index.json") if adapter else ("adapter_config.json",)
+    found = [name for name in names if os.path.exists(os.path.join(folder, name))]
+    if found:
+        raise FileExistsError(
+            f"`output_dir` is {folder}, which holds {theirs} ({found[0]}) of an earlier run. This run saves {ours}, and the folder "
+            "would load as a mixture of both. Give another folder, or empty this one."
+        )
 
 
 def make_folder(folder: str) -> None:
