@@ -140,6 +140,9 @@ def test_errors_of_other_packages_that_are_mistakes(capsys):
     with pytest.raises(SystemExit) as ended, one_sentence():
         raise OfflineModeIsEnabled("\nThe hub is off.\nA second line.")
     assert ended.value.code == 2 and capsys.readouterr().err == "error: huggingface_hub says: The hub is off.\n"
+    with pytest.raises(SystemExit) as ended, one_sentence():
+        raise ConnectionError("Couldn't reach 'a/b' on the Hub.")
+    assert ended.value.code == 2 and "on the Hub. Check the connection" in capsys.readouterr().err
     with pytest.raises(RuntimeError), one_sentence():
         raise RuntimeError("a fault of this package")
 

@@ -40,6 +40,8 @@ def told(error: BaseException) -> str | None:
         return str(error)
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}. Check the path."
+    if type(error) is ConnectionError:  # as datasets raises it for the hub
+        return f"{printable(str(error)).rstrip('.')}. Check the connection and HF_HUB_OFFLINE, or name local files."
     kind = type(error).__module__
     if kind.startswith(_FOREIGN):
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
