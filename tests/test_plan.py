@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """`trl-soft plan`: arithmetic by hand, against what is saved for a backward, and against trainers that ran."""
 
-import importlib
 import json
 import os
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,12 +47,7 @@ ROW = Run(rows=1, micro_batch=1, prompt=2, completion=3, thinking=2, candidates=
 
 @pytest.fixture(scope="module")
 def memory():
-    """benchmarks/memory.py, which lies in no package."""
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    try:
-        yield importlib.import_module("memory")
-    finally:
-        sys.path.remove(str(ROOT / "benchmarks"))
+    return tiny.benchmark("memory")
 
 
 def llama(**settings) -> tuple[Shape, Run]:

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The speed chart of the README shows the figures of the pages that measured them."""
 
-import importlib
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
+
+from tests import tiny
 
 
 ROOT = Path(__file__).parent.parent
@@ -15,12 +15,7 @@ PANELS = yaml.safe_load((ROOT / "benchmarks/speed.yaml").read_text("utf-8"))
 
 @pytest.fixture
 def chart():
-    """benchmarks/speed_chart.py, which lies in no package."""
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    try:
-        yield importlib.import_module("speed_chart")
-    finally:
-        sys.path.remove(str(ROOT / "benchmarks"))
+    return tiny.benchmark("speed_chart")
 
 
 @pytest.mark.parametrize("panel", PANELS, ids=lambda panel: panel["title"])
